@@ -1,0 +1,473 @@
+"""Configuration: frozen models with every default, read from YAML with dotted overrides.
+
+An unknown key, a wrong type or an impossible combination is one `ConfigError` that names the file, the key,
+the value found and what is allowed.
+"""
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from topreco.constants import M_TOP, M_Z
+from topreco.observables import OBSERVABLES
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used."""
+
+
+class Config(BaseModel):
+    """Base of all configurations: immutable, refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+# ---- simulation ------------------------------------------------------------------------------------------
+
+
+class SimulationConfig(Config):
+    """`topreco simulate`: what to generate.
+
+    The events depend on this configuration alone, not on the number of workers.
+    """
+
+    n_events: PositiveInt = 20_000
+    seed: Annotated[int, Field(ge=0)] = 1
+    sqrt_s: Positive = 13_000.0
+    """Centre-of-mass energy in GeV."""
+    m_top: Positive = M_TOP
+    tune: Literal["CP5", "Monash"] = "CP5"
+    mpi: bool = True
+    """Multi-parton interactions; without them four times as fast."""
+    lhe: Path | None = None
+    """Shower these external events instead of Pythia's own matrix elements."""
+    block_size: PositiveInt = 500
+    """Events per independently seeded block: the unit of resuming."""
+
+
+# ---- selection -------------------------------------------------------------------------------------------
+
+
+class ElectronSelection(Config):
+    """Electron identification and acceptance."""
+
+    pt_min: NonNegative = 20.0
+    eta_max: Positive = 2.4
+    gap: tuple[float, float] | None = (1.4442, 1.566)
+    """Vetoed range of the supercluster's |η|, applied where `Electron_deltaEtaSC` exists."""
+    id: str = "cutBased"
+    id_min: int = 4
+
+
+class MuonSelection(Config):
+    """Muon identification, isolation and acceptance."""
+
+    pt_min: NonNegative = 20.0
+    eta_max: Positive = 2.4
+    id: str = "tightId"
+    isolation: str = "pfRelIso04_all"
+    isolation_max: Positive = 0.15
+
+
+class JetSelection(Config):
+    """Jet acceptance, cleaning and b tagging."""
+
+    pt_min: NonNegative = 30.0
+    eta_max: Positive = 2.4
+    lepton_distance: NonNegative = 0.4
+    """Smallest ΔR to the two selected leptons."""
+    id_bit: Annotated[int, Field(ge=0, le=31)] | None = 1
+    """Bit of `Jet_jetId` to require (1: tight), where that branch exists."""
+    min_jets: Annotated[int, Field(ge=0)] = 2
+    min_btags: Annotated[int, Field(ge=0)] = 1
+    btag: str = "btagDeepFlavB"
+    btag_threshold: float = 0.2783
+    """Working point; the default is DeepJet medium of UL2018."""
+    max_jets: Annotated[int, Field(ge=2)] = 12
+    """Leading jets kept per event."""
+
+
+class SelectionConfig(Config):
+    """The dileptonic selection, momenta and masses in GeV."""
+
+    electron: ElectronSelection = ElectronSelection()
+    muon: MuonSelection = MuonSelection()
+    jet: JetSelection = JetSelection()
+    met: str = "PuppiMET"
+    """NanoAOD collection of the missing transverse momentum."""
+    leading_pt_min: NonNegative = 25.0
+    m_ll_min: NonNegative = 20.0
+    z_mass: Positive = M_Z
+    z_window: NonNegative = 15.0
+    """Half-width of the mass range removed in ee and μμ; 0 keeps all."""
+    met_min: NonNegative = 40.0
+    """In ee and μμ."""
+    channels: tuple[Literal["ee", "emu", "mumu"], ...] = ("ee", "emu", "mumu")
+    m_lb_max: Positive = 180.0
+    """Largest lepton–b mass of a b candidate."""
+
+
+# ---- model -----------------------------------------------------------------------------------------------
+
+
+class TokensConfig(Config):
+    """Which reconstructed objects the network sees and how."""
+
+    max_jets: Annotated[int, Field(ge=2)] = 7
+    b_candidates: Literal["token", "flag", "none"] = "flag"
+    log_pt: bool = False
+    """Give log pT as a scalar feature. It restricts the symmetry to rotations about the beam."""
+
+
+class NormalisationConfig(Config):
+    """One Lorentz-invariant number per event that divides every four-momentum, targets included."""
+
+    kind: Literal["constant", "event_mass"] = "constant"
+    scale: Positive = 100.0
+    """The constant, in GeV."""
+    include_met: bool = False
+    """Count the MET in the event's mass, which is then invariant only along and about the beam."""
+
+
+class SpurionConfig(Config):
+    """Reference directions that tell the network about the beam and the laboratory frame."""
+
+    beam: Literal["lightlike", "spacelike", "timelike", "xyplane"] | None = "lightlike"
+    mirror: bool = True
+    """Both beams rather than the one along +z."""
+    time: bool = True
+    embed: Literal["token", "channel"] = "token"
+
+
+class LGATrConfig(Config):
+    """The full geometric-algebra transformer of `lgatr`."""
+
+    kind: Literal["lgatr"] = "lgatr"
+    blocks: PositiveInt = 6
+    multivector_channels: PositiveInt = 16
+    scalar_channels: PositiveInt = 32
+    heads: PositiveInt = 4
+    dropout: Fraction | None = None
+
+
+class LGATrSlimConfig(Config):
+    """The vectors-only transformer of `lgatr`."""
+
+    kind: Literal["lgatr_slim"] = "lgatr_slim"
+    blocks: PositiveInt = 6
+    vector_channels: PositiveInt = 24
+    scalar_channels: PositiveInt = 64
+    heads: PositiveInt = 4
+    dropout: Fraction | None = None
+
+
+class TransformerConfig(Config):
+    """A plain transformer, the baseline without built-in symmetry."""
+
+    kind: Literal["transformer"] = "transformer"
+    blocks: PositiveInt = 6
+    channels: PositiveInt = 64
+    heads: PositiveInt = 4
+    dropout: Fraction | None = None
+
+
+class ModelConfig(Config):
+    """A network from reconstructed objects to the four-momenta of t and t̄."""
+
+    backbone: LGATrSlimConfig | LGATrConfig | TransformerConfig = Field(
+        default=LGATrSlimConfig(), discriminator="kind"
+    )
+    tokens: TokensConfig = TokensConfig()
+    normalisation: NormalisationConfig = NormalisationConfig()
+    spurions: SpurionConfig = SpurionConfig()
+    readout: Literal["first_token", "mean", "sum", "query_tokens"] = "query_tokens"
+    head: Literal["on_shell", "timelike"] = "on_shell"
+    """Top masses fixed to `m_top`, or predicted and positive. Both are Lorentz-covariant."""
+    m_top: Positive = M_TOP
+    charge_symmetric: bool = False
+    """Exact symmetry under ℓ⁺ ↔ ℓ⁻, t ↔ t̄, at twice the cost. Not for asymmetry measurements."""
+
+    @model_validator(mode="after")
+    def _spurions_visible(self) -> Self:
+        if self.spurions.beam == "xyplane" and self.backbone.kind != "lgatr":
+            raise ValueError(
+                f"spurions.beam: 'xyplane' is a bivector, which backbone.kind '{self.backbone.kind}' cannot "
+                "see; use lightlike, spacelike, timelike or null, or backbone.kind 'lgatr'"
+            )
+        return self
+
+
+# ---- training --------------------------------------------------------------------------------------------
+
+
+class LossConfig(Config):
+    """Base loss on scaled four-momenta plus auxiliary terms."""
+
+    base: Literal["mse", "smooth_l1"] = "smooth_l1"
+    component_weights: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = (1.0, 1.0, 1.0, 1.0)
+    """Weights of (E, px, py, pz)."""
+    m_tt: NonNegative = 0.0
+    """Coefficient of the auxiliary loss on m_tt."""
+    m_tt_kind: Literal["log", "relative"] = "log"
+    negative_weights: Literal["absolute", "clip"] = "absolute"
+    """What a negative event weight counts in the loss: |w|, or 0. Metrics use signed weights."""
+
+
+class OptimiserConfig(Config):
+    """Optimiser, schedule and what stabilises them."""
+
+    kind: Literal["adamw", "schedulefree"] = "adamw"
+    learning_rate: Positive = 1e-3
+    weight_decay: NonNegative = 0.01
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: Fraction = 0.05
+    """Fraction of all steps in which the rate rises linearly."""
+    clip_norm: Positive | None = 1.0
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
+
+
+class DataConfig(Config):
+    """Training data and its split, which is a hash of each event's key and so never changes."""
+
+    files: tuple[Path, ...] = ()
+    """Skims written by `topreco skim`."""
+    validation_fraction: Fraction = 0.1
+    test_fraction: Fraction = 0.2
+    folds: PositiveInt = 1
+    """With k > 1, k networks, each trained without the events of its fold, which it alone reconstructs."""
+    max_events: PositiveInt | None = None
+    """Read at most so many events, for quick trials."""
+    require_dileptonic: bool = True
+    """Train only on events whose W bosons both gave an electron or a muon."""
+
+
+class TrainConfig(Config):
+    """`topreco train`: everything that determines a training."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    epochs: PositiveInt = 20
+    batch_size: PositiveInt = 512
+    """Events per step, over all devices."""
+    patience: PositiveInt | None = 8
+    """Stop after so many epochs without a better validation loss."""
+    augment_rotation: bool = False
+    """Random rotation about the beam of each training event, for networks that do not have it built in."""
+    augment_reflection: bool = False
+    """Random reflection z → −z of each training event."""
+    seed: Annotated[int, Field(ge=0)] = 1
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: PositiveInt = 1
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    threads: PositiveInt | None = None
+    """Torch threads per process; null leaves torch's choice."""
+    output: Path = Path("results/train")
+    mlflow: bool = False
+    """Also log to MLflow, extra `mlflow`."""
+
+
+# ---- running ---------------------------------------------------------------------------------------------
+
+
+class HistogramConfig(Config):
+    """What the processor fills."""
+
+    observables: tuple[str, ...] = tuple(OBSERVABLES)
+    bins: dict[str, tuple[float, ...]] = {}
+    """Edges per observable in place of the defaults."""
+
+
+class RunConfig(Config):
+    """`topreco run`: files through a coffea Runner to histograms."""
+
+    fileset: dict[str, tuple[str, ...]] = {}
+    """Files by dataset name."""
+    tree: str = "Events"
+    methods: tuple[str, ...] = ()
+    """Model files, or names that `topreco.load` knows."""
+    selection: SelectionConfig = SelectionConfig()
+    histograms: HistogramConfig = HistogramConfig()
+    executor: Literal["iterative", "futures", "dask"] = "iterative"
+    workers: PositiveInt = 1
+    scheduler: str | None = None
+    """Address of a running Dask scheduler; null starts a local cluster."""
+    chunk_size: PositiveInt = 100_000
+    max_chunks: PositiveInt | None = None
+    output: Path = Path("results/run")
+
+
+# ---- reading ---------------------------------------------------------------------------------------------
+
+C = TypeVar("C", bound=Config)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Configurations that come with the package, by file name (`dilepton.yaml`)."""
+    # In the wheel they lie inside the package, in a checkout beside it.
+    for folder in (Path(str(resources.files("topreco"))) / "configs", Path(__file__).parents[1] / "configs"):
+        if folder.is_dir():
+            return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*.yaml"))}
+    return {}
+
+
+def find_config(source: str | Path) -> Path:
+    """File of a configuration given as a path or as the bare name of a shipped one.
+
+    Raises
+    ------
+    ConfigError
+        If there is neither.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    shipped = shipped_configs()
+    name = str(source)
+    for candidate in (name, f"{name}.yaml"):
+        if candidate in shipped:
+            return shipped[candidate]
+    raise ConfigError(
+        f"--config {name}: no such file, and no shipped configuration of that name; "
+        f"shipped: {', '.join(shipped) or 'none'}{_nearest(name, shipped)}"
+    )
+
+
+def load_config(kind: type[C], source: str | Path | None = None, overrides: Sequence[str] = ()) -> C:
+    """Read a configuration.
+
+    Parameters
+    ----------
+    kind
+        Class of the configuration.
+    source
+        YAML file or bare name of a shipped configuration; None starts from the defaults.
+    overrides
+        Dotted assignments such as ``optimiser.learning_rate=3e-4``; values are YAML.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or a key or value is not allowed.
+    """
+    origin = "command line"
+    content: dict[str, Any] = {}
+    if source is not None:
+        path = find_config(source)
+        origin = str(path)
+        try:
+            loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ConfigError(f"{path}: a mapping of keys to values expected, {type(loaded).__name__} found")
+        content = loaded or {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"override {override!r}: expected key=value, such as epochs=10")
+        try:
+            value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r}: value is not YAML") from error
+        _assign(content, key.split("."), value, override)
+    return build_config(kind, content, origin)
+
+
+def build_config(kind: type[C], content: dict[str, Any], origin: str) -> C:
+    """Validated configuration from plain data; `origin` is named in errors.
+
+    Raises
+    ------
+    ConfigError
+        If a key or value is not allowed.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(
+            "; ".join(f"{origin}: {_explain(kind, problem)}" for problem in error.errors())
+        ) from error
+
+
+def dump_config(config: Config) -> str:
+    """The full effective configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number, as everybody but YAML 1.1 does."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def _assign(content: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        inner = content.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override {override!r}: {key!r} is a value, not a section")
+        content = inner
+    content[keys[-1]] = value
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _explain(kind: type[Config], problem: Any) -> str:
+    """One line about a pydantic error: key, value found, what is allowed."""
+    location = [str(part) for part in problem["loc"]]
+    # The tag of a union is no key of the file.
+    tags = ("lgatr", "lgatr_slim", "transformer")
+    key = ".".join(part for part in location if part not in tags)
+    if problem["type"] == "extra_forbidden":
+        names = _keys_at(kind, location[:-1])
+        hint = _nearest(location[-1], names)
+        return f"unknown key {key!r}{hint} (allowed: {', '.join(names)})"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not key or isinstance(problem["input"], dict):
+        return f"{key}: {message}" if key else message
+    return f"{key}: {message}, found {problem['input']!r}"
+
+
+def _keys_at(kind: type[Config], location: list[str]) -> list[str]:
+    """Valid keys of the section at a location, which may pass through a tagged union."""
+    classes: list[type[Config]] = [kind]
+    for part in location:
+        inner: list[type[Config]] = []
+        for cls in classes:
+            if part in cls.model_fields:
+                inner += _config_classes(cls.model_fields[part].annotation)
+            elif "kind" in cls.model_fields and cls.model_fields["kind"].default == part:
+                inner.append(cls)
+        classes = inner
+    return sorted({name for cls in classes for name in cls.model_fields})
+
+
+def _config_classes(annotation: Any) -> list[type[Config]]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
+        return [cls for argument in typing.get_args(annotation) for cls in _config_classes(argument)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, Config) else []

@@ -1,0 +1,82 @@
+"""Observables of top-quark pairs, the same functions for reconstruction and truth."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from topreco import fourvector
+from topreco.events import FloatArray
+
+
+@dataclass(frozen=True)
+class Observable:
+    """A quantity of the tt̄ pair and how it is shown.
+
+    Attributes
+    ----------
+    name
+        Key in configurations, histograms and tables.
+    label
+        Axis label in mathtext, without unit.
+    unit
+        Unit, empty if none.
+    relative
+        Residuals are (p − t)/t if true, else p − t, which is meant for quantities that cross zero.
+    compute
+        From four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4), and of the tt̄ system, shape
+        (n, 4), to values of shape (n,).
+    """
+
+    name: str
+    label: str
+    unit: str
+    relative: bool
+    compute: Callable[[FloatArray, FloatArray], FloatArray]
+
+    @property
+    def axis_label(self) -> str:
+        """Label with unit, for an axis."""
+        return f"{self.label} [{self.unit}]" if self.unit else self.label
+
+    def residual(self, pred: FloatArray, truth: FloatArray) -> FloatArray:
+        """Residual of predicted against true values, shape (n,)."""
+        return (pred - truth) / truth if self.relative else pred - truth
+
+
+def m_tt(tops: Any) -> Any:
+    """Invariant mass of the tt̄ pair.
+
+    Parameters
+    ----------
+    tops
+        Four-momenta (E, px, py, pz) in GeV of t and t̄, shape (..., 2, 4).
+
+    Returns
+    -------
+    m_tt
+        Mass in GeV, shape (...); NaN where spacelike.
+    """
+    return fourvector.mass(tops.sum(-2))
+
+
+OBSERVABLES: dict[str, Observable] = {
+    observable.name: observable
+    for observable in (
+        Observable("m_tt", r"$m_{t\bar{t}}$", "GeV", True, lambda tops, system: fourvector.mass(system)),
+        Observable("pt_tt", r"$p_{T}^{t\bar{t}}$", "GeV", False, lambda tops, system: fourvector.pt(system)),
+        Observable("y_tt", r"$y_{t\bar{t}}$", "", False, lambda tops, system: fourvector.rapidity(system)),
+        Observable("pt_top", r"$p_{T}^{t}$", "GeV", True, lambda tops, system: fourvector.pt(tops[:, 0])),
+        Observable(
+            "pt_antitop", r"$p_{T}^{\bar{t}}$", "GeV", True, lambda tops, system: fourvector.pt(tops[:, 1])
+        ),
+        Observable("y_top", r"$y_{t}$", "", False, lambda tops, system: fourvector.rapidity(tops[:, 0])),
+        Observable(
+            "y_antitop", r"$y_{\bar{t}}$", "", False, lambda tops, system: fourvector.rapidity(tops[:, 1])
+        ),
+        Observable("m_top", r"$m_{t}$", "GeV", True, lambda tops, system: fourvector.mass(tops[:, 0])),
+        Observable(
+            "m_antitop", r"$m_{\bar{t}}$", "GeV", True, lambda tops, system: fourvector.mass(tops[:, 1])
+        ),
+    )
+}
+"""Every observable by name."""
