@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from topreco.constants import M_TOP, M_Z
+from topreco.errors import TopRecoError
 from topreco.observables import OBSERVABLES
 
 Positive = Annotated[float, Field(gt=0)]
@@ -25,7 +26,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
-class ConfigError(ValueError):
+class ConfigError(TopRecoError):
     """A configuration that cannot be used."""
 
 
@@ -184,12 +185,25 @@ class TransformerConfig(Config):
     dropout: Fraction | None = None
 
 
+def _backbone_kind(value: Any) -> str:
+    """Kind of a backbone that is being read; without one, the default."""
+    if isinstance(value, dict):
+        return str(value.get("kind", "lgatr_slim"))
+    return str(getattr(value, "kind", type(value).__name__))
+
+
+BackboneConfig = Annotated[
+    Annotated[LGATrSlimConfig, Tag("lgatr_slim")]
+    | Annotated[LGATrConfig, Tag("lgatr")]
+    | Annotated[TransformerConfig, Tag("transformer")],
+    Discriminator(_backbone_kind),
+]
+
+
 class ModelConfig(Config):
     """A network from reconstructed objects to the four-momenta of t and t̄."""
 
-    backbone: LGATrSlimConfig | LGATrConfig | TransformerConfig = Field(
-        default=LGATrSlimConfig(), discriminator="kind"
-    )
+    backbone: BackboneConfig = LGATrSlimConfig()
     tokens: TokensConfig = TokensConfig()
     normalisation: NormalisationConfig = NormalisationConfig()
     spurions: SpurionConfig = SpurionConfig()
@@ -290,6 +304,17 @@ class HistogramConfig(Config):
     observables: tuple[str, ...] = tuple(OBSERVABLES)
     bins: dict[str, tuple[float, ...]] = {}
     """Edges per observable in place of the defaults."""
+
+
+class SkimConfig(Config):
+    """`topreco skim`: ROOT files to a Parquet file of selected events."""
+
+    selection: SelectionConfig = SelectionConfig()
+    dataset: str = "default"
+    """Name of the sample, part of an event's identity."""
+    tree: str = "Events"
+    step_size: PositiveInt = 50_000
+    """Entries read at a time."""
 
 
 class RunConfig(Config):
@@ -437,12 +462,16 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+_TAGS = frozenset(
+    str(cls.model_fields["kind"].default) for cls in (LGATrConfig, LGATrSlimConfig, TransformerConfig)
+)
+
+
 def _explain(kind: type[Config], problem: Any) -> str:
     """One line about a pydantic error: key, value found, what is allowed."""
     location = [str(part) for part in problem["loc"]]
     # The tag of a union is no key of the file.
-    tags = ("lgatr", "lgatr_slim", "transformer")
-    key = ".".join(part for part in location if part not in tags)
+    key = ".".join(part for part in location if part not in _TAGS)
     if problem["type"] == "extra_forbidden":
         names = _keys_at(kind, location[:-1])
         hint = _nearest(location[-1], names)

@@ -129,7 +129,7 @@ def eta(p4: Array) -> Array:
     transverse = pt(p4)
     on_axis = transverse == 0
     finite = xp.arcsinh(p4[..., 3] / xp.where(on_axis, transverse + 1, transverse))
-    limit = xp.where(p4[..., 3] == 0, xp.nan * transverse, xp.sign(p4[..., 3]) * xp.inf)
+    limit = xp.where(p4[..., 3] > 0, xp.inf, xp.where(p4[..., 3] < 0, -xp.inf, xp.nan))
     return xp.where(on_axis, limit, finite)
 
 

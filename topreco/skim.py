@@ -7,8 +7,8 @@ version, selection, dataset names, sums of generator weights and the cutflow.
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from topreco.errors import TopRecoError
 from topreco.events import DileptonEvents, Truth
+from topreco.files import complete_file
 
 FORMAT_VERSION = 1
 _METADATA_KEY = b"topreco"
@@ -27,7 +29,7 @@ _MIXED = "all events of a skim need the same columns, so either all have truth o
 _DOUBLE = {"weight"}
 
 
-class SkimError(ValueError):
+class SkimError(TopRecoError):
     """A file that is not a usable skim."""
 
 
@@ -47,16 +49,15 @@ class SkimWriter:
     def __init__(self, path: str | Path, *, row_group_size: int = 50_000) -> None:
         self.path = Path(path)
         self.metadata: dict[str, Any] = {"format": FORMAT_VERSION}
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._stack = ExitStack()
         self._row_group_size = row_group_size
         self._pending: list[pa.Table] = []
         self._n_pending = 0
         self._writer: pq.ParquetWriter | None = None
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         # Fail on an unwritable folder now rather than after hours of reading.
-        self._temporary.touch()
+        self._temporary = self._stack.enter_context(complete_file(self.path))
         return self
 
     def write(self, events: DileptonEvents, truth: Truth | None) -> None:
@@ -78,20 +79,18 @@ class SkimWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                if not self._pending and self._writer is None:
-                    raise SkimError(f"{self.path}: nothing was written to the skim")
-                self._flush()
-                if self._writer is not None:
-                    self._writer.add_key_value_metadata({_METADATA_KEY: json.dumps(self.metadata).encode()})
-        finally:
-            if self._writer is not None:
-                self._writer.close()
-            if kind is not None or (not self._pending and self._writer is None):
-                self._temporary.unlink(missing_ok=True)
-        if kind is None:
-            self._temporary.replace(self.path)
+        with self._stack:
+            if value is not None:
+                raise value  # seen by `complete_file`, which removes what is there
+            self._finish()
+
+    def _finish(self) -> None:
+        if not self._pending and self._writer is None:
+            raise SkimError(f"{self.path}: nothing was written to the skim")
+        self._flush()
+        if self._writer is not None:
+            self._writer.add_key_value_metadata({_METADATA_KEY: json.dumps(self.metadata).encode()})
+            self._writer.close()
 
     def _flush(self) -> None:
         if not self._pending:

@@ -1,0 +1,44 @@
+# Needs Python >= 3.11 and make; everything else is installed into $(VENV).
+#   make demo    simulate, train, run through coffea, plot: results/demo/
+#   make test    the tests
+#   make lint    style, types, layers
+#   make bench   benchmarks: results/bench/
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed-demo
+	PATH="$(abspath $(BIN)):$$PATH" scripts/demo.sh
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest --numprocesses 2 $(PYTEST_ARGS)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m numpydoc.hooks.validate_docstrings $$(git ls-files 'topreco/*.py')
+
+bench: $(VENV)/installed-demo
+	$(BIN)/python scripts/bench_chain.py --output results/bench
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "topreco needs Python >= 3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable '.[sim]'
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable '.[sim,dask,onnx,mlflow,dev]'
+	touch $@ $(VENV)/installed-demo
+
+clean:
+	rm -rf $(VENV) results build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

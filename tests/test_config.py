@@ -1,0 +1,108 @@
+"""Configurations: every shipped file loads, every mistake is one line that names the key."""
+
+import pytest
+
+from topreco.config import (
+    ConfigError,
+    LGATrConfig,
+    LGATrSlimConfig,
+    RunConfig,
+    SimulationConfig,
+    SkimConfig,
+    TrainConfig,
+    dump_config,
+    find_config,
+    load_config,
+    shipped_configs,
+)
+
+KINDS = {"run": RunConfig, "skim": SkimConfig, "sim": SimulationConfig}
+
+
+def kind_of(name):
+    """Class of a shipped configuration: by its name's beginning, else a training."""
+    return next((kind for prefix, kind in KINDS.items() if name.startswith(prefix)), TrainConfig)
+
+
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_every_shipped_config_loads_by_its_bare_name(name):
+    load_config(kind_of(name), name)
+
+
+def test_there_are_shipped_configs():
+    assert {"dilepton.yaml", "run.yaml", "skim-loose.yaml"} <= set(shipped_configs())
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, RunConfig, SkimConfig, SimulationConfig])
+def test_dump_is_complete_and_loads_again(kind, tmp_path):
+    path = tmp_path / "full.yaml"
+    path.write_text(dump_config(kind()))
+    assert load_config(kind, path) == kind()
+
+
+def test_backbone_without_kind_is_the_default():
+    assert load_config(TrainConfig, None, ["model.backbone.blocks=2"]).model.backbone == LGATrSlimConfig(
+        blocks=2
+    )
+
+
+def test_overrides():
+    config = load_config(
+        TrainConfig,
+        "dilepton",
+        [
+            "optimiser.learning_rate=3e-4",
+            "model.backbone.kind=lgatr",
+            "data.files=[a.parquet]",
+            "patience=null",
+        ],
+    )
+    assert config.optimiser.learning_rate == 3e-4
+    assert isinstance(config.model.backbone, LGATrConfig)
+    assert [str(f) for f in config.data.files] == ["a.parquet"]
+    assert config.patience is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.learning_rate=1", "unknown key 'optimizer'; did you mean 'optimiser'"),
+        ("model.backbone.blokcs=2", "unknown key 'model.backbone.blokcs'; did you mean 'blocks'"),
+        ("epochs=-1", "epochs: Input should be greater than 0, found -1"),
+        ("epochs=many", "epochs: .*valid integer.*found 'many'"),
+        ("model.spurions.beam=xyplane", "model: spurions.beam: 'xyplane' is a bivector"),
+        ("model.backbone.kind=gnn", "model.backbone: .*'gnn'.*'lgatr_slim', 'lgatr', 'transformer'"),
+        ("epochs", "override 'epochs': expected key=value"),
+        ("epochs.x=[", "value is not YAML"),
+        ("seed.x=1", "seed: .*valid integer"),
+    ],
+)
+def test_mistakes_are_named(override, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(TrainConfig, None, [override])
+    assert "\n" not in str(error.value)
+
+
+def test_file_errors_name_the_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"dilepto.yaml: no such file.*did you mean 'dilepton.yaml'"):
+        find_config("dilepto.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [1")
+    with pytest.raises(ConfigError, match=r"bad.yaml: not readable as YAML"):
+        load_config(TrainConfig, bad)
+    bad.write_text("- 1\n")
+    with pytest.raises(ConfigError, match=r"bad.yaml: a mapping of keys to values expected, list found"):
+        load_config(TrainConfig, bad)
+    bad.write_text("!!python/object/apply:os.system ['true']\n")
+    with pytest.raises(ConfigError, match=r"bad.yaml: not readable as YAML"):
+        load_config(TrainConfig, bad)
+    bad.write_text("epochs: 0\n")
+    with pytest.raises(ConfigError, match=r"bad.yaml: epochs: Input should be greater than 0, found 0"):
+        load_config(TrainConfig, bad)
+
+
+def test_override_into_a_value(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("seed: 1\n")
+    with pytest.raises(ConfigError, match="'seed' is a value, not a section"):
+        load_config(TrainConfig, path, ["seed.x=1"])

@@ -1,0 +1,33 @@
+"""Files appear whole or not at all."""
+
+import pytest
+
+from topreco.errors import TopRecoError
+from topreco.files import complete_file, writable_folder, write_text
+
+
+def test_success_and_failure(tmp_path):
+    write_text(tmp_path / "new" / "a.txt", "first")
+    assert (tmp_path / "new" / "a.txt").read_text() == "first"
+
+    def fails():
+        with complete_file(tmp_path / "new" / "a.txt") as temporary:
+            assert temporary.suffix == ".txt"
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    assert (tmp_path / "new" / "a.txt").read_text() == "first"
+    assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_unwritable_places(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TopRecoError, match=r"output folder .*file/below: cannot write there"):
+        writable_folder(tmp_path / "file" / "below")
+    with (
+        pytest.raises(TopRecoError, match="is a folder, a file name expected"),
+        complete_file(tmp_path),
+    ):
+        pass

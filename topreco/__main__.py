@@ -1,0 +1,5 @@
+"""`python -m topreco`."""
+
+from topreco.cli import main
+
+main()

@@ -1,0 +1,194 @@
+"""The commands `topreco` and `topreco-train`: thin, the work is done in the modules they call."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from topreco import config as configuration
+from topreco.config import RunConfig, SimulationConfig, SkimConfig, TrainConfig, dump_config, load_config
+from topreco.errors import TopRecoError
+
+app = typer.Typer(
+    help="Lorentz-equivariant reconstruction of dileptonic top-quark pairs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+_train_app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", help="YAML file, or the name of a shipped one (dilepton.yaml).")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides such as epochs=10.")
+]
+FilesAndOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[FILE]... [KEY=VALUE]...", help="Input files and configuration overrides."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+def _split(arguments: list[str] | None) -> tuple[list[str], list[str]]:
+    """Separate file arguments from key=value overrides."""
+    files = [a for a in arguments or [] if "=" not in a or "/" in a.partition("=")[0]]
+    return files, [a for a in arguments or [] if a not in files]
+
+
+@app.command()
+def simulate(
+    output: Annotated[Path, typer.Option("--output", "-o", help="ROOT file to write.")],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    n_events: Annotated[int | None, typer.Option("--events", "-n", help="Events to generate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed; the same gives the same events.")] = None,
+    lhe: Annotated[Path | None, typer.Option(help="Shower the events of this LHE file instead.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Generate dileptonic tt̄ events with Pythia and a CMS-like detector (extra `sim`)."""
+    from topreco.simulation import simulate as run_simulation
+
+    options = {"n_events": n_events, "seed": seed, "lhe": lhe}
+    assignments = [f"{key}={value}" for key, value in options.items() if value is not None]
+    settings = load_config(SimulationConfig, config, [*(overrides or []), *assignments])
+    summary = run_simulation(settings, output, workers=workers, progress=not quiet)
+    Console().print(str(summary))
+
+
+@app.command()
+def skim(
+    arguments: FilesAndOverrides,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file to write.")],
+    config: ConfigOption = None,
+    dataset: Annotated[str | None, typer.Option(help="Name of the sample.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Select events of NanoAOD files, with truth where they have it, into a Parquet file."""
+    from topreco.input.cutflow import print_cutflow
+    from topreco.input.skimming import make_skim
+
+    files, overrides = _split(arguments)
+    if dataset is not None:
+        overrides.append(f"dataset={dataset}")
+    settings = load_config(SkimConfig, config, overrides)
+    summary = make_skim(
+        files,
+        output,
+        settings.selection,
+        dataset=settings.dataset,
+        tree=settings.tree,
+        step_size=settings.step_size,
+        progress=not quiet,
+    )
+    print_cutflow(summary.cutflow, title=settings.dataset)
+    Console().print(str(summary))
+
+
+@_train_app.command()
+@app.command()
+def train(
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    restart: Annotated[
+        bool, typer.Option(help="Discard an unfinished training in the output folder.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network on skims; resumes an unfinished training in the same output folder."""
+    from topreco.network.training import train as run_training
+
+    settings = load_config(TrainConfig, config, overrides or [])
+    model = run_training(settings, progress=not quiet, restart=restart)
+    Console().print(f"model: {model}")
+
+
+@app.command()
+def run(
+    arguments: FilesAndOverrides = None,
+    config: ConfigOption = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", "-m", help="Model file or name; repeat for several.")
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="Name of the sample of the file arguments.")] = "default",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.")] = None,
+    plots: Annotated[bool, typer.Option(help="Make the figures too.")] = True,
+    quiet: Quiet = False,
+) -> None:
+    """Reconstruct files through a coffea Runner: histograms, metrics, cutflow and figures."""
+    from topreco.evaluation.plotting import save_all
+    from topreco.evaluation.report import print_table
+    from topreco.input.cutflow import Cutflow, print_cutflow
+    from topreco.run import run as run_processor
+
+    files, overrides = _split(arguments)
+    settings = load_config(RunConfig, config, overrides)
+    changes: dict[str, Any] = {}
+    if files:
+        changes["fileset"] = {dataset: tuple(files)}
+    if method:
+        changes["methods"] = tuple(method)
+    if output is not None:
+        changes["output"] = output
+    result = run_processor(settings.model_copy(update=changes), progress=not quiet)
+    for name, cutflow in result.cutflow.items():
+        print_cutflow(Cutflow.from_dict(cutflow), title=name)
+    print_table(result.summary)
+    if plots:
+        save_all(result.histograms, result.folder / "plots")
+    Console().print(f"results: {result.folder}")
+
+
+@app.command()
+def plot(
+    source: Annotated[Path, typer.Argument(help="Output folder of `topreco run`, or its histograms.coffea.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the figures.")] = None,
+    label: Annotated[str, typer.Option(help="Text beside CMS on every figure.")] = "Simulation",
+) -> None:
+    """Make the figures of saved histograms again."""
+    from topreco.evaluation.plotting import save_all
+    from topreco.run import load_histograms
+
+    histograms = load_histograms(source)
+    folder = output or (source if source.is_dir() else source.parent) / "plots"
+    paths = save_all(histograms, folder, label=label)
+    Console().print(f"{len(paths)} files in {folder}")
+
+
+@app.command("config")
+def show_config(
+    kind: Annotated[Literal["simulate", "skim", "train", "run"], typer.Argument(help="Which command's.")],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+) -> None:
+    """Print the full effective configuration of a command as YAML."""
+    kinds: dict[str, type[configuration.Config]] = {
+        "simulate": SimulationConfig,
+        "skim": SkimConfig,
+        "train": TrainConfig,
+        "run": RunConfig,
+    }
+    sys.stdout.write(dump_config(load_config(kinds[kind], config, overrides or [])))
+
+
+def _guarded(command: Callable[[], Any]) -> None:
+    """Run a command; bad input is one line on the standard error and exit code 1."""
+    try:
+        command()
+    except (TopRecoError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(1)
+
+
+def main() -> None:
+    """Entry point of `topreco`."""
+    _guarded(app)
+
+
+def train_main() -> None:
+    """Entry point of `topreco-train`."""
+    _guarded(_train_app)

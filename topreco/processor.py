@@ -1,0 +1,78 @@
+"""The coffea processor: NanoAOD events to histograms of reconstructed top-quark pairs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from coffea.processor import ProcessorABC
+
+from topreco.config import HistogramConfig, SelectionConfig
+from topreco.errors import TopRecoError
+from topreco.evaluation.histograms import book, fill
+from topreco.input.selection import select
+from topreco.input.truth import has_truth, read_truth
+from topreco.reconstruct import Reconstructor, load
+
+
+class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
+    """Select dileptonic events, reconstruct t and t̄ by every method, fill histograms.
+
+    Runs in any coffea Runner with `NanoAODSchema`. Without generator branches it fills what needs no truth.
+    Its output is a dictionary with ``histograms`` (name to `hist.Hist`) and ``cutflow`` (dataset to cutflow),
+    which merges by addition.
+
+    Parameters
+    ----------
+    methods
+        Reconstructors, model files or names that `topreco.load` knows.
+    selection
+        Cuts.
+    histograms
+        Observables and binning.
+
+    Raises
+    ------
+    TopRecoError
+        If a method cannot be loaded, or two have the same name.
+    """
+
+    def __init__(
+        self,
+        methods: Sequence[Reconstructor | str | Path],
+        selection: SelectionConfig | None = None,
+        histograms: HistogramConfig | None = None,
+    ) -> None:
+        # One thread each: the executor already keeps every core busy.
+        self.methods = [load(m, threads=1) if isinstance(m, str | Path) else m for m in methods]
+        names = [method.name for method in self.methods]
+        if len(set(names)) < len(names):
+            raise TopRecoError(f"methods: every method needs a name of its own, found {', '.join(names)}")
+        self.selection = selection or SelectionConfig()
+        self.histograms = histograms or HistogramConfig()
+
+    def process(self, events: Any) -> dict[str, Any]:
+        """Fill the histograms of one chunk of `NanoEvents`."""
+        dataset = events.metadata["dataset"]
+        selected = select(events, self.selection, dataset=dataset)
+        truth = read_truth(events[selected.index]) if has_truth(events) else None
+        pairs = {method.name: method(selected.events) for method in self.methods}
+        common = np.ones(len(selected.events), dtype=bool)
+        for pair in pairs.values():
+            common &= pair.valid
+        histograms = book(self.histograms)
+        for name, pair in pairs.items():
+            fill(
+                histograms,
+                dataset=dataset,
+                method=name,
+                events=selected.events,
+                pair=pair,
+                truth=truth,
+                common=common,
+            )
+        return {"histograms": histograms, "cutflow": {dataset: selected.cutflow.to_dict()}}
+
+    def postprocess(self, accumulator: dict[str, Any]) -> dict[str, Any]:
+        """Nothing is left to do once the chunks are merged."""
+        return accumulator
