@@ -77,12 +77,13 @@ def test_failure_leaves_nothing(tmp_path):
 
 
 def test_mixing_with_and_without_truth_is_refused(tmp_path):
-    with (
-        pytest.raises(ValueError, match="all have truth or none"),
-        SkimWriter(tmp_path / "a.parquet") as writer,
-    ):
-        writer.write(toy_events(10), None)
-        writer.write(toy_events(10), toy_truth(10))
+    def mixed():
+        with SkimWriter(tmp_path / "a.parquet") as writer:
+            writer.write(toy_events(10), None)
+            writer.write(toy_events(10), toy_truth(10))
+
+    with pytest.raises(ValueError, match="all have truth or none"):
+        mixed()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -115,5 +116,5 @@ def test_missing_column_is_named(tmp_path):
     table = pq.read_table(good).drop_columns("events.met")
     table = table.replace_schema_metadata(pq.ParquetFile(good).metadata.metadata)
     pq.write_table(table, tmp_path / "bad.parquet")
-    with pytest.raises(SkimError, match="column 'events.met' is missing"):
+    with pytest.raises(SkimError, match=r"column 'events.met' is missing"):
         Skim(tmp_path / "bad.parquet")
