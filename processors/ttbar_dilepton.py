@@ -12,9 +12,10 @@ from typing import Any
 
 from coffea import processor
 from coffea.nanoevents import NanoAODSchema
-from topreco.evaluation.report import print_table
 
 from topreco.config import RunConfig, load_config
+from topreco.evaluation.report import print_report
+from topreco.evaluation.summary import summarise
 from topreco.processor import DileptonProcessor
 
 
@@ -40,4 +41,4 @@ if __name__ == "__main__":
     model, *files = sys.argv[1:]
     run = processor.Runner(processor.FuturesExecutor(workers=2), schema=NanoAODSchema)
     output = run({"ttbar": {"treename": "Events", "files": files}}, processor_instance=TTbarDilepton(model))
-    print_table(output["histograms"])
+    print_report(summarise(output["histograms"]))

@@ -48,6 +48,7 @@ def simulate(
     seed: Annotated[int | None, typer.Option(help="Seed; the same gives the same events.")] = None,
     lhe: Annotated[Path | None, typer.Option(help="Shower the events of this LHE file instead.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Generate dileptonic tt̄ events with Pythia and a CMS-like detector (extra `sim`)."""
@@ -56,7 +57,7 @@ def simulate(
     options = {"n_events": n_events, "seed": seed, "lhe": lhe}
     assignments = [f"{key}={value}" for key, value in options.items() if value is not None]
     settings = load_config(SimulationConfig, config, [*(overrides or []), *assignments])
-    summary = run_simulation(settings, output, workers=workers, progress=not quiet)
+    summary = run_simulation(settings, output, workers=workers, progress=not quiet, overwrite=overwrite)
     Console().print(str(summary))
 
 
@@ -69,7 +70,6 @@ def skim(
     quiet: Quiet = False,
 ) -> None:
     """Select events of NanoAOD files, with truth where they have it, into a Parquet file."""
-    from topreco.input.cutflow import print_cutflow
     from topreco.input.skimming import make_skim
 
     files, overrides = _split(arguments)
@@ -85,7 +85,7 @@ def skim(
         step_size=settings.step_size,
         progress=not quiet,
     )
-    print_cutflow(summary.cutflow, title=settings.dataset)
+    Console().print(summary.cutflow.table(settings.dataset))
     Console().print(str(summary))
 
 
@@ -121,8 +121,8 @@ def run(
 ) -> None:
     """Reconstruct files through a coffea Runner: histograms, metrics, cutflow and figures."""
     from topreco.evaluation.plotting import save_all
-    from topreco.evaluation.report import print_table
-    from topreco.input.cutflow import Cutflow, print_cutflow
+    from topreco.evaluation.report import print_report
+    from topreco.input.cutflow import Cutflow
     from topreco.run import run as run_processor
 
     files, overrides = _split(arguments)
@@ -136,8 +136,8 @@ def run(
         changes["output"] = output
     result = run_processor(settings.model_copy(update=changes), progress=not quiet)
     for name, cutflow in result.cutflow.items():
-        print_cutflow(Cutflow.from_dict(cutflow), title=name)
-    print_table(result.summary)
+        Console().print(Cutflow.from_dict(cutflow).table(name))
+    print_report(result.summary)
     if plots:
         save_all(result.histograms, result.folder / "plots")
     Console().print(f"results: {result.folder}")

@@ -158,7 +158,7 @@ class LGATrConfig(Config):
 
     kind: Literal["lgatr"] = "lgatr"
     blocks: PositiveInt = 6
-    multivector_channels: PositiveInt = 16
+    multivector_channels: PositiveInt = 12
     scalar_channels: PositiveInt = 32
     heads: PositiveInt = 4
     dropout: Fraction | None = None
@@ -244,6 +244,7 @@ class OptimiserConfig(Config):
     """Optimiser, schedule and what stabilises them."""
 
     kind: Literal["adamw", "schedulefree"] = "adamw"
+    """`schedulefree` averages weights by itself: `schedule` and `ema_decay` then have no effect."""
     learning_rate: Positive = 1e-3
     weight_decay: NonNegative = 0.01
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -260,6 +261,7 @@ class DataConfig(Config):
     """Skims written by `topreco skim`."""
     validation_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.2
+    """With several folds each network is tested on its fold instead."""
     folds: PositiveInt = 1
     """With k > 1, k networks, each trained without the events of its fold, which it alone reconstructs."""
     max_events: PositiveInt | None = None

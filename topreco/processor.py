@@ -50,6 +50,7 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
             raise TopRecoError(f"methods: every method needs a name of its own, found {', '.join(names)}")
         self.selection = selection or SelectionConfig()
         self.histograms = histograms or HistogramConfig()
+        book(self.histograms)  # Refuses unknown observables here, not in the first worker.
 
     def process(self, events: Any) -> dict[str, Any]:
         """Fill the histograms of one chunk of `NanoEvents`."""

@@ -11,13 +11,14 @@ from typing import Any
 
 import coffea.util
 from coffea import processor
-from coffea.nanoevents import NanoAODSchema
 
 from topreco.config import RunConfig
 from topreco.errors import TopRecoError
-from topreco.evaluation.metrics import summarise
+from topreco.evaluation.report import write_report
+from topreco.evaluation.summary import Summary, summarise
 from topreco.files import complete_file, writable_folder, write_text
-from topreco.input.nano import check_file
+from topreco.input.nano import QuietNanoAODSchema, check_file
+from topreco.input.selection import needed_branches
 from topreco.processor import DileptonProcessor
 from topreco.versions import versions
 
@@ -33,14 +34,14 @@ class RunResult:
     cutflow
         Cutflow by dataset, as dictionaries.
     summary
-        Metrics of every method, see `topreco.evaluation.metrics.summarise`.
+        Metrics of every method, see `topreco.evaluation.summary.summarise`.
     folder
         Where they were saved.
     """
 
     histograms: dict[str, Any]
     cutflow: dict[str, Any]
-    summary: dict[str, Any]
+    summary: Summary
     folder: Path
 
 
@@ -57,7 +58,7 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
     Returns
     -------
     result
-        Also saved in `config.output`: ``histograms.coffea``, ``results.json``, ``cutflow.json``.
+        Also saved in `config.output`: ``histograms.coffea``, ``results.json`` and ``.md``, ``cutflow.json``.
 
     Raises
     ------
@@ -69,15 +70,16 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
     if not config.methods:
         raise TopRecoError("methods: none given; name a model file (--method model.safetensors)")
     # Everything that can be wrong with the input is found before the first worker starts.
-    entries = sum(check_file(file, config.tree) for files in config.fileset.values() for file in files)
-    if entries == 0:
-        raise TopRecoError(f"fileset: tree {config.tree!r} has no entries in any file")
+    branches = needed_branches(config.selection)
+    entries = [check_file(file, config.tree, branches) for files in config.fileset.values() for file in files]
+    if not any(entries):
+        raise TopRecoError(f"fileset: tree {config.tree!r} has no entries in any of {len(entries)} files")
     instance = DileptonProcessor(config.methods, config.selection, config.histograms)
     folder = writable_folder(config.output)
 
     with _one_error(), _executor(config, progress) as executor:
         runner = processor.Runner(
-            executor, schema=NanoAODSchema, chunksize=config.chunk_size, maxchunks=config.max_chunks
+            executor, schema=QuietNanoAODSchema, chunksize=config.chunk_size, maxchunks=config.max_chunks
         )
         fileset = {
             name: {"treename": config.tree, "files": list(files)} for name, files in config.fileset.items()
@@ -88,7 +90,8 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
     metadata = {"config": config.model_dump(mode="json"), "versions": versions()}
     with complete_file(folder / "histograms.coffea") as temporary:
         coffea.util.save({**output, "metadata": metadata}, temporary)
-    write_text(folder / "results.json", json.dumps({"metadata": metadata, "results": summary}, indent=1))
+    write_report(summary, folder / "results.json")
+    write_report(summary, folder / "results.md")
     write_text(folder / "cutflow.json", json.dumps(output["cutflow"], indent=1))
     return RunResult(output["histograms"], output["cutflow"], summary, folder)
 
@@ -116,14 +119,15 @@ def load_histograms(path: str | Path) -> Mapping[str, Any]:
 @contextmanager
 def _one_error() -> Iterator[None]:
     """Keep coffea from printing the traceback of bad input, which the caller reports in one line."""
-    with redirect_stderr(io.StringIO()) as captured:
-        try:
+    captured = io.StringIO()
+    try:
+        with redirect_stderr(captured):
             yield
-        except TopRecoError:
-            raise
-        except BaseException:
-            sys.__stderr__.write(captured.getvalue())
-            raise
+    except TopRecoError:
+        raise
+    except BaseException:
+        sys.stderr.write(captured.getvalue())
+        raise
     sys.stderr.write(captured.getvalue())
 
 

@@ -1,0 +1,177 @@
+import numpy as np
+import pytest
+import uproot
+
+from topreco.config import SelectionConfig
+from topreco.input.nano import (
+    InputError,
+    check_file,
+    has_branch,
+    inspect_file,
+    iterate_events,
+    open_events,
+    read_branch,
+)
+from topreco.input.selection import needed_branches, select
+
+
+def test_good_file(nano_file, emu):
+    path = nano_file([emu()] * 3, runs=(10, 8.5))
+    assert check_file(path) == 3
+    assert check_file(str(path), "Events", needed_branches(SelectionConfig())) == 3
+    assert inspect_file(path).generated == (10, 8.5)
+    events = open_events(path, entry_start=1)
+    assert read_branch(events, "event").tolist() == [1, 2]
+    assert read_branch(events, "Jet_pt").tolist() == [80.0, 60.0] * 2
+    assert has_branch(events, "genWeight")
+    assert not has_branch(events, "Jet")
+    assert not has_branch(events, "Jet_unknown")
+
+
+def test_data_have_no_generator_sums(nano_file, emu):
+    path = nano_file([emu()], drop=("genWeight",))
+    assert inspect_file(path).generated is None
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.root: no such file"):
+        check_file(tmp_path / "nowhere.root")
+    with pytest.raises(InputError, match="is a folder"):
+        open_events(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "not a ROOT file, it is empty"), (b"<html> 404", "not a ROOT file, it starts with b'<htm'")],
+)
+def test_not_root(tmp_path, content, message):
+    path = tmp_path / "file.root"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        check_file(path)
+
+
+@pytest.mark.parametrize("kept", [4, 12, 100, 0.5, -1])
+def test_truncated(nano_file, random_events, kept):
+    path = nano_file(random_events)
+    content = path.read_bytes()
+    kept = int(kept * len(content)) if isinstance(kept, float) else kept
+    path.write_bytes(content[:kept])
+    for use in (check_file, open_events):
+        with pytest.raises(InputError, match=r"nano\.root: cut short"):
+            use(path)
+
+
+def test_root_without_directory(nano_file, emu):
+    path = nano_file([emu()])
+    content = bytearray(path.read_bytes())
+    content[60:] = bytes(len(content) - 60)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"nano\.root: (cannot be opened|damaged|no tree)"):
+        check_file(path)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damaged_basket(nano_file, random_events, seed):
+    path = nano_file(random_events)
+    seek = uproot.open(path)["Events"]["Jet_pt"].member("fBasketSeek")[0]
+    content = bytearray(path.read_bytes())
+    content[seek : seek + 300] = np.random.default_rng(seed).integers(0, 256, 300, dtype=np.uint8).tobytes()
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"nano\.root: branch 'Jet_pt' cannot be read"):
+        select(open_events(path), SelectionConfig(), dataset="tt")
+
+
+def test_missing_tree(nano_file, emu, tmp_path):
+    path = nano_file([emu()], tree="events", runs=(1, 1.0))
+    with pytest.raises(InputError, match="no tree 'Events'; present: events, Runs"):
+        check_file(path)
+    assert check_file(path, "events") == 1
+    with uproot.recreate(tmp_path / "bare.root"):
+        pass
+    with pytest.raises(InputError, match="no tree 'Events'; present: none"):
+        check_file(tmp_path / "bare.root")
+    with uproot.recreate(tmp_path / "histogram.root") as file:
+        file["Events"] = np.histogram([1.0, 2.0])
+    with pytest.raises(InputError, match="no tree 'Events'; present: none"):
+        open_events(tmp_path / "histogram.root")
+
+
+def test_missing_branch(nano_file, emu):
+    path = nano_file([emu()], drop=("luminosityBlock",))
+    for use in (check_file, open_events, lambda path: next(iterate_events(path))):
+        with pytest.raises(InputError, match="branch 'luminosityBlock' is missing"):
+            use(path)
+    path = nano_file([emu()])
+    with pytest.raises(
+        InputError, match="'Jet_btagDeepFlav' is missing; close in the file: Jet_btagDeepFlavB"
+    ):
+        check_file(path, branches=["Jet_btagDeepFlav"])
+    with pytest.raises(InputError, match="'Zebra' is missing; none in the file has a similar name"):
+        check_file(path, branches=["Zebra"])
+
+
+@pytest.mark.parametrize("path", ["root://host.example//store/file.root", "https://host.example/file.root"])
+def test_urls_are_left_to_uproot(monkeypatch, path):
+    asked = []
+
+    def refuse(name):
+        asked.append(name)
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(uproot, "open", refuse)
+    with pytest.raises(InputError, match=r"file\.root: cannot be opened as a ROOT file \(no route\)"):
+        check_file(path)
+    assert asked == [path]
+
+
+def test_iterate(nano_file, random_events):
+    path = nano_file(random_events)
+    chunks = [read_branch(events, "event") for events in iterate_events(path, step_size=60)]
+    assert [len(chunk) for chunk in chunks] == [60, 60, 60, 20]
+    assert np.concatenate(chunks).tolist() == [2**40 + i for i in range(200)]
+    (few,) = iterate_events(path, branches=["Jet_pt"])
+    assert has_branch(few, "Jet_pt")
+    assert not has_branch(few, "Jet_eta")
+    assert not has_branch(few, "genWeight")
+
+
+def test_iterate_nothing(nano_file):
+    (events,) = iterate_events(nano_file([]))
+    assert len(events) == 0
+
+
+def test_stored_photon_masses_are_no_warning(tmp_path):
+    path = tmp_path / "photon.root"
+    with uproot.recreate(path) as file:
+        file.mktree(
+            "Events",
+            {
+                "run": "u4",
+                "luminosityBlock": "u4",
+                "event": "u8",
+                "Photon": "var * {pt: float32, mass: float32}",
+            },
+        )
+    # Every warning is an error in this test suite.
+    assert len(open_events(path)) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing_luminosityBlock.root", "branch 'luminosityBlock' is missing"),
+        ("scouting_nano.root", "branch 'Electron_pt' is missing; close in the file: ScoutingElectron_pt"),
+        ("parton_tt2l_10k.root", "no tree 'Events'; present: truth"),
+        ("pepper/pepper_TTTo2L2Nu_0000.h5", "not a ROOT file"),
+    ],
+)
+def test_foreign_files(data, name, message):
+    with pytest.raises(InputError, match=message):
+        check_file(data / name, branches=needed_branches(SelectionConfig()))
+
+
+def test_foreign_file_in_selection(data):
+    events = open_events(data / "scouting_nano.root")
+    with pytest.raises(InputError, match="branch 'Electron_pt' is missing"):
+        select(events, SelectionConfig(), dataset="x")

@@ -1,0 +1,165 @@
+import json
+
+import numpy as np
+import pytest
+import uproot
+
+from topreco import fourvector
+from topreco.config import SelectionConfig
+from topreco.errors import TopRecoError
+from topreco.events import DileptonEvents, dataset_id
+from topreco.input.cutflow import Cutflow
+from topreco.input.nano import InputError, open_events
+from topreco.input.selection import select
+from topreco.input.skimming import make_skim
+from topreco.input.truth import read_truth
+from topreco.skim import Skim
+
+DEFAULT = SelectionConfig()
+
+
+def skim(files, tmp_path, **options):
+    return make_skim(files, tmp_path / "out" / "skim.parquet", DEFAULT, progress=False, **options)
+
+
+def test_skim_holds_what_is_selected(nano_file, random_events, tmp_path):
+    files = [
+        nano_file(random_events[:120], "a.root", runs=(1000, 77.0)),
+        nano_file(random_events[120:], "b.root", runs=(2000, 33.0)),
+    ]
+    summary = skim(files, tmp_path, dataset="tt", step_size=50)
+    expected = [select(open_events(file), DEFAULT, dataset="tt") for file in files]
+    stored = Skim(summary.output)
+    events, truth = stored.read()
+    assert len(events) == len(truth) == summary.n_selected == sum(len(e.events) for e in expected)
+    np.testing.assert_array_equal(events.event, np.concatenate([e.events.event for e in expected]))
+    jets = DileptonEvents.concatenate([e.events for e in expected]).jets
+    np.testing.assert_allclose(events.jets, jets, rtol=1e-6)
+    assert not truth.valid.any()
+    assert summary.n_read == 200
+    assert summary.has_truth
+    assert summary.sum_gen_weights == 110.0
+    cutflow = expected[0].cutflow + expected[1].cutflow
+    assert summary.cutflow == cutflow
+    assert Cutflow.from_dict(json.loads(summary.cutflow_file.read_text())) == cutflow
+    assert summary.cutflow_file.name == "skim.parquet.cutflow.json"
+    metadata = stored.metadata
+    assert Cutflow.from_dict(metadata["cutflow"]) == cutflow
+    assert SelectionConfig.model_validate(metadata["selection"]) == DEFAULT
+    assert metadata["datasets"] == {"tt": dataset_id("tt")}
+    assert metadata["sources"] == ["a.root", "b.root"]
+    assert metadata["sum_gen_weights"] == 110.0
+    assert (metadata["n_generated"], metadata["n_read"]) == (3000, 200)
+    assert metadata["n_selected"] == summary.n_selected
+    assert metadata["versions"]["topreco"]
+    assert str(summary).endswith(f"skim.parquet: {summary.n_selected} of 200 events, with truth")
+
+
+def test_chunks_change_nothing(nano_file, random_events, tmp_path):
+    file = nano_file(random_events)
+    one = make_skim([file], tmp_path / "one.parquet", DEFAULT, progress=False)
+    many = make_skim([file], tmp_path / "many.parquet", DEFAULT, progress=False, step_size=33)
+    assert one.cutflow == many.cutflow
+    first, second = (Skim(summary.output).read()[0] for summary in (one, many))
+    for name in DileptonEvents.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+def test_weights_of_the_events_where_there_is_no_runs_tree(nano_file, emu, tmp_path):
+    files = [
+        nano_file([emu(genWeight=-1.0), emu(genWeight=3.0, Muon=[])], "a.root"),
+        nano_file([emu()], "b.root", runs=(50, 25.0)),
+    ]
+    summary = skim(files, tmp_path)
+    assert summary.sum_gen_weights == 27.0
+    assert Skim(summary.output).metadata["n_generated"] == 52
+
+
+def test_data(nano_file, emu, tmp_path):
+    summary = skim([nano_file([emu()], drop=("GenPart", "genWeight"))], tmp_path)
+    assert not summary.has_truth
+    assert summary.sum_gen_weights is None
+    stored = Skim(summary.output)
+    assert not stored.has_truth
+    assert stored.read()[1] is None
+    assert stored.metadata["n_generated"] is None
+    assert str(summary).endswith("1 of 1 events, without truth")
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_empty_result(nano_file, emu, tmp_path, n):
+    summary = skim([nano_file([emu(Muon=[])] * n)], tmp_path)
+    assert summary.n_selected == len(Skim(summary.output)) == 0
+    assert len(Skim(summary.output).read()[0]) == 0
+    assert f"empty, none of {n} events passed" in str(summary)
+    assert summary.cutflow["all"].n == n
+
+
+def test_one_dataset_has_truth_everywhere_or_nowhere(nano_file, emu, tmp_path):
+    simulation = nano_file([emu()], "simulation.root")
+    bare = nano_file([emu()], "bare.root", drop=("GenPart",))
+    data = nano_file([emu()], "data.root", drop=("GenPart", "genWeight"))
+    with pytest.raises(
+        InputError, match=r"bare\.root: no generated particles \(GenPart\), but other files have"
+    ):
+        skim([simulation, bare], tmp_path)
+    with pytest.raises(
+        InputError, match=r"data\.root: no generator weights \(genWeight\), but other files have"
+    ):
+        skim([bare, data], tmp_path)
+    with pytest.raises(
+        InputError, match=r"data\.root: no generated particles \(GenPart\), which are required"
+    ):
+        skim([data], tmp_path, require_truth=True)
+    assert skim([simulation], tmp_path, require_truth=True).has_truth
+
+
+def test_bad_requests(nano_file, emu, tmp_path, monkeypatch):
+    file = nano_file([emu()])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="given twice"):
+        skim([file, "../" + tmp_path.name + "/nano.root"], tmp_path)
+    with pytest.raises(InputError, match=r"root://host//nano\.root: given twice"):
+        skim(["root://host//nano.root"] * 2, tmp_path)
+    with pytest.raises(InputError, match="no input files"):
+        skim([], tmp_path)
+    with pytest.raises(InputError, match="step_size: 0"):
+        skim([file], tmp_path, step_size=0)
+    with pytest.raises(InputError, match=r"other\.root: no such file"):
+        skim([file, tmp_path / "other.root"], tmp_path)
+    with pytest.raises(InputError, match="branch 'PuppiMET_pt' is missing"):
+        skim([nano_file([emu()], "old.root", drop=("PuppiMET_pt",))], tmp_path)
+    with pytest.raises(TopRecoError, match="is a folder"):
+        make_skim([file], tmp_path, DEFAULT, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_failure_leaves_nothing_behind(nano_file, random_events, tmp_path):
+    good, bad = nano_file(random_events, "good.root"), nano_file(random_events, "bad.root")
+    seek = uproot.open(bad)["Events"]["Muon_pt"].member("fBasketSeek")[0]
+    content = bytearray(bad.read_bytes())
+    content[seek : seek + 300] = bytes(300)
+    bad.write_bytes(content)
+    with pytest.raises(InputError, match=r"bad\.root: branch 'Muon_pt' cannot be read"):
+        skim([good, bad], tmp_path)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_progress_bar_goes_to_the_error_stream(nano_file, emu, tmp_path, capsys):
+    make_skim([nano_file([emu()])], tmp_path / "skim.parquet", DEFAULT)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "100%" in captured.err
+
+
+def test_real_file(data, tmp_path):
+    file = data / "nanoaodv9_TTTo2L2Nu_first500.root"
+    summary = skim([file], tmp_path, step_size=200)
+    events, truth = Skim(summary.output).read()
+    whole = open_events(file)
+    expected = select(whole, DEFAULT, dataset="default")
+    np.testing.assert_array_equal(events.event, expected.events.event)
+    reference = read_truth(whole[expected.index])
+    np.testing.assert_allclose(truth.tops, reference.tops, rtol=1e-6)
+    assert np.median(fourvector.mass(truth.tops)) == pytest.approx(172.5, abs=0.5)
+    assert Skim(summary.output).metadata["n_generated"] == 1_320_000

@@ -1,0 +1,194 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from topreco.config import DataConfig
+from topreco.events import DileptonEvents, Truth, toy_events
+from topreco.network.build import build_network
+from topreco.network.data import TrainingError, augment, read_training_data
+from topreco.network.splits import fold_of, split_of
+from topreco.network.tokens import Objects
+from topreco.skim import SkimError, SkimWriter
+
+
+def toy_truth(events: DileptonEvents) -> Truth:
+    """Made-up tops: lepton plus one jet each, with the mass of a top quark."""
+    n = len(events)
+    momenta = np.stack([events.lepton_plus + events.jets[:, 0], events.lepton_minus + events.jets[:, 1]], 1)
+    momenta[..., 0] = np.sqrt(172.5**2 + (momenta[..., 1:] ** 2).sum(-1))
+    nothing = np.full((n, 2, 4), np.nan)
+    return Truth(
+        tops=momenta,
+        w=nothing,
+        b=nothing,
+        lepton=nothing,
+        neutrino=nothing,
+        via_tau=np.zeros((n, 2), bool),
+        dileptonic=np.ones(n, bool),
+        production=np.zeros(n, np.int8),
+    )
+
+
+def write(path, events, truth, **metadata):
+    with SkimWriter(path, row_group_size=40) as writer:
+        writer.metadata |= metadata
+        for start in range(0, len(events), 40):
+            part = slice(start, start + 40)
+            writer.write(events[part], None if truth is None else truth[part])
+    return path
+
+
+@pytest.fixture
+def events():
+    return toy_events(100, max_jets=5)
+
+
+@pytest.fixture
+def skim(tmp_path, events):
+    return write(tmp_path / "a.parquet", events, toy_truth(events), selection={"jet": {"pt_min": 30.0}})
+
+
+def test_reads_events_truth_and_splits(skim, events):
+    config = DataConfig(files=(skim,), folds=3)
+    data = read_training_data(config)
+    assert len(data) == 100
+    for field, expected in zip(data.objects, Objects.from_events(events), strict=True):
+        assert torch.equal(field, expected)
+    np.testing.assert_allclose(data.tops, toy_truth(events).tops, rtol=1e-6)
+    assert data.tops.dtype == data.weight.dtype == torch.float32
+    np.testing.assert_array_equal(data.split, split_of(events, config))
+    np.testing.assert_array_equal(data.fold, fold_of(events, 3))
+
+
+def test_summary_names_files_without_folders(skim, events, tmp_path):
+    data = read_training_data(DataConfig(files=(skim,)))
+    (file,) = data.summary["files"]
+    assert file == {
+        "name": "a.parquet",
+        "events_read": 100,
+        "events_used": 100,
+        "selection": {"jet": {"pt_min": 30.0}},
+    }
+    assert data.summary["dataset_ids"] == [str(events.dataset[0])]
+    counts = {name: part["events"] for name, part in data.summary["networks"][0].items()}
+    assert sum(counts.values()) == data.summary["events"] == 100
+    assert counts["test"] == (split_of(events, DataConfig()) == 2).sum()
+    assert str(tmp_path) not in str(data.summary)
+
+
+def test_the_splits_of_a_network_share_no_event(skim):
+    data = read_training_data(DataConfig(files=(skim,), folds=3))
+    tested = []
+    for fold in range(3):
+        parts = [set(part.tolist()) for part in data.indices(fold)]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 100
+        tested += sorted(parts[2])
+    # Every event is tested exactly once.
+    assert sorted(tested) == list(range(100))
+
+
+def test_unusable_events_are_left_out(tmp_path, events):
+    truth = toy_truth(events)
+    truth.tops[3] = np.nan
+    truth.dileptonic[4:10] = False
+    path = write(tmp_path / "b.parquet", events, truth)
+    assert len(read_training_data(DataConfig(files=(path,)))) == 93
+    assert len(read_training_data(DataConfig(files=(path,), require_dileptonic=False))) == 99
+
+
+def test_max_events(skim):
+    data = read_training_data(DataConfig(files=(skim, skim), max_events=130))
+    assert len(data) == 130
+    assert [file["events_read"] for file in data.summary["files"]] == [100, 30]
+    assert len(read_training_data(DataConfig(files=(skim, skim), max_events=7))) == 7
+
+
+def replaced(events, name, value):
+    array = getattr(events, name).copy()
+    array.reshape(len(array), -1)[7, 0] = value
+    return dataclasses.replace(events, **{name: array})
+
+
+def test_errors(tmp_path, events, skim):
+    def read(*files):
+        return read_training_data(DataConfig(files=files))
+
+    with pytest.raises(TrainingError, match=r"data.files: no skims given"):
+        read()
+    with pytest.raises(SkimError, match=r"missing.parquet: no such file"):
+        read(skim, tmp_path / "missing.parquet")
+    data = write(tmp_path / "data.parquet", events, None)
+    with pytest.raises(
+        TrainingError, match=r"data.parquet: no truth in this skim; training needs simulation"
+    ):
+        read(skim, data)
+    with SkimWriter(tmp_path / "empty.parquet") as writer:
+        writer.write(events[:0], toy_truth(events[:0]))
+    with pytest.raises(TrainingError, match=r"empty.parquet: no events in this skim"):
+        read(skim, tmp_path / "empty.parquet")
+    wide = toy_events(10, max_jets=6)
+    write(tmp_path / "wide.parquet", wide, toy_truth(wide))
+    with pytest.raises(TrainingError, match=r"wide.parquet: 6 padded jets per event, 5 in .*a.parquet"):
+        read(skim, tmp_path / "wide.parquet")
+    hadronic = toy_truth(events)
+    hadronic.dileptonic[:] = False
+    write(tmp_path / "hadronic.parquet", events, hadronic)
+    with pytest.raises(
+        TrainingError, match=r"no event of .*hadronic.parquet has two true tops, both decayed"
+    ):
+        read(tmp_path / "hadronic.parquet")
+    zero = toy_truth(events)
+    zero.tops[:3] = 0
+    write(tmp_path / "zero.parquet", events, zero)
+    with pytest.raises(TrainingError, match=r"zero.parquet: 3 events with true tops of no energy"):
+        read(tmp_path / "zero.parquet")
+
+
+@pytest.mark.parametrize("name", ["lepton_plus", "jets", "jet_btag", "met", "weight"])
+def test_non_finite_values_are_refused(tmp_path, events, name):
+    path = write(tmp_path / "nan.parquet", replaced(events, name, np.nan), toy_truth(events))
+    with pytest.raises(TrainingError, match=f"nan.parquet: 1 events with non-finite {name}"):
+        read_training_data(DataConfig(files=(path,)))
+
+
+def test_padded_slots_may_hold_anything(tmp_path, events):
+    jets = np.where(events.jet_mask[..., None], events.jets, np.nan)
+    path = write(tmp_path / "pad.parquet", dataclasses.replace(events, jets=jets), toy_truth(events))
+    assert len(read_training_data(DataConfig(files=(path,)))) == 100
+
+
+def test_augmentation_by_hand(events):
+    objects, tops = Objects.from_events(events[:2]), torch.from_numpy(toy_truth(events[:2]).tops).float()
+    # A quarter turn of the first event takes x to y; the second is reflected.
+    turned, turned_tops = augment(
+        objects, tops, torch.tensor([math.pi / 2, 0.0]), torch.tensor([False, True])
+    )
+    e, x, y, z = tops[0].unbind(-1)
+    torch.testing.assert_close(turned_tops[0], torch.stack([e, -y, x, z], -1), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(turned_tops[1], tops[1] * torch.tensor([1.0, 1.0, 1.0, -1.0]))
+    torch.testing.assert_close(
+        turned.met[0], torch.stack([-objects.met[0, 1], objects.met[0, 0]]), rtol=1e-5, atol=1e-3
+    )
+    torch.testing.assert_close(turned.met[1], objects.met[1])
+    for name in ("lepton_flavour", "jet_mask", "jet_btag", "jet_tagged", "b_candidates"):
+        assert torch.equal(getattr(turned, name), getattr(objects, name))
+
+
+def test_augmentation_transforms_input_and_target_alike(events, small_config):
+    """A network with these symmetries predicts the transformed tops from the transformed objects."""
+    network = build_network(small_config("lgatr_slim")).double()
+    objects = Objects.from_events(events, torch.float64)
+    angle, reflect = torch.rand(100, dtype=torch.float64) * 6, torch.rand(100) < 0.5
+    with torch.no_grad():
+        turned, expected = augment(objects, network(objects), angle, reflect)
+        torch.testing.assert_close(network(turned), expected, rtol=1e-6, atol=1e-4)
+
+
+def test_no_augmentation_is_the_identity(events):
+    objects, tops = Objects.from_events(events), torch.from_numpy(toy_truth(events).tops).float()
+    same, same_tops = augment(objects, tops, None, None)
+    assert torch.equal(same_tops, tops)
+    assert all(torch.equal(a, b) for a, b in zip(same, objects, strict=True))

@@ -1,0 +1,602 @@
+"""Laws that hold for every network, whatever its weights, and what sets the kinds apart."""
+
+import pytest
+import torch
+
+from topreco import fourvector
+from topreco.config import ModelConfig
+from topreco.constants import M_TOP
+from topreco.events import toy_events
+from topreco.network.build import build_network
+from topreco.network.heads import Head
+from topreco.network.spurions import build_spurions
+from topreco.network.tokens import Objects, build_tokens, model_features
+
+EQUIVARIANT = ("lgatr", "lgatr_slim")
+KINDS = (*EQUIVARIANT, "transformer")
+READOUTS = ("first_token", "mean", "sum", "query_tokens")
+SPURIONS = {
+    "none": {"beam": None, "time": False},
+    "time": {"beam": None, "time": True},
+    "lightlike": {"beam": "lightlike"},
+    "lightlike-one": {"beam": "lightlike", "mirror": False},
+    "lightlike-notime": {"beam": "lightlike", "time": False},
+    "spacelike": {"beam": "spacelike"},
+    "timelike": {"beam": "timelike"},
+    "timelike-one": {"beam": "timelike", "mirror": False},
+    "xyplane": {"beam": "xyplane"},
+    "xyplane-notime": {"beam": "xyplane", "time": False},
+}
+TIGHT = {"rtol": 1e-8, "atol": 1e-6}
+"""For double precision, in GeV."""
+
+
+def cases(kinds, spurions=tuple(SPURIONS)):
+    """Kind × spurions × embedding, without the bivector where it cannot be seen."""
+    return [
+        pytest.param(kind, {**SPURIONS[name], "embed": embed}, id=f"{kind}-{name}-{embed}")
+        for kind in kinds
+        for name in spurions
+        for embed in ("token", "channel")
+        if kind == "lgatr" or not name.startswith("xyplane")
+    ]
+
+
+def transform(objects, matrix):
+    """Objects under a transformation that leaves the beam alone."""
+    met = objects.met @ matrix[1:3, 1:3].T
+    return objects._replace(
+        lepton_plus=objects.lepton_plus @ matrix.T,
+        lepton_minus=objects.lepton_minus @ matrix.T,
+        jets=objects.jets @ matrix.T,
+        met=met,
+    )
+
+
+@pytest.fixture(params=READOUTS)
+def readout(request):
+    return request.param
+
+
+@pytest.fixture
+def network(small_config):
+    """A network in double precision."""
+
+    def make(kind, **fields):
+        return build_network(small_config(kind, **fields)).double().eval().requires_grad_(False)
+
+    return make
+
+
+# ---- symmetry --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "spurions"), cases(EQUIVARIANT))
+def test_rotation_about_the_beam(network, objects, rotation, readout, kind, spurions):
+    """The plain transformer is exempt: it has to learn this."""
+    model = network(kind, spurions=spurions, readout=readout, tokens={"log_pt": True})
+    torch.testing.assert_close(model(transform(objects, rotation)), model(objects) @ rotation.T, **TIGHT)
+
+
+@pytest.mark.parametrize(("kind", "spurions"), cases(EQUIVARIANT))
+def test_lorentz_transformation_of_everything(
+    network, objects, lorentz, transform_multivectors, readout, kind, spurions
+):
+    model = network(kind, spurions=spurions, readout=readout, head="timelike")
+    tokens, scale = build_tokens(objects, model.config.tokens), model.scale(objects)
+    moved = model.forward_tokens(
+        tokens._replace(p4=tokens.p4 @ lorentz.T), scale, transform_multivectors(lorentz, model.spurions)
+    )
+    torch.testing.assert_close(moved, model.forward_tokens(tokens, scale) @ lorentz.T, **TIGHT)
+
+
+@pytest.mark.parametrize("charge_symmetric", [False, True], ids=["plain", "charge-symmetric"])
+@pytest.mark.parametrize("b_candidates", ["token", "flag", "none"])
+@pytest.mark.parametrize("kind", EQUIVARIANT)
+def test_lorentz_transformation_with_an_event_mass(
+    network, objects, lorentz, transform_multivectors, kind, b_candidates, charge_symmetric
+):
+    model = network(
+        kind,
+        tokens={"b_candidates": b_candidates},
+        normalisation={"kind": "event_mass"},
+        charge_symmetric=charge_symmetric,
+    )
+    tokens = build_tokens(objects, model.config.tokens)
+    moved = tokens._replace(p4=tokens.p4 @ lorentz.T)
+    torch.testing.assert_close(model.scale_of(moved), model.scale_of(tokens))
+    torch.testing.assert_close(
+        model.forward_tokens(moved, model.scale_of(moved), transform_multivectors(lorentz, model.spurions)),
+        model(objects) @ lorentz.T,
+        **TIGHT,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "spurions"),
+    [
+        case
+        for case in cases(
+            ("lgatr_slim",), ("none", "time", "lightlike", "lightlike-notime", "spacelike", "timelike")
+        )
+        if case.values[1]["embed"] == "token"
+    ],
+)
+def test_reflection_of_the_beam_axis(network, objects, readout, kind, spurions):
+    """Exact for vectors and scalars with both beams or none; L-GATr itself mixes in axial vectors."""
+    model = network(kind, spurions=spurions, readout=readout)
+    flip = torch.diag(torch.tensor([1.0, 1.0, 1.0, -1.0], dtype=torch.float64))
+    torch.testing.assert_close(model(transform(objects, flip)), model(objects) @ flip.T, **TIGHT)
+
+
+@pytest.mark.parametrize(("kind", "spurions"), [case for case in cases(KINDS) if "none" not in case.id])
+def test_spurions_are_seen(network, objects, lorentz, transform_multivectors, kind, spurions):
+    model = network(kind, spurions=spurions)
+    before = model(objects)
+    model.spurions = transform_multivectors(lorentz, model.spurions)
+    assert (model(objects) - before).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_plain_transformer_breaks_rotations(network, objects, rotation, kind):
+    model = network(kind)
+    deviation = (model(transform(objects, rotation)) - model(objects) @ rotation.T).abs().max()
+    assert (deviation > 1e-2) == (kind == "transformer")
+
+
+@pytest.mark.parametrize("b_candidates", ["token", "flag", "none"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_permutation_of_jets(network, objects, readout, kind, b_candidates):
+    model = network(kind, readout=readout, tokens={"b_candidates": b_candidates, "max_jets": 7})
+    order = torch.rand(objects.jet_mask.shape).argsort(1)
+    permuted = objects._replace(
+        jets=objects.jets.gather(1, order[..., None].expand(-1, -1, 4)),
+        jet_mask=objects.jet_mask.gather(1, order),
+        jet_btag=objects.jet_btag.gather(1, order),
+        jet_tagged=objects.jet_tagged.gather(1, order),
+        b_candidates=order.argsort(1).gather(1, objects.b_candidates),
+    )
+    torch.testing.assert_close(model(permuted), model(objects), **TIGHT)
+
+
+@pytest.mark.parametrize("head", ["on_shell", "timelike"])
+@pytest.mark.parametrize("b_candidates", ["token", "flag", "none"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_charge_exchange(network, objects, readout, kind, b_candidates, head):
+    model = network(
+        kind, readout=readout, tokens={"b_candidates": b_candidates}, head=head, charge_symmetric=True
+    )
+    exchanged = model(objects.charge_exchanged())
+    torch.testing.assert_close(exchanged, model(objects).flip(1), **TIGHT)
+    # The two tops must not have become one.
+    assert (exchanged[:, 0] - exchanged[:, 1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_charge_exchange_is_no_symmetry_unless_asked_for(network, objects, kind):
+    model = network(kind)
+    assert (model(objects.charge_exchanged()) - model(objects).flip(1)).abs().max() > 1e-3
+
+
+# ---- padding ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("embed", ["token", "channel"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_changes_nothing(small_config, readout, kind, embed):
+    objects = Objects.from_events(toy_events(16, max_jets=7))
+    options = {"readout": readout, "spurions": {"embed": embed}}
+    short = build_network(small_config(kind, tokens={"max_jets": 7}, **options)).eval()
+    long = build_network(small_config(kind, tokens={"max_jets": 12}, **options)).eval()
+    long.load_state_dict(short.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(long(objects), short(objects), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_events_of_the_batch_change_nothing(small_config, readout, kind):
+    objects = Objects.from_events(toy_events(16))
+    model = build_network(small_config(kind, readout=readout, normalisation={"kind": "event_mass"})).eval()
+    with torch.no_grad():
+        together = model(objects)
+        alone = torch.cat([model(objects.take(slice(i, i + 1))) for i in range(16)])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("garbage", [1e6, torch.nan], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_content_of_masked_jets_is_ignored(network, objects, readout, kind, garbage):
+    absent = ~objects.jet_mask
+    dirty = objects._replace(
+        jets=torch.where(absent[..., None], garbage, objects.jets),
+        jet_btag=torch.where(absent, garbage, objects.jet_btag),
+    )
+    for normalisation in ("constant", "event_mass"):
+        model = network(kind, readout=readout, normalisation={"kind": normalisation})
+        assert torch.equal(model(dirty), model(objects))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_object_matters(network, objects, kind):
+    """The converse: nothing that is there is masked away."""
+    objects = objects.take(objects.jet_mask.sum(1) == 4)
+    model = network(kind)
+    before = model(objects)
+    jets = objects.jets.clone()
+    jets[:, 3] *= 1.1
+    btag = objects.jet_btag.clone()
+    btag[:, 3] += 0.3
+    for change in (
+        {"jets": jets},
+        {"jet_btag": btag},
+        {"met": objects.met * 1.1},
+        {"lepton_plus": objects.lepton_plus * 1.1},
+        {"lepton_flavour": 24 - objects.lepton_flavour},
+        {"b_candidates": objects.b_candidates.flip(1)},
+    ):
+        assert ((model(objects._replace(**change)) - before).abs().amax((1, 2)) > 1e-6).all(), change
+
+
+# ---- predictions -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["on_shell", "timelike"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_are_timelike(small_config, readout, kind, head):
+    objects = Objects.from_events(toy_events(500))
+    model = build_network(small_config(kind, readout=readout, head=head))
+    p4 = model(objects)
+    assert p4.shape == (500, 2, 4)
+    assert (p4[..., 0] > 0).all()
+    mass = fourvector.mass(p4)
+    if head == "on_shell":
+        assert (mass / M_TOP - 1).abs().max() < 1e-3
+    else:
+        assert ((mass > 0.6 * M_TOP) & (mass < 1.66 * M_TOP)).all()
+        assert mass.std() > 0
+
+
+def extreme_events(dtype=torch.float32):
+    """5 TeV objects, two jets, no MET, no b candidates; leptons at threshold, along and across the jets."""
+    directions = torch.tensor(
+        [
+            [[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -1.0, 0.0]],
+            [[1.0, 0.0, 0.0], [1.0, 0.01, 0.0], [1.0, 0.0, 0.1], [1.0, 0.1, 0.1]],
+            [[0.1, 0.0, 1.0], [0.0, 0.1, 1.0], [0.1, 0.1, 1.0], [0.1, -0.1, 1.0]],
+            [[0.2, 0.0, 1.0], [0.0, 0.2, -1.0], [0.2, 0.1, 1.0], [0.2, -0.1, -1.0]],
+        ],
+        dtype=dtype,
+    )
+    momenta = torch.tensor(
+        [[20.0, 5000.0, 5000.0, 30.0], [5000.0] * 4, [20.0, 20.0, 30.0, 30.0]], dtype=dtype
+    )
+    three = (directions[:, None] * momenta[None, :, :, None]).flatten(0, 1)
+    p4 = fourvector.from_three_momentum(three, torch.tensor([5e-4, 0.1, 5.0, 5.0], dtype=dtype))
+    n = len(p4)
+    return Objects(
+        lepton_plus=p4[:, 0],
+        lepton_minus=p4[:, 1],
+        lepton_flavour=torch.tensor([[11, 13]]).expand(n, 2),
+        jets=p4[:, 2:],
+        jet_mask=torch.ones(n, 2, dtype=torch.bool),
+        jet_btag=torch.zeros(n, 2, dtype=dtype),
+        jet_tagged=torch.zeros(n, 2, dtype=torch.bool),
+        b_candidates=torch.full((n, 2), -1),
+        met=torch.zeros(n, 2, dtype=dtype),
+    )
+
+
+@pytest.mark.parametrize("options", [
+    {},
+    {"normalisation": {"kind": "event_mass", "include_met": True}, "head": "timelike"},
+    {"tokens": {"b_candidates": "token", "log_pt": True}, "charge_symmetric": True},
+    {"spurions": {"beam": None, "time": False}},
+], ids=["default", "event-mass", "candidates", "unbroken"])  # fmt: skip
+@pytest.mark.parametrize("kind", KINDS)
+def test_extreme_events_stay_finite(small_config, readout, kind, options):
+    objects = extreme_events()
+    model = build_network(small_config(kind, readout=readout, **options))
+    model.fit_standardisation(objects)
+    p4 = model(objects)
+    assert p4.isfinite().all()
+    assert (p4[..., 0] > 0).all()
+    p4.square().mean().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("b_candidates", ["token", "flag", "none"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_events_without_b_candidates(network, objects, readout, kind, b_candidates):
+    model = network(kind, readout=readout, tokens={"b_candidates": b_candidates})
+    absent = torch.full_like(objects.b_candidates, -1)
+    none = model(objects._replace(b_candidates=absent))
+    one = model(
+        objects._replace(b_candidates=torch.where(torch.tensor([True, False]), objects.b_candidates, -1))
+    )
+    both = model(objects)
+    assert none.isfinite().all()
+    assert one.isfinite().all()
+    assert torch.equal(none, both) == torch.equal(one, both) == (b_candidates == "none")
+
+
+# ---- head ------------------------------------------------------------------------------------------------
+
+
+def raw_input(n=200, dtype=torch.float64):
+    objects = Objects.from_events(toy_events(n), dtype)
+    visible = build_tokens(objects, ModelConfig().tokens).p4[:, :9].sum(1)
+    return 3 * torch.randn(n, 2, 4, dtype=dtype), torch.randn(n, 2, 1, dtype=dtype), visible
+
+
+def test_head_is_its_formula():
+    raw, scalars, visible = raw_input()
+    scale = torch.full((200,), 100.0, dtype=torch.float64)
+    u = (visible / fourvector.mass(visible)[:, None])[:, None]
+    v = 100.0 * raw
+    perpendicular = v - fourvector.dot(v, u)[..., None] * u
+    energy = (M_TOP**2 - fourvector.mass_squared(perpendicular)).sqrt()
+    head = Head("on_shell", M_TOP)
+    torch.testing.assert_close(
+        head(raw, scalars[..., :0], visible, scale), perpendicular + energy[..., None] * u
+    )
+
+
+@pytest.mark.parametrize("kind", ["on_shell", "timelike"])
+def test_head_is_covariant(kind, lorentz):
+    raw, scalars, visible = raw_input()
+    scale = torch.full((200,), 100.0, dtype=torch.float64)
+    head = Head(kind, M_TOP)
+    torch.testing.assert_close(
+        head(raw @ lorentz.T, scalars, visible @ lorentz.T, scale),
+        head(raw, scalars, visible, scale) @ lorentz.T,
+    )
+
+
+def test_head_reaches_every_momentum():
+    """With visible objects at rest the raw momentum is that of the top."""
+    raw, scalars, _ = raw_input()
+    visible = torch.tensor([500.0, 0.0, 0.0, 0.0], dtype=torch.float64).expand(200, 4)
+    scale = torch.full((200,), 100.0, dtype=torch.float64)
+    p4 = Head("on_shell", M_TOP)(raw, scalars[..., :0], visible, scale)
+    torch.testing.assert_close(p4[..., 1:], 100.0 * raw[..., 1:])
+
+
+def test_head_in_single_precision():
+    raw, scalars, visible = raw_input(5000, torch.float32)
+    scale = torch.full((5000,), 100.0)
+    head = Head("on_shell", M_TOP)
+    p4 = head(raw, scalars[..., :0], visible, scale)
+    # As float32 momenta are stored, and so with the rounding of E and p alone.
+    assert (fourvector.mass(p4.double()) / M_TOP - 1).abs().max() < 1e-3
+    double = head(raw.double(), scalars[..., :0].double(), visible.double(), scale.double())
+    torch.testing.assert_close(p4.double(), double, rtol=1e-3, atol=0.1)
+
+
+# ---- normalisation ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("include_met", [False, True], ids=["visible", "with-met"])
+def test_event_mass(network, objects, include_met):
+    model = network(
+        "lgatr_slim",
+        tokens={"max_jets": 4},
+        normalisation={"kind": "event_mass", "include_met": include_met},
+    )
+    total = objects.lepton_plus + objects.lepton_minus + objects.jets[:, :4].sum(1)
+    if include_met:
+        x, y = objects.met.unbind(1)
+        total = total + torch.stack([objects.met.norm(dim=1), x, y, 0 * x], 1)
+    scale = model.scale(objects)
+    assert scale.shape == (16,)
+    torch.testing.assert_close(scale, fourvector.mass(total))
+    # Invertible: dividing a target and multiplying again gives it back.
+    target = model(objects)
+    torch.testing.assert_close(target / scale[:, None, None] * scale[:, None, None], target)
+
+
+def test_constant_scale(network, objects):
+    model = network("lgatr_slim", normalisation={"scale": 80.0})
+    assert torch.equal(model.scale(objects), torch.full((16,), 80.0, dtype=torch.float64))
+
+
+def test_event_mass_has_a_floor(network, objects):
+    model = network("lgatr_slim", normalisation={"kind": "event_mass"})
+    light = torch.tensor([50.0, 30.0, 40.0, 0.0], dtype=torch.float64).expand(16, 4)
+    collinear = objects._replace(
+        lepton_plus=light, lepton_minus=light, jet_mask=torch.zeros_like(objects.jet_mask)
+    )
+    assert torch.equal(model.scale(collinear), torch.ones(16, dtype=torch.float64))
+    assert model(collinear).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_scale_is_known_to_the_network(network, objects, readout, kind):
+    """Without log(scale), momenta twice as large would give a raw answer twice as large."""
+    model = network(kind, readout=readout, normalisation={"kind": "event_mass"})
+    tokens = build_tokens(objects, model.config.tokens)
+    one = model._raw(tokens, model.scale_of(tokens), model.spurions)[0]
+    tokens = tokens._replace(p4=2 * tokens.p4)
+    two = model._raw(tokens, model.scale_of(tokens), model.spurions)[0]
+    assert (one - two).abs().max() > 1e-6
+
+
+def test_standardisation(network):
+    objects = Objects.from_events(toy_events(400), torch.float64)
+    model = network(
+        "lgatr_slim",
+        tokens={"log_pt": True, "b_candidates": "token"},
+        normalisation={"kind": "event_mass"},
+    )
+    captured = []
+    model.backbone.register_forward_pre_hook(lambda module, args: captured.append(args[1:]))
+    model.fit_standardisation(objects)
+    model(objects)
+    scalars, mask = captured[0]
+    features = model_features(model.config)
+    tokens = build_tokens(objects, model.config.tokens)
+    length = tokens.mask.shape[1]
+    for name in ("btag", "log_pt", "log_scale"):
+        column = features.index(name)
+        values = scalars[:, :length, column]
+        applies = tokens.mask & model._applies[:, column]
+        assert values[applies].mean().abs() < 1e-5
+        assert (values[applies].std(correction=0) - 1).abs() < 1e-5
+        assert not values[~applies].any()
+    flags = [i for i, name in enumerate(features) if name not in {"btag", "log_pt", "log_scale"}]
+    columns = torch.tensor(flags)
+    assert torch.equal(scalars[:, :length, columns], tokens.scalars[..., columns])
+    # Readout tokens and spurions share the event's log(scale).
+    log_scale = scalars[..., features.index("log_scale")]
+    torch.testing.assert_close(log_scale[:, length:], log_scale[:, :1].expand(-1, mask.shape[1] - length))
+
+
+def test_standardisation_is_part_of_the_state(small_config, objects):
+    objects = Objects.from_events(toy_events(100))
+    config = small_config("lgatr_slim")
+    model, other = build_network(config).eval(), build_network(config).eval()
+    model.fit_standardisation(objects)
+    assert model.feature_mean.any()
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(objects), model(objects))
+
+
+def test_standardisation_of_a_constant(small_config, objects):
+    constant = objects._replace(jet_btag=torch.full_like(objects.jet_btag, -1.0))
+    model = build_network(small_config("lgatr_slim")).double()
+    model.fit_standardisation(constant)
+    assert model(constant).isfinite().all()
+    column = model_features(model.config).index("btag")
+    assert model.feature_mean[column] == -1
+    assert model.feature_std[column] == 1
+
+
+# ---- machinery -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_precisions_agree(small_config, kind):
+    model = build_network(small_config(kind)).eval()
+    events = toy_events(50)
+    single = model(Objects.from_events(events))
+    assert single.dtype == torch.float32
+    double = model.double()(Objects.from_events(events, torch.float64))
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_inside_keeps_the_mass(small_config, kind):
+    model = build_network(small_config(kind))
+    objects = Objects.from_events(toy_events(50))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        p4 = model(objects)
+    assert p4.dtype == torch.float32
+    assert (fourvector.mass(p4) / M_TOP - 1).abs().max() < 1e-3
+    p4.mean().backward()
+
+
+@pytest.mark.parametrize("head", ["on_shell", "timelike"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_is_used(small_config, readout, kind, head):
+    """Parameters that never get a gradient would stop distributed training."""
+    model = build_network(small_config(kind, readout=readout, head=head))
+    model(Objects.from_events(toy_events(8))).square().mean().backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_acts_in_training_only(kind, small_config):
+    config = small_config(kind)
+    backbone = config.backbone.model_copy(update={"dropout": 0.5})
+    model = build_network(config.model_copy(update={"backbone": backbone}))
+    objects = Objects.from_events(toy_events(8))
+    assert not torch.equal(model(objects), model(objects))
+    model.eval()
+    assert torch.equal(model(objects), model(objects))
+
+
+@pytest.mark.parametrize("options", [
+    {},
+    {"charge_symmetric": True, "readout": "mean", "head": "timelike", "spurions": {"embed": "channel"},
+     "normalisation": {"kind": "event_mass"}, "tokens": {"b_candidates": "token", "log_pt": True}},
+], ids=["default", "everything-else"])  # fmt: skip
+@pytest.mark.parametrize("kind", KINDS)
+def test_export_for_any_number_of_events(small_config, kind, options):
+    class Flat(torch.nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, *fields):
+            return self.network(Objects(*fields))
+
+    config = small_config(kind, **options)
+    backbone = config.backbone.model_copy(update={"blocks": 1})
+    model = build_network(config.model_copy(update={"backbone": backbone})).eval()
+    objects, other = Objects.from_events(toy_events(4)), Objects.from_events(toy_events(9, seed=1))
+    dynamic = (tuple({0: torch.export.Dim.DYNAMIC} for _ in objects),)
+    with torch.no_grad():
+        program = torch.export.export(Flat(model), tuple(objects), dynamic_shapes=dynamic)
+        torch.testing.assert_close(program.module()(*other), model(other))
+
+
+# lgatr keeps its constant tables in cached functions, which is harmless.
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+@pytest.mark.parametrize("kind", KINDS)
+def test_graph_is_unbroken(small_config, kind):
+    """What torch.compile needs, checked without a compiler."""
+    model = build_network(small_config(kind)).eval()
+    objects = Objects.from_events(toy_events(4))
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(objects), model(objects))
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"kind": "lgatr", "blocks": 3, "multivector_channels": 8, "scalar_channels": 32},
+        {"kind": "lgatr_slim", "blocks": 3, "vector_channels": 16, "scalar_channels": 64},
+        {"kind": "transformer", "blocks": 2, "channels": 32},
+    ],
+    ids=KINDS,
+)
+def test_overfits_one_batch(sizes):
+    model = build_network(ModelConfig.model_validate({"backbone": sizes}))
+    objects = Objects.from_events(toy_events(4))
+    model.fit_standardisation(objects)
+    target = fourvector.from_three_momentum(150 * torch.randn(4, 2, 3), M_TOP)
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 200)
+    losses = []
+    for _ in range(200):
+        loss = ((model(objects) - target) / model.scale(objects)[:, None, None]).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 100
+
+
+def test_transformer_heads_must_divide_channels(small_config):
+    config = small_config("transformer")
+    backbone = config.backbone.model_copy(update={"channels": 30, "heads": 4})
+    with pytest.raises(ValueError, match=r"backbone.channels: 30 found, a multiple of backbone.heads \(4\)"):
+        build_network(config.model_copy(update={"backbone": backbone}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_default_sizes_are_comparable(kind):
+    model = build_network(ModelConfig.model_validate({"backbone": {"kind": kind}}))
+    assert 100_000 < sum(p.numel() for p in model.parameters()) < 310_000
+
+
+def test_spurions_belong_to_the_model(small_config):
+    config = small_config("lgatr", spurions={"beam": "xyplane"})
+    model = build_network(config)
+    assert torch.equal(model.state_dict()["spurions"], build_spurions(config.spurions))
+    assert model.config is config

@@ -1,0 +1,435 @@
+"""Booking and filling: `DileptonEvents` and `TopPair`, with `Truth` where there is one, to `hist.Hist`.
+
+All histograms merge exactly by addition. They start with the axes dataset and method, which grow, channel,
+and subset: "all" selected events, or the "common" ones that every method solves. Then, by key:
+
+========================  ==================================================================================
+events                    observable, outcome ("selected", "solved"), moment ("n", "w", "ww")
+spectrum/OBSERVABLE       source ("reco", "truth"), value: solved events only
+moments/OBSERVABLE        moment, truth: the sums of `metrics.MOMENTS` and of the selected events
+residual/OBSERVABLE       truth (fine), residual: for quantiles and for the width about the response line
+migration/OBSERVABLE      truth (fine), reco (fine)
+moments_m_tt/OBSERVABLE   as ``moments``, in bins of the true m_tt
+residual_m_tt/OBSERVABLE  as ``residual``, in bins of the true m_tt
+========================  ==================================================================================
+
+The fine truth axis divides the bins of the coarse one, so that it can be merged into them. Without truth, as
+in data, only ``events`` and ``spectrum`` are filled. A moment is the sum its name says: "n" counts, "ww" is
+Σw².
+"""
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import hist
+import numpy as np
+
+from topreco.config import ConfigError, HistogramConfig
+from topreco.evaluation.metrics import (
+    MOMENTS,
+    Array,
+    check_weights,
+    event_moments,
+    has_value,
+    response_coordinate,
+)
+from topreco.events import CHANNELS, BoolArray, DileptonEvents, TopPair, Truth
+from topreco.observables import OBSERVABLES, Observable
+
+SUBSETS = ("all", "common")
+COUNTS = ("n", "w", "ww")
+OUTCOMES = ("selected", "solved")
+SOURCES = ("reco", "truth")
+TRUTH_MOMENTS = (*MOMENTS, *(f"{name}_selected" for name in COUNTS))
+
+DEFAULT_BINS: dict[str, tuple[float, ...]] = {
+    "m_tt": (300, 345, 400, 450, 500, 550, 625, 700, 850, 1000, 1400, 2000),
+    "pt_tt": (0, 20, 40, 70, 110, 170, 250, 400),
+    "y_tt": (-2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 2.5),
+    # (p − t)/t diverges for pT → 0: the first bin keeps that out of the others.
+    "pt_top": (0, 20, 50, 80, 120, 160, 200, 250, 300, 400, 550, 800),
+    "y_top": (-2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 2.5),
+    "m_top": (165, 168, 170, 171, 172, 173, 174, 175, 177, 180),
+}
+DEFAULT_BINS |= {f"{name}_antitop": DEFAULT_BINS[f"{name}_top"] for name in ("pt", "y", "m")}
+"""Edges of the truth bins per observable, replaced by `HistogramConfig.bins`."""
+
+SPECTRUM_BINS: dict[str, tuple[int, float, float]] = {
+    "m_tt": (60, 300, 1500),
+    "pt_tt": (50, 0, 400),
+    "y_tt": (50, -2.5, 2.5),
+    "pt_top": (50, 0, 600),
+    "y_top": (50, -2.5, 2.5),
+    "m_top": (45, 150, 195),
+}
+SPECTRUM_BINS |= {f"{name}_antitop": SPECTRUM_BINS[f"{name}_top"] for name in ("pt", "y", "m")}
+"""Number of bins and range of the spectra per observable."""
+
+_FINE_TRUTH_BINS = 60
+_RESIDUAL_BINS = 300
+_RELATIVE_RESIDUAL_MAX = 20.0
+_RESIDUAL_CORE = 0.02
+
+
+# ---- booking ---------------------------------------------------------------------------------------------
+
+
+def book(config: HistogramConfig | None = None) -> dict[str, hist.Hist]:
+    """Empty histograms of the configured observables.
+
+    Parameters
+    ----------
+    config
+        Observables and their binnings; None takes the defaults.
+
+    Raises
+    ------
+    ConfigError
+        If an observable is unknown or its edges are unusable.
+    """
+    config = HistogramConfig() if config is None else config
+    for name in (*config.observables, *config.bins):
+        if name not in OBSERVABLES:
+            raise ConfigError(f"histograms: unknown observable {name!r}; allowed: {', '.join(OBSERVABLES)}")
+    m_tt_edges = _edges(config, "m_tt")
+    histograms = {
+        "events": _hist(
+            _category("observable", config.observables),
+            _category("outcome", OUTCOMES),
+            _category("moment", COUNTS),
+        )
+    }
+    for name in config.observables:
+        observable = OBSERVABLES[name]
+        edges = _edges(config, name)
+        fine = _fine_edges(edges)
+        label = observable.axis_label
+        n_bins, low, high = SPECTRUM_BINS.get(name, (60, edges[0], edges[-1]))
+        moment = _category("moment", TRUTH_MOMENTS)
+        truth = hist.axis.Variable(edges, name="truth", label=f"True {label}")
+        truth_fine = hist.axis.Variable(fine, name="truth", label=f"True {label}")
+        reco_fine = hist.axis.Variable(fine, name="reco", label=f"Reconstructed {label}")
+        value = hist.axis.Regular(n_bins, low, high, name="value", label=label)
+        residual = hist.axis.Variable(
+            _residual_edges(observable, edges), name="residual", label=residual_label(observable)
+        )
+        histograms[f"spectrum/{name}"] = _hist(
+            _category("source", SOURCES), value, storage=hist.storage.Weight()
+        )
+        histograms[f"moments/{name}"] = _hist(moment, truth)
+        histograms[f"residual/{name}"] = _hist(truth_fine, residual)
+        histograms[f"migration/{name}"] = _hist(truth_fine, reco_fine)
+        if name != "m_tt":
+            m_tt_label = f"True {OBSERVABLES['m_tt'].axis_label}"
+            truth_m_tt = hist.axis.Variable(m_tt_edges, name="truth", label=m_tt_label)
+            histograms[f"moments_m_tt/{name}"] = _hist(moment, truth_m_tt)
+            histograms[f"residual_m_tt/{name}"] = _hist(truth_m_tt, residual)
+    return histograms
+
+
+def residual_label(observable: Observable) -> str:
+    """Axis label of the residual of an observable, in mathtext."""
+    if observable.relative:
+        return f"(reco − true) / true  {observable.label}"
+    return f"reco − true  {observable.axis_label}"
+
+
+def observables_of(histograms: Mapping[str, hist.Hist]) -> tuple[str, ...]:
+    """Names of the observables that histograms hold, in the order of booking."""
+    return tuple(key.removeprefix("spectrum/") for key in histograms if key.startswith("spectrum/"))
+
+
+def reference(truth_edges: Array) -> float:
+    """Origin of the response coordinate of an observable: the middle of its truth bins."""
+    return float(truth_edges[0] + truth_edges[-1]) / 2
+
+
+def _hist(*axes: Any, storage: Any = None) -> hist.Hist:
+    return hist.Hist(
+        hist.axis.StrCategory([], growth=True, name="dataset"),
+        hist.axis.StrCategory([], growth=True, name="method"),
+        _category("channel", CHANNELS),
+        _category("subset", SUBSETS),
+        *axes,
+        storage=hist.storage.Double() if storage is None else storage,
+    )
+
+
+def _category(name: str, categories: tuple[str, ...]) -> Any:
+    return hist.axis.StrCategory(categories, name=name, overflow=False)
+
+
+def _edges(config: HistogramConfig, name: str) -> Array:
+    """Edges of the truth bins, checked."""
+    found = config.bins.get(name, DEFAULT_BINS.get(name))
+    key = f"histograms.bins.{name}"
+    if found is None:
+        raise ConfigError(f"{key}: no default binning exists, so edges are needed")
+    edges = np.asarray(found, float)
+    if len(edges) < 2 or not np.isfinite(edges).all() or (np.diff(edges) <= 0).any():
+        raise ConfigError(f"{key}: at least two finite, rising edges expected, found {list(found)}")
+    if OBSERVABLES[name].relative and edges[0] < 0:
+        raise ConfigError(f"{key}: {name} is positive, found the edge {edges[0]:g}")
+    return edges
+
+
+def _fine_edges(edges: Array) -> Array:
+    """Edges with every bin divided into equal parts, those of the coarse bins among them exactly."""
+    parts = max(1, _FINE_TRUTH_BINS // (len(edges) - 1))
+    inner = [np.linspace(*ends, parts, endpoint=False) for ends in itertools.pairwise(edges)]
+    return np.concatenate([*inner, edges[-1:]])
+
+
+def _residual_edges(observable: Observable, edges: Array) -> Array:
+    """Residual bins whose width grows with the residual: fine in the core, yet reaching far into the tails.
+
+    They are equal in arcsinh(r/core). Relative residuals begin at −1, a prediction of zero; differences span
+    the range of the truth bins to both sides.
+    """
+    if observable.relative:
+        core, low, high = _RESIDUAL_CORE, -1.0, _RELATIVE_RESIDUAL_MAX
+    else:
+        span = edges[-1] - edges[0]
+        core, low, high = _RESIDUAL_CORE * span / 5, -span, span
+    ends = math.asinh(low / core), math.asinh(high / core)
+    found = core * np.sinh(np.linspace(*ends, _RESIDUAL_BINS + 1))
+    # Free of rounding, so that no prediction falls below zero.
+    found[[0, -1]] = low, high
+    return found
+
+
+# ---- filling ---------------------------------------------------------------------------------------------
+
+
+def fill(
+    histograms: Mapping[str, hist.Hist],
+    *,
+    dataset: str,
+    method: str,
+    events: DileptonEvents,
+    pair: TopPair,
+    truth: Truth | None = None,
+    common: BoolArray | None = None,
+) -> None:
+    """Fill the histograms of `book` with what one method made of selected events.
+
+    An event counts as solved for an observable if the method calls it valid and the observable is finite (and
+    positive, where its residual is relative). Others enter the denominators of efficiencies only.
+
+    Parameters
+    ----------
+    histograms
+        Histograms of `book`, filled in place.
+    dataset, method
+        Categories to fill.
+    events
+        Selected events, all of them, whether solved or not.
+    pair
+        What the method reconstructed in them.
+    truth
+        Generated tops, None in data; events whose tops are unknown enter as data do.
+    common
+        Events that every method solves, shape (n,). They fill the subset "common", whose efficiencies have
+        all selected events in the denominator; None leaves that subset empty.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ, a weight is not finite, or `common` holds an event that this method did not solve.
+    """
+    n = len(events)
+    lengths = {"pair": len(pair)}
+    lengths |= {} if truth is None else {"truth": len(truth)}
+    lengths |= {} if common is None else {"common": len(common)}
+    for name, length in lengths.items():
+        if length != n:
+            raise ValueError(f"fill: {n} events but {length} entries in {name} ({dataset}, {method})")
+    if common is not None and (unsolved := int((common & ~pair.valid).sum())):
+        raise ValueError(
+            f"fill: {unsolved} events are marked as solved by all methods, but {method} did not solve them "
+            f"({dataset})"
+        )
+    weight = np.asarray(events.weight, np.float64)
+    check_weights(weight, f"events.weight ({dataset})")
+    subsets = {"all": np.ones(n, np.bool_)} | ({} if common is None else {"common": np.asarray(common, bool)})
+    predicted = _values(histograms, pair.p4, pair.system, pair.valid)
+    true: dict[str, Array] = {}
+    if truth is not None:
+        true = _values(histograms, truth.tops, truth.tops.sum(axis=1), truth.valid, also="m_tt")
+
+    channel = events.channel.astype(np.intp)
+    for name in observables_of(histograms):
+        observable = OBSERVABLES[name]
+        pred = predicted[name]
+        solved = has_value(pred, relative=observable.relative)
+        spectrum = histograms[f"spectrum/{name}"]
+        counts = _Filler(histograms["events"], dataset, method)
+        values = _Filler(spectrum, dataset, method)
+        for subset, chosen in subsets.items():
+            for outcome, passed in zip(OUTCOMES, (np.ones(n, np.bool_), solved & chosen), strict=True):
+                for moment, content in _counts(weight[passed]):
+                    where = {"subset": subset, "observable": name, "outcome": outcome, "moment": moment}
+                    counts.add(where, [channel[passed]], content)
+            keep = solved & chosen
+            index = spectrum.axes["value"].index(pred[keep]) + 1
+            values.add({"subset": subset, "source": "reco"}, [channel[keep], index], weight[keep])
+        if truth is None:
+            continue
+        known = has_value(true[name], relative=observable.relative)
+        _fill_truth(
+            histograms, (dataset, method, observable), subsets, channel, weight, pred, true, solved, known
+        )
+
+
+def _fill_truth(
+    histograms: Mapping[str, hist.Hist],
+    key: tuple[str, str, Observable],
+    subsets: Mapping[str, BoolArray],
+    channel: Array,
+    weight: Array,
+    pred: Array,
+    true: Mapping[str, Array],
+    solved: Array,
+    known: Array,
+) -> None:
+    """Fill what needs truth, for one observable."""
+    dataset, method, observable = key
+    name = observable.name
+    spectrum, migration = histograms[f"spectrum/{name}"], histograms[f"migration/{name}"]
+    values, migrations = _Filler(spectrum, dataset, method), _Filler(migration, dataset, method)
+    origin = reference(histograms[f"moments/{name}"].axes["truth"].edges)
+    for suffix, binned_in in (("", name), ("_m_tt", "m_tt")):
+        if f"moments{suffix}/{name}" not in histograms:
+            continue
+        moments, residuals = histograms[f"moments{suffix}/{name}"], histograms[f"residual{suffix}/{name}"]
+        sums, tails = _Filler(moments, dataset, method), _Filler(residuals, dataset, method)
+        coarse = moments.axes["truth"].index(np.where(known, true[binned_in], 0.0)) + 1
+        fine = residuals.axes["truth"].index(np.where(known, true[binned_in], 0.0)) + 1
+        for subset, chosen in subsets.items():
+            for moment, content in _counts(weight[known]):
+                where = {"subset": subset, "moment": f"{moment}_selected"}
+                sums.add(where, [channel[known], coarse[known]], content)
+            keep = solved & known & chosen
+            p, t, w, c = pred[keep], true[name][keep], weight[keep], channel[keep]
+            residual = observable.residual(p, t)
+            u, v = (response_coordinate(x, relative=observable.relative, reference=origin) for x in (t, p))
+            for moment, content in event_moments(residual, u, v, w):
+                sums.add({"subset": subset, "moment": moment}, [c, coarse[keep]], content)
+            where = {"subset": subset}
+            tails.add(where, [c, fine[keep], residuals.axes["residual"].index(residual) + 1], w)
+            if not suffix:
+                migrations.add(where, [c, fine[keep], migration.axes["reco"].index(p) + 1], w)
+                bins = spectrum.axes["value"].index(t) + 1
+                values.add({"subset": subset, "source": "truth"}, [c, bins], w)
+
+
+def _values(
+    histograms: Mapping[str, hist.Hist], tops: Array, system: Array, valid: Array, also: str | None = None
+) -> dict[str, Array]:
+    """Observables of valid events, NaN elsewhere, each of shape (n,)."""
+    found = {}
+    names = dict.fromkeys((*observables_of(histograms), *([] if also is None else [also])))
+    for name in names:
+        values = np.full(len(valid), np.nan)
+        # A method's overflowing momenta are events without a value, not a reason to warn.
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            values[valid] = OBSERVABLES[name].compute(
+                np.asarray(tops[valid], np.float64), np.asarray(system[valid], np.float64)
+            )
+        found[name] = values
+    return found
+
+
+def _counts(weight: Array) -> list[tuple[str, Array]]:
+    """The contributions of events to `COUNTS`."""
+    return list(zip(COUNTS, (np.ones_like(weight), weight, weight**2), strict=True))
+
+
+class _Filler:
+    """Adds weighted events to the cells of one dataset and method of a histogram.
+
+    Sums are formed with `numpy.bincount` on bin numbers computed once, far faster than one call of
+    `Hist.fill` for each of thirty moments of the same events.
+    """
+
+    def __init__(self, histogram: hist.Hist, dataset: str, method: str) -> None:
+        self.axes = histogram.axes
+        if cells(histogram, dataset, method) is None:
+            # An entry of weight zero makes the categories.
+            first = {axis.name: axis.bin(0) for axis in self.axes[2:4]}
+            rest = [a.bin(0) if isinstance(a, hist.axis.StrCategory) else [a.edges[0]] for a in self.axes[4:]]
+            histogram.fill(dataset, method, *first.values(), *rest, weight=[0.0])
+        self.cells = cells(histogram, dataset, method)
+
+    def add(self, where: Mapping[str, str], index: list[Array], weight: Array) -> None:
+        """Add events.
+
+        Parameters
+        ----------
+        where
+            Category of each axis that is the same for all events.
+        index
+            Position of the events on the channel axis and the binned ones, flow included, each of shape (n,).
+        weight
+            What to add for each event, shape (n,).
+        """
+        key = tuple(
+            axis.index(where[axis.name]) if axis.name in where else slice(None) for axis in self.axes[2:]
+        )
+        target = self.cells[key]
+        shape = target.shape
+        flat = np.ravel_multi_index(index, shape)
+        size = math.prod(shape)
+
+        def total(w: Array) -> Array:
+            return np.bincount(flat, weights=w, minlength=size).reshape(shape)
+
+        if target.dtype.names is None:
+            target += total(weight)
+        else:
+            target["value"] += total(weight)
+            target["variance"] += total(weight**2)
+
+
+# ---- reading ---------------------------------------------------------------------------------------------
+
+
+def cells(histogram: hist.Hist, dataset: str, method: str) -> Any:
+    """Contents of one dataset and method with flow, a view of shape (channel, subset, …).
+
+    Returns
+    -------
+    cells
+        None if the histogram was never filled for them.
+    """
+    found = []
+    for axis, category in zip(histogram.axes[:2], (dataset, method), strict=True):
+        names = list(axis)
+        if category not in names:
+            return None
+        found.append(names.index(category))
+    return histogram.view(flow=True)[tuple(found)]
+
+
+def histograms_of(output: Mapping[str, Any]) -> dict[str, hist.Hist]:
+    """The histograms of `book` in the output of a processor, at its top or under "histograms".
+
+    Parameters
+    ----------
+    output
+        What `coffea.util.load` returns.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    inner = output.get("histograms", output)
+    found = {key: value for key, value in inner.items() if isinstance(value, hist.Hist)}
+    if "events" not in found or not observables_of(found):
+        raise ValueError(
+            f"no topreco histograms: keys 'events' and 'spectrum/…' expected, found {sorted(map(str, inner))}"
+        )
+    return found

@@ -1,0 +1,221 @@
+"""A `Summary` as tables for the terminal, as Markdown and as JSON."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from topreco.evaluation.summary import ALL_CHANNELS, Result, Summary
+from topreco.observables import OBSERVABLES
+
+UNDEFINED = "–"
+
+
+class _Column(NamedTuple):
+    heading: str
+    text: Callable[[Result], str]
+
+
+def _metric(heading: str, field: str) -> _Column:
+    def text(result: Result) -> str:
+        return format_estimate(getattr(result.metrics, field), getattr(result.metrics, f"{field}_error"))
+
+    return _Column(heading, text)
+
+
+_SIZE = (_Column("events", lambda r: str(r.n_solved)), _metric("efficiency", "efficiency"))
+_RESPONSE = (
+    _metric("RB", "rb"),
+    _metric("Res", "res"),
+    _metric("median", "median"),
+    _metric("width68", "width68"),
+)
+_INFORMATION = (
+    _metric("slope", "slope"),
+    _metric("ρ", "correlation"),
+    _metric("RMS lin.", "rms_linearised"),
+    _metric("width68 lin.", "width68_linearised"),
+    _Column(
+        "stability",
+        lambda r: format_estimate(r.migration_equal.mean_stability, r.migration_equal.mean_stability_error),
+    ),
+)
+
+LEGEND = (
+    "Numbers in brackets are the statistical error of the last digits. RB, Res: mean and standard deviation "
+    "of the residual; width68: half-width of its central 68 %; lin.: about the response line, divided by its "
+    "slope, so that shrinkage toward the mean does not help; stability: fraction of events in their own bin, "
+    "for bins of equal truth population."
+)
+
+
+def format_estimate(value: float, error: float) -> str:
+    """A value with its error in brackets, such as 0.1523(12); without brackets if the error is undefined."""
+    if not math.isfinite(value):
+        return UNDEFINED
+    if not math.isfinite(error) or error <= 0:
+        return f"{value:.4g}"
+    # Two digits of the error; rounding may lift 0.0996 to 0.10, which then has the right two digits as well.
+    decimals = 1 - math.floor(math.log10(float(f"{error:.1e}")))
+    if decimals <= 0:
+        return f"{value:.0f}({error:.0f})"
+    return f"{value:.{decimals}f}({round(error * 10**decimals)})"
+
+
+def tables(summary: Summary, *, channel: str = ALL_CHANNELS, width: int | None = None) -> Iterator[Table]:
+    """Tables with one row per method, for each observable, dataset and subset.
+
+    Parameters
+    ----------
+    summary
+        Results of `summary.summarise`.
+    channel
+        Channel to show.
+    width
+        Characters per line that a table may take; wider ones are split in two. None splits none.
+    """
+    for title, observable, rows in _groups(summary, channel):
+        response = _table(f"{title}: response", (*_SIZE, *_RESPONSE), rows)
+        information = _table(f"{title}: information", _INFORMATION, rows)
+        whole = _table(title, (*_SIZE, *_RESPONSE, *_INFORMATION), rows)
+        caption = _unit(observable)
+        fits = width is None or Console(width=10_000).measure(whole).maximum <= width
+        for table in (whole,) if fits else (response, information):
+            table.caption = caption
+            yield table
+
+
+def print_report(summary: Summary, *, channel: str = ALL_CHANNELS, console: Console | None = None) -> None:
+    """Print the tables of a summary.
+
+    Parameters
+    ----------
+    summary
+        Results of `summary.summarise`.
+    channel
+        Channel to show.
+    console
+        Where to print; standard output if None.
+    """
+    console = Console() if console is None else console
+    found = list(tables(summary, channel=channel, width=console.width))
+    if not found:
+        console.print("No events in these histograms.")
+        return
+    for table in found:
+        console.print(table)
+    console.print(LEGEND, style="dim")
+
+
+def to_markdown(summary: Summary, *, channel: str = ALL_CHANNELS) -> str:
+    """The tables as GitHub-flavoured Markdown.
+
+    Parameters
+    ----------
+    summary
+        Results of `summary.summarise`.
+    channel
+        Channel to show.
+    """
+    columns = (*_SIZE, *_RESPONSE, *_INFORMATION)
+    parts = []
+    for title, observable, rows in _groups(summary, channel):
+        unit = _unit(observable)
+        lines = [
+            f"### {title}",
+            "",
+            *([f"{unit}.", ""] if unit else []),
+            "| method | " + " | ".join(column.heading for column in columns) + " |",
+            "|---|" + "---:|" * len(columns),
+            *(
+                f"| {method} | " + " | ".join(column.text(result) for column in columns) + " |"
+                for method, result in rows
+            ),
+            "",
+        ]
+        parts.append("\n".join(lines))
+    return "\n".join([*parts, LEGEND, ""]) if parts else "No events in these histograms.\n"
+
+
+def to_json(summary: Summary) -> str:
+    """A summary as JSON, with the names of the classes' fields as keys and null for undefined numbers.
+
+    Parameters
+    ----------
+    summary
+        Results of `summary.summarise`.
+    """
+    return json.dumps(_plain(summary), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_report(summary: Summary, path: str | Path) -> None:
+    """Write a summary as JSON, or as Markdown if the file's name ends in ``.md``; whole or not at all.
+
+    Parameters
+    ----------
+    summary
+        Results of `summary.summarise`.
+    path
+        File to write; its folder is made if need be.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    path = Path(path)
+    text = to_markdown(summary) if path.suffix == ".md" else to_json(summary)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(f"cannot write the report {path}: {error.strerror}") from error
+
+
+def _groups(summary: Summary, channel: str) -> Iterator[tuple[str, str, list[tuple[str, Result]]]]:
+    """Title, observable and the methods' results of every table."""
+    for subset, datasets in summary.items():
+        for dataset, methods in datasets.items():
+            for name in next(iter(methods.values()))[channel]:
+                rows = [(method, channels[channel][name]) for method, channels in methods.items()]
+                events = "all selected events" if subset == "all" else "events that all methods solve"
+                lepton = "" if channel == ALL_CHANNELS else f", {channel}"
+                yield f"{name}, {dataset}{lepton}, {events}", name, rows
+
+
+def _unit(observable: str) -> str:
+    known = OBSERVABLES[observable]
+    if known.relative:
+        return "Relative residuals; slope, ρ and lin. are of logarithms"
+    return f"Residuals are differences{f' in {known.unit}' if known.unit else ''}"
+
+
+def _table(title: str, columns: tuple[_Column, ...], rows: list[tuple[str, Result]]) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("method", overflow="fold")
+    for column in columns:
+        table.add_column(column.heading, justify="right", no_wrap=True)
+    for method, result in rows:
+        table.add_row(method, *(column.text(result) for column in columns))
+    return table
+
+
+def _plain(value: Any) -> Any:
+    """Containers as dictionaries and lists, numbers that JSON does not know as None."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

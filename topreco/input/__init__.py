@@ -1,0 +1,1 @@
+"""From NanoAOD files to selected events, truth and skims."""

@@ -1,0 +1,386 @@
+"""NanoAOD files: opening them, and one clear error for each way in which a file cannot be used."""
+
+import difflib
+import struct
+import warnings
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import uproot
+from coffea.nanoevents import NanoAODSchema, NanoEventsFactory
+
+from topreco.errors import TopRecoError
+from topreco.events import FloatArray
+
+EVENT_KEY = ("run", "luminosityBlock", "event")
+"""Branches that every file must have."""
+
+
+class InputError(TopRecoError):
+    """An input file or its content that cannot be used."""
+
+
+class QuietNanoAODSchema(NanoAODSchema):  # type: ignore[misc]
+    """`NanoAODSchema` that does not warn about cross-references which a file does not have.
+
+    No NanoAOD version has all of them, and nothing here follows any.
+    """
+
+    warn_missing_crossrefs = False
+
+
+@dataclass(frozen=True)
+class FileSummary:
+    """What a file holds, without reading its events.
+
+    Attributes
+    ----------
+    n_entries
+        Number of entries of the tree.
+    branches
+        Names of its branches.
+    generated
+        Number of the events that were generated for the file, whether it still has them or not, and the sum
+        of their weights, from its ``Runs`` tree; None without, as in data.
+    """
+
+    n_entries: int
+    branches: frozenset[str]
+    generated: tuple[int, float] | None
+
+    def has(self, branches: Iterable[str]) -> bool:
+        """Whether all these branches are there."""
+        return self.branches.issuperset(branches)
+
+
+def inspect_file(path: str | Path, tree: str = "Events", branches: Iterable[str] = ()) -> FileSummary:
+    """Prove that a file can be used, and say what it holds.
+
+    Parameters
+    ----------
+    path
+        ROOT file: a local path, or a URL such as ``root://host//path`` that is left to uproot.
+    tree
+        Name of the tree.
+    branches
+        Names that must be there besides run, luminosityBlock and event.
+
+    Returns
+    -------
+    summary
+        Entries, branches, generator sums.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is not a ROOT file or is cut short, or the tree or a branch is missing.
+    """
+    with _open(path) as file:
+        found = _find_tree(file, path, tree, branches)
+        try:
+            generated = _generator_sums(file)
+        except Exception as error:
+            raise InputError(f"{path}: damaged, tree 'Runs' cannot be read ({_first_line(error)})") from error
+        return FileSummary(int(found.num_entries), frozenset(found.keys()), generated)
+
+
+def check_file(path: str | Path, tree: str = "Events", branches: Iterable[str] = ()) -> int:
+    """Number of entries of a file that can be used; arguments and errors as in `inspect_file`."""
+    return inspect_file(path, tree, branches).n_entries
+
+
+def open_events(
+    path: str | Path,
+    tree: str = "Events",
+    *,
+    entry_start: int | None = None,
+    entry_stop: int | None = None,
+) -> Any:
+    """Events of a NanoAOD file, each branch read when first used.
+
+    Parameters
+    ----------
+    path
+        ROOT file, local or a URL.
+    tree
+        Name of the tree.
+    entry_start, entry_stop
+        Range of entries; by default all.
+
+    Returns
+    -------
+    events
+        `NanoEvents` in coffea's virtual mode. The file stays open as long as they live.
+
+    Raises
+    ------
+    InputError
+        See `inspect_file`.
+    """
+    file = _open(path)
+    _find_tree(file, path, tree, ())
+    return _nano_events(file, path, tree, entry_start, entry_stop)
+
+
+def iterate_events(
+    path: str | Path,
+    tree: str = "Events",
+    *,
+    step_size: int = 50_000,
+    branches: Collection[str] | None = None,
+) -> Iterator[Any]:
+    """Events of a NanoAOD file, a chunk at a time.
+
+    Parameters
+    ----------
+    path
+        ROOT file, local or a URL.
+    tree
+        Name of the tree.
+    step_size
+        Entries per chunk.
+    branches
+        The only branches to offer, besides counters; on a file with many this saves most of the time that
+        opening takes. By default all.
+
+    Yields
+    ------
+    events
+        `NanoEvents` in coffea's virtual mode, usable until the iterator moves on. A tree without entries
+        gives one chunk without events.
+
+    Raises
+    ------
+    InputError
+        See `inspect_file`.
+    """
+    with _open(path) as file:
+        n = int(_find_tree(file, path, tree, ()).num_entries)
+        for start in range(0, max(n, 1), step_size):
+            yield _nano_events(file, path, tree, start, min(start + step_size, n), branches)
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether a path is a URL, which is left to uproot."""
+    return isinstance(path, str) and "://" in path
+
+
+def has_branch(events: Any, name: str) -> bool:
+    """Whether `NanoEvents` have a branch (``Jet_jetId``, ``genWeight``); nothing is read."""
+    # Of the bare layout: with its behaviour, a MET without all its coordinates raises on any access.
+    layout = events.layout
+    collection, _, field = name.partition("_")
+    return (name in layout.fields and not layout[name].fields) or (
+        collection in layout.fields and field in layout[collection].fields
+    )
+
+
+def read_branch(events: Any, name: str, *, key: str | None = None) -> Any:
+    """Values of a branch, flat over the objects of all events.
+
+    Parameters
+    ----------
+    events
+        `NanoEvents`.
+    name
+        Branch as in the file, such as ``Jet_pt``.
+    key
+        Configuration key that chose the name, for the error.
+
+    Returns
+    -------
+    values
+        Numpy array, shape (objects,) or (n,) for a branch with one value per event.
+
+    Raises
+    ------
+    InputError
+        If the branch is missing, or cannot be read because the file is damaged.
+    """
+    try:
+        column = _column(events, name, key)
+        return ak.to_numpy(ak.flatten(column) if column.ndim > 1 else column)
+    except InputError:
+        raise
+    # A damaged basket raises almost anything, depending on the compression.
+    except Exception as error:
+        raise _unreadable(events, f"branch {name!r}", error) from error
+
+
+def read_counts(events: Any, name: str) -> Any:
+    """Number of objects in each event, from the collection of a branch, shape (n,).
+
+    Raises
+    ------
+    InputError
+        If the branch is missing or cannot be read.
+    """
+    try:
+        return ak.to_numpy(ak.num(_column(events, name, None)))
+    except InputError:
+        raise
+    except Exception as error:
+        raise _unreadable(events, f"counter of {name!r}", error) from error
+
+
+def read_finite(events: Any, name: str, *, key: str | None = None) -> FloatArray:
+    """Values of a branch in double precision, all of them finite; see `read_branch`.
+
+    Raises
+    ------
+    InputError
+        If the branch is missing, cannot be read, or holds a NaN or an infinity.
+    """
+    values = read_branch(events, name, key=key).astype(np.float64)
+    require_finite(events, name, values)
+    return values
+
+
+def require_finite(events: Any, name: str, values: FloatArray) -> None:
+    """Raise `InputError` if values that came from a branch are NaN or infinite."""
+    n_bad = int(np.count_nonzero(~np.isfinite(values)))
+    if n_bad:
+        raise InputError(
+            f"{_origin(events)}: branch {name!r} has {n_bad} of {values.size} values NaN or infinite, "
+            "finite ones expected"
+        )
+
+
+def _column(events: Any, name: str, key: str | None) -> Any:
+    """Column of a branch; of the objects of each event only their number is read."""
+    layout = events.layout
+    if not has_branch(events, name):
+        names = [
+            f"{collection}_{field}" if field else collection
+            for collection in layout.fields
+            for field in layout[collection].fields or [""]
+        ]
+        raise InputError(f"{_origin(events)}: {_missing(name, names, key)}")
+    if name in layout.fields:
+        return ak.Array(layout[name])
+    collection, _, field = name.partition("_")
+    return ak.Array(layout[collection][field])
+
+
+def _origin(events: Any) -> str:
+    """File of the events where known."""
+    metadata = getattr(events, "metadata", None) or {}
+    return str(metadata.get("filename", "events"))
+
+
+def _unreadable(events: Any, what: str, error: Exception) -> InputError:
+    reason = _first_line(error)
+    return InputError(f"{_origin(events)}: {what} cannot be read, the file may be damaged ({reason})")
+
+
+def _missing(name: str, present: Iterable[str], key: str | None = None) -> str:
+    close = difflib.get_close_matches(name, list(present), n=3, cutoff=0.7)
+    chosen = f" (selection key {key!r})" if key else ""
+    return f"branch {name!r}{chosen} is missing; " + (
+        f"close in the file: {', '.join(close)}" if close else "none in the file has a similar name"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _open(path: str | Path) -> Any:
+    if not is_remote(path):
+        path = Path(path)
+        _check_local(path)
+    try:
+        return uproot.open(path)
+    # FSSpec, XRootD and ROOT's own format fail in ways of their own.
+    except Exception as error:
+        raise InputError(f"{path}: cannot be opened as a ROOT file ({_first_line(error)})") from error
+
+
+def _check_local(path: Path) -> None:
+    """Raise unless a local file begins as a ROOT file and is as long as it says."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, a ROOT file expected")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = file.read(20)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if header[:4] != b"root":
+        raise InputError(
+            f"{path}: not a ROOT file, it starts with {header[:4]!r}"
+            if header
+            else f"{path}: not a ROOT file, it is empty"
+        )
+    # The file's first record: "root", version, first object, end; 64-bit positions from version 1000000 on.
+    end = 0
+    if len(header) == 20:
+        large = struct.unpack(">i", header[4:8])[0] >= 1_000_000
+        (end,) = struct.unpack(">q" if large else ">i", header[12 : 20 if large else 16])
+    if size < max(end, 20):
+        raise InputError(
+            f"{path}: cut short, it has {size} bytes of {end}" if end else f"{path}: cut short, {size} bytes"
+        )
+
+
+def _find_tree(file: Any, path: str | Path, tree: str, branches: Iterable[str]) -> Any:
+    try:
+        kinds = file.classnames(cycle=False)
+        trees = [name for name, kind in kinds.items() if kind in ("TTree", "ROOT::RNTuple")]
+        found = file[tree] if tree in trees else None
+        present = [] if found is None else found.keys()
+    except Exception as error:
+        raise InputError(f"{path}: damaged, tree {tree!r} cannot be read ({_first_line(error)})") from error
+    if found is None:
+        raise InputError(f"{path}: no tree {tree!r}; present: {', '.join(trees) or 'none'}")
+    names = set(present)
+    for branch in (*EVENT_KEY, *branches):
+        if branch not in names:
+            raise InputError(f"{path}: {_missing(branch, present)}")
+    return found
+
+
+def _generator_sums(file: Any) -> tuple[int, float] | None:
+    if "Runs" in file:
+        runs = file["Runs"]
+        # NanoAOD v6 has an underscore at the end.
+        for suffix in ("", "_"):
+            names = [f"genEventCount{suffix}", f"genEventSumw{suffix}"]
+            if set(names) <= set(runs.keys()):
+                n, sumw = (runs[name].array(library="np").sum() for name in names)
+                return int(n), float(sumw)
+    return None
+
+
+def _nano_events(
+    file: Any,
+    path: str | Path,
+    tree: str,
+    entry_start: int | None,
+    entry_stop: int | None,
+    branches: Collection[str] | None = None,
+) -> Any:
+    options = {}
+    if branches is not None:
+        wanted = set(branches) | set(EVENT_KEY)
+        wanted |= {f"n{name.partition('_')[0]}" for name in branches}
+        options["filter_name"] = lambda name: name in wanted
+    with warnings.catch_warnings():
+        # The schema sets the masses of photons to zero and says so for every file that stores them.
+        warnings.filterwarnings("ignore", r"Branch \w+ already exists but", RuntimeWarning)
+        return NanoEventsFactory.from_root(
+            file,
+            treepath=tree,
+            mode="virtual",
+            entry_start=entry_start,
+            entry_stop=entry_stop,
+            schemaclass=QuietNanoAODSchema,
+            metadata={"filename": str(path), "treename": tree},
+            iteritems_options=options,
+        ).events()

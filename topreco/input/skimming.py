@@ -1,0 +1,191 @@
+"""NanoAOD files to one skim of selected events, a chunk at a time."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from topreco.config import SelectionConfig
+from topreco.events import dataset_id
+from topreco.files import write_text
+from topreco.input.cutflow import Cutflow
+from topreco.input.nano import FileSummary, InputError, inspect_file, is_remote, iterate_events
+from topreco.input.selection import OPTIONAL_BRANCHES, needed_branches, select
+from topreco.input.truth import NEEDED_BRANCHES, TRUTH_BRANCHES, read_truth
+from topreco.skim import SkimWriter
+from topreco.versions import versions
+
+
+@dataclass(frozen=True)
+class SkimSummary:
+    """What `make_skim` wrote.
+
+    Attributes
+    ----------
+    output, cutflow_file
+        The skim and the cutflow beside it as JSON.
+    n_read, n_selected
+        Number of events in the files and in the skim.
+    sum_gen_weights
+        Sum of the weights of all generated events; None in data.
+    has_truth
+        Whether the skim holds generated top quarks.
+    cutflow
+        Counts after each cut.
+    """
+
+    output: Path
+    cutflow_file: Path
+    n_read: int
+    n_selected: int
+    sum_gen_weights: float | None
+    has_truth: bool
+    cutflow: Cutflow
+
+    def __str__(self) -> str:
+        if self.n_selected == 0:
+            return f"{self.output}: empty, none of {self.n_read} events passed the selection"
+        truth = "with truth" if self.has_truth else "without truth"
+        return f"{self.output}: {self.n_selected} of {self.n_read} events, {truth}"
+
+
+def make_skim(
+    files: Sequence[str | Path],
+    output: str | Path,
+    config: SelectionConfig,
+    *,
+    dataset: str = "default",
+    tree: str = "Events",
+    step_size: int = 50_000,
+    progress: bool = True,
+    require_truth: bool = False,
+) -> SkimSummary:
+    """Select events of NanoAOD files and write them to a skim.
+
+    Memory holds one chunk and one row group, so files may be larger than it. Truth is stored when the files
+    have it. ``<output>.cutflow.json`` gets the cutflow. Neither file appears before it is complete.
+
+    Parameters
+    ----------
+    files
+        ROOT files of one dataset, local or URLs.
+    output
+        Skim to write; an existing one is replaced.
+    config
+        Cuts.
+    dataset
+        Name of the dataset, which enters the key of each event.
+    tree
+        Name of the tree.
+    step_size
+        Entries per chunk.
+    progress
+        Show a progress bar on the error stream.
+    require_truth
+        Refuse files without generated particles.
+
+    Returns
+    -------
+    summary
+        What was read and written.
+
+    Raises
+    ------
+    InputError
+        If a file is given twice or cannot be used, or some have truth and others do not.
+    topreco.errors.TopRecoError
+        If the output cannot be written.
+    """
+    output = Path(output)
+    if step_size < 1:
+        raise InputError(f"step_size: {step_size} entries per chunk, at least 1 expected")
+    _check_distinct(files)
+    # Everything that can be wrong with the input is found before the first event is read.
+    summaries = {file: inspect_file(file, tree, needed_branches(config)) for file in files}
+    has_truth = _all_or_none(
+        summaries, NEEDED_BRANCHES, "generated particles (GenPart)", require=require_truth
+    )
+    simulated = _all_or_none(summaries, ["genWeight"], "generator weights (genWeight)")
+    branches = (*needed_branches(config), *OPTIONAL_BRANCHES, *(TRUTH_BRANCHES if has_truth else ()))
+    n_read = sum(summary.n_entries for summary in summaries.values())
+
+    cutflow = Cutflow()
+    n_selected = n_generated = 0
+    sum_gen_weights = 0.0
+    with SkimWriter(output) as writer, _progress_bar(n_read, show=progress) as advance:
+        for file, summary in summaries.items():
+            of_file = Cutflow()
+            for events in iterate_events(file, tree, step_size=step_size, branches=branches):
+                selection = select(events, config, dataset=dataset)
+                truth = read_truth(events[selection.index]) if has_truth else None
+                writer.write(selection.events, truth)
+                of_file += selection.cutflow
+                n_selected += len(selection.events)
+                advance(len(events))
+            cutflow += of_file
+            # Without a `Runs` tree the events of the file are all that is known of.
+            n, sumw = summary.generated or (of_file["all"].n, of_file["all"].sumw)
+            n_generated += n
+            sum_gen_weights += sumw
+        writer.metadata |= {
+            "selection": config.model_dump(mode="json"),
+            "datasets": {dataset: dataset_id(dataset)},
+            "sources": [str(file) if is_remote(file) else Path(file).name for file in files],
+            "n_read": n_read,
+            "n_selected": n_selected,
+            "n_generated": n_generated if simulated else None,
+            "sum_gen_weights": sum_gen_weights if simulated else None,
+            "has_truth": has_truth,
+            "cutflow": cutflow.to_dict(),
+            "versions": versions(),
+        }
+    cutflow_file = output.with_name(f"{output.name}.cutflow.json")
+    write_text(cutflow_file, cutflow.to_json() + "\n")
+    return SkimSummary(
+        output,
+        cutflow_file,
+        n_read,
+        n_selected,
+        sum_gen_weights if simulated else None,
+        has_truth,
+        cutflow,
+    )
+
+
+def _check_distinct(files: Sequence[str | Path]) -> None:
+    if not files:
+        raise InputError("no input files; at least one ROOT file expected")
+    seen: set[str] = set()
+    for file in files:
+        # Two spellings of one path are one file.
+        name = str(file) if is_remote(file) else str(Path(file).resolve())
+        if name in seen:
+            raise InputError(f"{file}: given twice, its events would count twice")
+        seen.add(name)
+
+
+def _all_or_none(
+    summaries: Mapping[str | Path, FileSummary], branches: Sequence[str], what: str, *, require: bool = False
+) -> bool:
+    """Whether the files have these branches; an error if only some do."""
+    without = [file for file, summary in summaries.items() if not summary.has(branches)]
+    if not without:
+        return True
+    if require:
+        raise InputError(f"{without[0]}: no {what}, which are required")
+    if len(without) < len(summaries):
+        raise InputError(
+            f"{without[0]}: no {what}, but other files have them; "
+            "a skim has them for all of its events or for none"
+        )
+    return False
+
+
+@contextmanager
+def _progress_bar(total: int, *, show: bool) -> Iterator[Callable[[int], None]]:
+    with Progress(console=Console(stderr=True), disable=not show) as bar:
+        task = bar.add_task("events", total=total)
+        yield lambda n: bar.advance(task, n)

@@ -1,0 +1,189 @@
+"""Generated top quarks from `GenPart`: the only reader of generator branches, `genWeight` excepted.
+
+Nothing that runs at inference may import this module.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from topreco import fourvector
+from topreco.constants import (
+    FLAG_IS_LAST_COPY,
+    M_B,
+    M_ELECTRON,
+    M_MUON,
+    PDG_B,
+    PDG_ELECTRON,
+    PDG_GLUON,
+    PDG_MUON,
+    PDG_TAU,
+    PDG_TOP,
+    PDG_W,
+)
+from topreco.events import PRODUCTIONS, IntArray, Truth
+from topreco.input.nano import InputError, has_branch, read_branch, read_counts
+
+NEEDED_BRANCHES = tuple(
+    f"GenPart_{field}" for field in ("pt", "eta", "phi", "mass", "pdgId", "statusFlags", "genPartIdxMother")
+)
+"""Branches without which there is no truth."""
+
+_GENERATOR = ("Generator_id1", "Generator_id2")
+TRUTH_BRANCHES = (*NEEDED_BRANCHES, "GenPart_status", *_GENERATOR)
+"""Branches that `read_truth` may read."""
+
+_ROLES = ("tops", "w", "b", "lepton", "neutrino")
+_STATUS_INCOMING = 21
+# NanoAOD stores no masses of light particles.
+_MASSES = {PDG_B: M_B, PDG_ELECTRON: M_ELECTRON, PDG_MUON: M_MUON}
+
+
+def has_truth(events: Any) -> bool:
+    """Whether `NanoEvents` have the generator branches that `read_truth` needs; nothing is read."""
+    return all(has_branch(events, name) for name in NEEDED_BRANCHES)
+
+
+def read_truth(events: Any) -> Truth:
+    """Generated top quarks and their decay.
+
+    t and t̄ are the last copies, after radiation and before decay. The b quark, the charged lepton and the
+    neutrino are direct daughters, before they radiate; the W boson is the last copy, the sum of its
+    daughters. Radiation off the b makes the W recoil in between, so t = b + ℓ + ν holds only roughly: the
+    truth is the top's own momentum. For a τ the lepton is the electron or muon of its decay, and the neutrino
+    is still the one from the W.
+
+    Parameters
+    ----------
+    events
+        `NanoEvents`, usually only the selected ones.
+
+    Returns
+    -------
+    truth
+        One entry per event, NaN for what it does not have; at several tops of one charge the first.
+
+    Raises
+    ------
+    InputError
+        If there are no generator branches or they cannot be read.
+    """
+    if not has_truth(events):
+        missing = [name for name in NEEDED_BRANCHES if not has_branch(events, name)]
+        raise InputError(f"no truth in these events: branch {missing[0]!r} is missing, as in collision data")
+    columns = {name: read_branch(events, name) for name in NEEDED_BRANCHES}
+    offsets = _offsets(events)
+    pdg_id = columns["GenPart_pdgId"].astype(np.int64)
+    found, via_tau = _find_decays(
+        offsets,
+        pdg_id,
+        columns["GenPart_genPartIdxMother"].astype(np.int64),
+        columns["GenPart_statusFlags"].astype(np.int64) >> FLAG_IS_LAST_COPY & 1 == 1,
+    )
+    p4 = {}
+    for i, role in enumerate(_ROLES):
+        present = found[:, :, i] >= 0
+        at = found[:, :, i][present]
+        mass = columns["GenPart_mass"][at].astype(np.float64)
+        for code, value in _MASSES.items():
+            mass[(mass <= 0) & (np.abs(pdg_id[at]) == code)] = value
+        pt, eta, phi = (columns[f"GenPart_{field}"][at].astype(np.float64) for field in ("pt", "eta", "phi"))
+        p4[role] = np.full((*present.shape, 4), np.nan)
+        p4[role][present] = fourvector.from_pt_eta_phi_mass(pt, eta, phi, mass)
+    return Truth(
+        **p4,
+        via_tau=via_tau,
+        dileptonic=(found[:, :, _ROLES.index("lepton")] >= 0).all(axis=1),
+        production=_production(events, offsets, pdg_id),
+    )
+
+
+def _offsets(events: Any) -> IntArray:
+    """Position of the first particle of each event, and the end, shape (n + 1,)."""
+    return np.concatenate([[0], np.cumsum(read_counts(events, "GenPart_pdgId"))]).astype(np.int64)
+
+
+def _production(events: Any, offsets: IntArray, pdg_id: IntArray) -> IntArray:
+    """Index into `PRODUCTIONS` from the two incoming partons, shape (n,)."""
+    n = len(offsets) - 1
+    if all(has_branch(events, name) for name in _GENERATOR):
+        first, second = (read_branch(events, name).astype(np.int64) for name in _GENERATOR)
+    elif has_branch(events, "GenPart_status"):
+        incoming = np.flatnonzero(read_branch(events, "GenPart_status") == _STATUS_INCOMING)
+        event = np.searchsorted(offsets, incoming, side="right") - 1
+        number = np.bincount(event, minlength=n)
+        start = np.cumsum(number) - number
+        first, second = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+        two = number >= 2
+        first[two], second[two] = pdg_id[incoming[start[two]]], pdg_id[incoming[start[two] + 1]]
+    else:
+        first = second = np.zeros(n, dtype=np.int64)
+    production = np.full(n, PRODUCTIONS.index("other"))
+    production[(first == PDG_GLUON) & (second == PDG_GLUON)] = PRODUCTIONS.index("gg")
+    quarks = (first == -second) & (first != 0) & (np.abs(first) < PDG_TOP)
+    production[quarks] = PRODUCTIONS.index("qq")
+    return production
+
+
+@njit(cache=True)
+def _child(pdg_id, mother, start, stop, parent, code):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+    """First daughter with a PDG code, or −1."""
+    for i in range(start, stop):
+        if mother[i] == parent - start and pdg_id[i] == code:
+            return i
+    return -1
+
+
+@njit(cache=True)
+def _last_copy(pdg_id, mother, start, stop, particle):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+    for _ in range(start, stop):  # bounded, should a damaged record have a loop
+        copy = _child(pdg_id, mother, start, stop, particle, pdg_id[particle])
+        if copy < 0:
+            break
+        particle = copy
+    return particle
+
+
+@njit(cache=True)
+def _find_decays(offsets, pdg_id, mother, last_copy):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+    """Positions (n, 2, 5) of top, W, b, ℓ, ν of each leg among all particles, −1 if absent; via τ (n, 2)."""
+    n = len(offsets) - 1
+    found = np.full((n, 2, 5), -1, np.int64)
+    via_tau = np.zeros((n, 2), np.bool_)
+    for event in range(n):
+        start, stop = offsets[event], offsets[event + 1]
+        for leg in range(2):
+            sign = 1 - 2 * leg
+            top = -1
+            for i in range(start, stop):
+                if pdg_id[i] == sign * PDG_TOP and last_copy[i]:
+                    top = i
+                    break
+            if top < 0:
+                continue
+            w = _child(pdg_id, mother, start, stop, top, sign * PDG_W)
+            if w >= 0:
+                w = _last_copy(pdg_id, mother, start, stop, w)
+            lepton = neutrino = -1
+            # Some generators leave the W out and attach its daughters to the top.
+            parent = w if w >= 0 else top
+            for code in (PDG_ELECTRON, PDG_MUON, PDG_TAU):
+                charged = _child(pdg_id, mother, start, stop, parent, -sign * code)
+                if charged < 0:
+                    continue
+                neutrino = _child(pdg_id, mother, start, stop, parent, sign * (code + 1))
+                if code != PDG_TAU:
+                    lepton = charged
+                    break
+                via_tau[event, leg] = True
+                tau = _last_copy(pdg_id, mother, start, stop, charged)
+                lepton = _child(pdg_id, mother, start, stop, tau, -sign * PDG_ELECTRON)
+                if lepton < 0:
+                    lepton = _child(pdg_id, mother, start, stop, tau, -sign * PDG_MUON)
+            found[event, leg, 0] = top
+            found[event, leg, 1] = w
+            found[event, leg, 2] = _child(pdg_id, mother, start, stop, top, sign * PDG_B)
+            found[event, leg, 3] = lepton
+            found[event, leg, 4] = neutrino
+    return found, via_tau

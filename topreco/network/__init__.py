@@ -1,0 +1,1 @@
+"""Networks that reconstruct top quarks: tokens, spurions, backbones, heads and their training."""

@@ -1,0 +1,83 @@
+"""Trained networks on events: `DileptonEvents` in, `TopPair` out. No truth reaches this module."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from topreco.events import DileptonEvents, TopPair
+from topreco.network.build import TopNetwork
+from topreco.network.splits import fold_of
+from topreco.network.tokens import Objects
+
+
+def predict(networks: Sequence[TopNetwork], events: DileptonEvents, *, batch_size: int = 4096) -> TopPair:
+    """Reconstruct the top-quark pair of each event with the network that has not seen it.
+
+    Parameters
+    ----------
+    networks
+        One network per fold.
+    events
+        Selected events, any number.
+    batch_size
+        Events per forward pass; results depend on it by rounding only.
+
+    Returns
+    -------
+    pair
+        Four-momenta of t and t̄ in GeV, double precision; NaN and not valid where an input that exists or
+        the output is not finite.
+
+    Raises
+    ------
+    ValueError
+        If there is no network or the batch size is not positive.
+    """
+    if not networks:
+        raise ValueError("predict: at least one network expected, got none")
+    if batch_size < 1:
+        raise ValueError(f"predict: batch_size {batch_size} found, at least 1 expected")
+    fold = fold_of(events, len(networks))
+    p4 = np.full((len(events), 2, 4), np.nan)
+    for number, network in enumerate(networks):
+        own = np.flatnonzero(fold == number)
+        training = network.training
+        network.eval()
+        try:
+            for start in range(0, len(own), batch_size):
+                chosen = own[start : start + batch_size]
+                p4[chosen] = _forward(network, events[chosen])
+        finally:
+            network.train(training)
+    valid = np.isfinite(p4).all(axis=(1, 2))
+    p4[~valid] = np.nan
+    return TopPair(p4=p4, valid=valid)
+
+
+@torch.inference_mode()
+def _forward(
+    network: TopNetwork, events: DileptonEvents
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Predicted four-momenta in GeV, shape (n, 2, 4), NaN for events that are not finite."""
+    parameter = next(network.parameters())
+    # A value beyond the network's precision is an infinity, not an error.
+    with np.errstate(over="ignore"):
+        objects = Objects.from_events(events, dtype=parameter.dtype)
+    finite = _finite(objects)
+    p4 = torch.full((len(events), 2, 4), torch.nan, dtype=torch.float64)
+    if finite.any():
+        p4[finite] = network(objects.take(finite).to(parameter.device)).double().cpu()
+    return p4.numpy()
+
+
+def _finite(objects: Objects) -> Bool[Tensor, " n"]:
+    """Whether everything that exists in an event is finite, shape (n,)."""
+    padded = ~objects.jet_mask
+    finite = (objects.jets.isfinite().all(-1) & objects.jet_btag.isfinite()) | padded
+    everything = finite.all(-1)
+    for field in (objects.lepton_plus, objects.lepton_minus, objects.met):
+        everything &= field.isfinite().all(-1)
+    return everything

@@ -1,0 +1,314 @@
+"""Reconstructed objects as tensors, and the tokens that a network sees.
+
+`Objects` is the boundary between numpy and torch; `build_tokens` turns it into `Tokens`. Neither holds
+anything but reconstructed quantities: no truth, no generator weight, no event number.
+
+The order of tokens is fixed: ℓ⁺, ℓ⁻, the jets, MET and, where configured, the b candidates for ℓ⁺ and ℓ⁻.
+Readout tokens and spurions follow behind; they belong to the model (`topreco.network.build`).
+"""
+
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from topreco import fourvector
+from topreco.config import ModelConfig, TokensConfig
+from topreco.constants import PDG_MUON
+from topreco.events import DileptonEvents
+
+SCHEMA_VERSION = 1
+
+TOKEN_TYPES = (
+    "lepton_plus",
+    "lepton_minus",
+    "jet",
+    "met",
+    "b_candidate_plus",
+    "b_candidate_minus",
+    "beam",
+    "time",
+    "readout_top",
+    "readout_antitop",
+)
+"""Vocabulary of the type one-hot, the same for every model whether or not it uses all."""
+
+FIRST_JET = 2
+"""Position of the leading jet among the tokens."""
+
+CONTINUOUS = frozenset({"btag", "log_pt", "log_scale"})
+"""Scalar features that are standardised; the others are flags."""
+
+_APPLIES_TO = {
+    "btag": frozenset({"jet", "b_candidate_plus", "b_candidate_minus"}),
+    "log_pt": frozenset(
+        {"lepton_plus", "lepton_minus", "jet", "met", "b_candidate_plus", "b_candidate_minus"}
+    ),
+    "log_scale": frozenset(TOKEN_TYPES),
+}
+
+_CHARGE_EXCHANGE = {
+    "type_lepton_plus": "type_lepton_minus",
+    "type_b_candidate_plus": "type_b_candidate_minus",
+    "b_candidate_plus": "b_candidate_minus",
+}
+_SWAPPED = _CHARGE_EXCHANGE | {b: a for a, b in _CHARGE_EXCHANGE.items()}
+
+# The logarithm of a vanishing MET must stay finite.
+_LOG_PT_FLOOR = 1.0
+
+
+class Objects(NamedTuple):
+    """Reconstructed objects of a batch of events: what every network takes.
+
+    Attributes
+    ----------
+    lepton_plus, lepton_minus
+        Four-momenta (E, px, py, pz) in GeV, shape (n, 4).
+    lepton_flavour
+        |pdgId| of the positive and the negative lepton, shape (n, 2).
+    jets
+        Four-momenta in GeV in falling pT, shape (n, J, 4); where masked, the content is ignored.
+    jet_mask
+        True where there is a jet, shape (n, J).
+    jet_btag, jet_tagged
+        b-tag score and whether it passes the working point, shape (n, J).
+    b_candidates
+        Index into the jets of the b candidate for ℓ⁺ and of that for ℓ⁻, −1 where there is none,
+        shape (n, 2).
+    met
+        Missing transverse momentum (px, py) in GeV, shape (n, 2).
+    """
+
+    lepton_plus: Float[Tensor, "n 4"]
+    lepton_minus: Float[Tensor, "n 4"]
+    lepton_flavour: Int[Tensor, "n 2"]
+    jets: Float[Tensor, "n J 4"]
+    jet_mask: Bool[Tensor, "n J"]
+    jet_btag: Float[Tensor, "n J"]
+    jet_tagged: Bool[Tensor, "n J"]
+    b_candidates: Int[Tensor, "n 2"]
+    met: Float[Tensor, "n 2"]
+
+    @classmethod
+    def from_events(cls, events: DileptonEvents, dtype: torch.dtype = torch.float32) -> "Objects":
+        """Tensors of events; they share no memory with them.
+
+        Parameters
+        ----------
+        events
+            Selected events.
+        dtype
+            Floating-point type, that of the network.
+        """
+        kinds = {
+            "lepton_flavour": torch.int64,
+            "jet_mask": torch.bool,
+            "jet_tagged": torch.bool,
+            "b_candidates": torch.int64,
+        }
+        return cls(
+            **{
+                name: torch.tensor(getattr(events, name), dtype=kinds.get(name, dtype))
+                for name in cls._fields
+            }
+        )
+
+    def to(self, device: torch.device | str) -> "Objects":
+        """The same objects on a device."""
+        return Objects(*(field.to(device) for field in self))
+
+    def take(self, index: Tensor | slice) -> "Objects":
+        """The events that an index, a mask or a slice selects."""
+        return Objects(*(field[index] for field in self))
+
+    def charge_exchanged(self) -> "Objects":
+        """Exchange ℓ⁺ and ℓ⁻ with their b candidates; jets and MET stay.
+
+        The tops of such events are exchanged as well, up to the charge asymmetry of production.
+        """
+        return self._replace(
+            lepton_plus=self.lepton_minus,
+            lepton_minus=self.lepton_plus,
+            lepton_flavour=self.lepton_flavour.flip(1),
+            b_candidates=self.b_candidates.flip(1),
+        )
+
+
+class Tokens(NamedTuple):
+    """Tokens of a batch of events, padded and masked.
+
+    Attributes
+    ----------
+    p4
+        Four-momenta (E, px, py, pz) in GeV, zero where masked, shape (n, T, 4).
+    scalars
+        The features `token_features` names, not standardised, zero where masked, shape (n, T, F).
+    mask
+        True where there is a token, shape (n, T).
+    """
+
+    p4: Float[Tensor, "n T 4"]
+    scalars: Float[Tensor, "n T F"]
+    mask: Bool[Tensor, "n T"]
+
+
+def token_types(config: TokensConfig) -> tuple[str, ...]:
+    """Type of the token in each position, entries of `TOKEN_TYPES`."""
+    candidates = ("b_candidate_plus", "b_candidate_minus") if config.b_candidates == "token" else ()
+    return ("lepton_plus", "lepton_minus", *("jet",) * config.max_jets, "met", *candidates)
+
+
+def token_features(config: TokensConfig) -> tuple[str, ...]:
+    """Names of the scalar features of `Tokens`, in their order."""
+    flags = ("b_candidate_plus", "b_candidate_minus") if config.b_candidates == "flag" else ()
+    log_pt = ("log_pt",) if config.log_pt else ()
+    return (*(f"type_{name}" for name in TOKEN_TYPES), "charge", "muon", "btag", "tagged", *flags, *log_pt)
+
+
+def model_features(config: ModelConfig) -> tuple[str, ...]:
+    """Names of the scalar features inside a model: those of its tokens and, per event, log(scale)."""
+    log_scale = ("log_scale",) if config.normalisation.kind == "event_mass" else ()
+    return (*token_features(config.tokens), *log_scale)
+
+
+def feature_applies(features: tuple[str, ...], types: tuple[str, ...]) -> Bool[Tensor, "T F"]:
+    """Whether each feature has a meaning for a token of each type, shape (T, F).
+
+    A b-tag score does not for leptons; there, it must stay zero rather than be shifted by the mean score.
+    """
+    return torch.tensor([[kind in _APPLIES_TO.get(name, TOKEN_TYPES) for name in features] for kind in types])
+
+
+def type_scalars(features: tuple[str, ...], types: tuple[str, ...]) -> Float[Tensor, "T F"]:
+    """Scalars of tokens about which nothing but the type is known, shape (T, F)."""
+    rows = [[float(name == f"type_{kind}") for name in features] for kind in types]
+    return torch.tensor(rows).reshape(len(types), len(features))
+
+
+def charge_exchange(config: TokensConfig) -> tuple[list[int], list[int], list[float]]:
+    """What charge exchange does to tokens: `build_tokens(objects.charge_exchanged())` from those of objects.
+
+    Returns
+    -------
+    rows
+        Position from which each token comes, length T.
+    columns
+        Position from which each feature comes, length F.
+    signs
+        Sign that each feature gets, length F.
+    """
+    types, features = token_types(config), token_features(config)
+    rows = list(range(len(types)))
+    rows[:2] = [1, 0]
+    if config.b_candidates == "token":
+        rows[-2:] = [rows[-1], rows[-2]]
+    columns = [features.index(_SWAPPED.get(name, name)) for name in features]
+    signs = [-1.0 if name == "charge" else 1.0 for name in features]
+    return rows, columns, signs
+
+
+def _resize(values: Tensor, length: int) -> Tensor:
+    """Truncate or zero-pad axis 1."""
+    missing = length - values.shape[1]
+    if missing <= 0:
+        return values[:, :length]
+    return functional.pad(values, (0,) * (2 * (values.ndim - 2)) + (0, missing))
+
+
+def build_tokens(objects: Objects, config: TokensConfig) -> Tokens:
+    """Tokens of reconstructed objects.
+
+    MET becomes the massless transverse four-vector (pT, px, py, 0). A b candidate behind the `max_jets`
+    leading jets is still seen as a token of its own, but as a flag it is lost with its jet.
+
+    Parameters
+    ----------
+    objects
+        Reconstructed objects; the padded length J of their jets may be anything.
+    config
+        Which tokens and features there are.
+    """
+    n = objects.jet_mask.shape[0]
+    # `where` rather than a product: what stands in a padded slot may be NaN.
+    all_jets = torch.where(objects.jet_mask[..., None], objects.jets, 0)
+    all_btag = torch.where(objects.jet_mask, objects.jet_btag, 0)
+    all_tagged = (objects.jet_mask & objects.jet_tagged).to(all_jets.dtype)
+    positions = torch.arange(all_jets.shape[1], device=all_jets.device)
+    is_candidate = (objects.b_candidates[..., None] == positions) & objects.jet_mask[:, None]
+    picked = is_candidate.to(all_jets.dtype)
+
+    px, py = objects.met.unbind(-1)
+    met = fourvector.pack((px.square() + py.square()).sqrt(), px, py, torch.zeros_like(px))
+    present = torch.ones_like(objects.jet_mask[:, :1])
+    p4 = [objects.lepton_plus[:, None], objects.lepton_minus[:, None], _resize(all_jets, config.max_jets)]
+    mask = [present, present, _resize(objects.jet_mask, config.max_jets), present]
+    p4.append(met[:, None])
+    n_candidates = 0
+    if config.b_candidates == "token":
+        n_candidates = 2
+        p4.append((picked[..., None] * all_jets[:, None]).sum(2))
+        mask.append(is_candidate.any(-1))
+    all_p4, all_mask = torch.cat(p4, 1), torch.cat(mask, 1)
+
+    def column(
+        *, leptons: Tensor | None = None, jets: Tensor | None = None, candidates: Tensor | None = None
+    ) -> Tensor:
+        """A feature of all tokens from its values where it has any, shape (n, T)."""
+        zeros = all_p4.new_zeros
+        parts = [
+            zeros((n, 2)) if leptons is None else leptons,
+            zeros((n, config.max_jets)) if jets is None else _resize(jets, config.max_jets),
+            zeros((n, 1)),
+        ]
+        if n_candidates:
+            parts.append(zeros((n, 2)) if candidates is None else candidates)
+        return torch.cat(parts, 1)
+
+    muon = (objects.lepton_flavour == PDG_MUON).to(all_p4.dtype)
+    charge = torch.tensor([1.0, -1.0], dtype=all_p4.dtype, device=all_p4.device).expand(n, 2)
+    columns = [
+        column(leptons=charge),
+        column(leptons=muon),
+        column(jets=all_btag, candidates=(picked * all_btag[:, None]).sum(-1)),
+        column(jets=all_tagged, candidates=(picked * all_tagged[:, None]).sum(-1)),
+    ]
+    if config.b_candidates == "flag":
+        columns += [column(jets=picked[:, leg]) for leg in range(2)]
+    if config.log_pt:
+        columns.append(fourvector.pt(all_p4).clamp(min=_LOG_PT_FLOOR).log())
+
+    names = tuple(f"type_{name}" for name in TOKEN_TYPES)
+    one_hot = type_scalars(names, token_types(config)).to(all_p4)
+    scalars = torch.cat([one_hot.expand(n, -1, -1), torch.stack(columns, -1)], -1)
+    return Tokens(all_p4, scalars * all_mask[..., None], all_mask)
+
+
+def token_schema(config: ModelConfig) -> dict[str, Any]:
+    """What a model of this configuration expects of its inputs, as plain JSON data.
+
+    It is stored with trained weights: a change to the tokens, their order or their features changes the
+    schema, so that old weights are refused rather than fed with something else.
+    """
+    return {
+        "version": SCHEMA_VERSION,
+        "tokens": list(token_types(config.tokens)),
+        "features": list(model_features(config)),
+        "p4": ["E", "px", "py", "pz"],
+        "unit": "GeV",
+        "met": ["pT", "px", "py", "0"],
+        "b_candidates": config.tokens.b_candidates,
+        "normalisation": config.normalisation.model_dump(mode="json"),
+        "spurions": config.spurions.model_dump(mode="json"),
+        "readout": config.readout,
+        "output": ["top", "antitop"],
+    }
+
+
+def schema_hash(schema: dict[str, Any]) -> str:
+    """SHA-256 of a schema, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(schema, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

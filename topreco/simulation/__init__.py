@@ -1,0 +1,20 @@
+"""Simulation of dileptonic tt̄ in a CMS-like detector, written with NanoAOD's names.
+
+Pythia 8 generates pp → tt̄ → (b ℓ⁺ ν)(b̄ ℓ⁻ ν̄), ℓ = e, μ, τ, or showers external events; a parametrised
+detector with the formulas of the public Delphes CMS card and an energy-flow combination of tracks and
+calorimeter cells gives leptons, anti-kT jets and MET. What is *not* modelled:
+
+- pile-up, and the additional jets, worse MET and lower isolation efficiency that it brings;
+- trigger, misidentified leptons and photons, charge misassignment, cosmic and beam backgrounds, dead
+  channels;
+- the magnetic field (particles reach the calorimeter along straight lines), showers that spread over cells,
+  material and bremsstrahlung (other than radiation in the generator);
+- tracks' impact parameters and vertices: b-tag scores are drawn at random from hadron flavour and pT;
+- non-gaussian tails of resolutions, and systematic variations;
+- in Pythia's own process: higher orders and tt̄ spin correlation. Give events of another generator (`lhe`) to
+  have them.
+"""
+
+from topreco.simulation.run import SimulationSummary, simulate
+
+__all__ = ["SimulationSummary", "simulate"]

@@ -1,0 +1,653 @@
+r"""Analytic solution of dileptonic tt̄ by intersecting two ellipses (Betchart, Demina, Harel).
+
+The W and the top mass confine the neutrino of each leg to an ellipse in momentum space, Sec. 2 of [1]_,
+
+.. math:: \mathbf p_\nu = H\,(\cos τ, \sin τ, 1)^T,
+
+and the missing momentum asks the transverse projections of the two ellipses, one of them reflected at the
+missing momentum, to intersect: in 0, 2 or 4 points. Where they do not, the pair of points of closest approach
+still gives an answer, which violates the MET constraint.
+
+The columns of H are taken in a form without the singularity of the paper's coordinates at sin(b, ℓ) = 0:
+with the plane **n**·**p** = d and the constraint \|**p**\| = a + **v**·**p** of `solutions`, v⊥ the part of
+**v** in the plane and g = a + d **v**·**n**,
+
+.. math::
+
+    \mathbf p = d\,\mathbf n + \frac{g}{Ω^2}\,\mathbf v_⊥
+        + \frac{Z}{Ω}\cos τ\,\frac{\mathbf v_⊥}{|\mathbf v_⊥|}
+        + Z \sin τ\,\frac{\mathbf n×\mathbf v_⊥}{|\mathbf v_⊥|},
+    \quad Ω^2 = 1 - v_⊥^2, \quad Z^2 = \frac{g^2}{Ω^2} - d^2 .
+
+It is the same ellipse: Z is the paper's, and the paper's Ω² is this one times 1 + w², Eq. (5) of [1]_. Z² < 0
+means no ellipse.
+
+Intersections are not found from the pencil of conics, whose eigenvalues merge near tangency, but by putting
+the points of one ellipse, with t = tan(τ/2), into the equation of the other: a quartic in t. Newton steps in
+both angles polish its roots, so that the mass constraints hold by construction.
+
+References
+----------
+.. [1] B. A. Betchart, R. Demina, A. Harel, Analytic solutions for neutrino momenta in decay of top quarks,
+   Nucl. Instrum. Meth. A 736 (2014) 169, arXiv:1305.1878.
+"""
+
+import math
+
+import numpy as np
+from numba import prange
+from numpy.typing import ArrayLike, NDArray
+
+from topreco.constants import M_TOP, M_W
+from topreco.solvers.quartic import real_roots
+from topreco.solvers.solutions import (
+    CONVERGED,
+    MAX_SOLUTIONS,
+    ClosestApproach,
+    Floats,
+    Leg,
+    Solutions,
+    check_inputs,
+    insert_solution,
+    kernel,
+    leg_constraints,
+    parallel_kernel,
+    thread_mask,
+)
+
+# Extrema of the quartic closer to zero than this may be two roots that rounding has hidden; Newton decides.
+_TOUCHING = 1e-9
+# Where both projections are thinner than this, they are opened before they are intersected: the two
+# intersections of nearly straight lines are double roots of the quartic.
+_BOTH_THIN = 1e-5
+_NEWTON_STEPS = 30
+# Origin of τ, away from the directions that symmetric events prefer.
+_COS, _SIN = math.cos(0.7), math.sin(0.7)
+
+_GRID = 24
+_GRID_COS = np.cos(2 * np.pi / _GRID * np.arange(_GRID))
+_GRID_SIN = np.sin(2 * np.pi / _GRID * np.arange(_GRID))
+_DESCENT_STEPS = 100
+_DESCENT_PRECISION = 1e-9
+
+Transverse = tuple[float, float, float, float]
+
+
+@kernel
+def _ellipse(leg: Leg, h: Floats) -> bool:
+    """Matrix H of a leg into h, shape (3, 3); False where there is no ellipse."""
+    vx, vy, vz, a, nx, ny, nz, d = leg
+    along = vx * nx + vy * ny + vz * nz
+    # v × n, as long as v⊥, and v⊥ = n × (v × n), which is exactly in the plane.
+    tx, ty, tz = vy * nz - vz * ny, vz * nx - vx * nz, vx * ny - vy * nx
+    px, py, pz = ny * tz - nz * ty, nz * tx - nx * tz, nx * ty - ny * tx
+    perpendicular2 = tx * tx + ty * ty + tz * tz
+    # 1 − v⊥² without the cancellation for a fast lepton.
+    omega2 = (1.0 - (vx * vx + vy * vy + vz * vz)) + along * along
+    g = a + along * d
+    if not (omega2 > 0.0 and g > 0.0):
+        return False
+    z2 = g * g / omega2 - d * d
+    if not (0.0 <= z2 < math.inf):
+        return False
+    h[0, 2], h[1, 2], h[2, 2] = (
+        d * nx + g / omega2 * px,
+        d * ny + g / omega2 * py,
+        d * nz + g / omega2 * pz,
+    )
+    if perpendicular2 < 1e-24:
+        # A circle about v: any two perpendicular directions of the plane will do.
+        if abs(nx) < 0.6:
+            tx, ty, tz = 0.0, nz, -ny
+        else:
+            tx, ty, tz = -nz, 0.0, nx
+        px, py, pz = ny * tz - nz * ty, nz * tx - nx * tz, nx * ty - ny * tx
+        perpendicular2 = tx * tx + ty * ty + tz * tz
+    minor = math.sqrt(z2 / perpendicular2)
+    major = math.sqrt(z2 / (omega2 * perpendicular2))
+    h[0, 0], h[1, 0], h[2, 0] = major * px, major * py, major * pz
+    h[0, 1], h[1, 1], h[2, 1] = -minor * tx, -minor * ty, -minor * tz
+    return True
+
+
+@kernel
+def _opened(a: Transverse) -> tuple[bool, Transverse]:
+    """A 2×2 matrix with its smaller singular value raised to `_BOTH_THIN` of the larger, if it is below."""
+    a00, a01, a10, a11 = a
+    norm2 = a00 * a00 + a01 * a01 + a10 * a10 + a11 * a11
+    determinant = a00 * a11 - a01 * a10
+    lift = _BOTH_THIN * norm2 - abs(determinant)
+    if not (lift > 0.0):
+        return False, a
+    # Adding the transposed adjugate of the dominant rank-one part raises the other singular value alone.
+    scale = math.copysign(lift / norm2, determinant)
+    return True, (a00 + scale * a11, a01 - scale * a10, a10 - scale * a01, a11 + scale * a00)
+
+
+@kernel
+def _polish(
+    a: Floats, a_bar: Floats, rx: float, ry: float, ux: float, uy: float, vx: float, vy: float
+) -> tuple[bool, float, float, float, float]:
+    """Newton steps on A u + Ā v + r = 0 in the angles of the unit vectors u and v."""
+    for _ in range(_NEWTON_STEPS):
+        fx = rx + a[0, 0] * ux + a[0, 1] * uy + a_bar[0, 0] * vx + a_bar[0, 1] * vy
+        fy = ry + a[1, 0] * ux + a[1, 1] * uy + a_bar[1, 0] * vx + a_bar[1, 1] * vy
+        jx, jy = a[0, 1] * ux - a[0, 0] * uy, a[1, 1] * ux - a[1, 0] * uy
+        kx, ky = a_bar[0, 1] * vx - a_bar[0, 0] * vy, a_bar[1, 1] * vx - a_bar[1, 0] * vy
+        determinant = jx * ky - jy * kx
+        step = (fy * kx - fx * ky) / determinant
+        step_bar = (fx * jy - fy * jx) / determinant
+        ux, uy = ux - step * uy, uy + step * ux
+        vx, vy = vx - step_bar * vy, vy + step_bar * vx
+        norm, norm_bar = math.sqrt(ux * ux + uy * uy), math.sqrt(vx * vx + vy * vy)
+        ux, uy, vx, vy = ux / norm, uy / norm, vx / norm_bar, vy / norm_bar
+        size = abs(step) + abs(step_bar)
+        if size < CONVERGED:
+            return True, ux, uy, vx, vy
+        if not (size < math.inf):
+            break
+    return False, ux, uy, vx, vy
+
+
+@kernel
+def _intersect(
+    a: Floats,
+    a_bar: Floats,
+    swap: bool,
+    visible_energy: float,
+    visible_pz: float,
+    rx: float,
+    ry: float,
+    neutrinos: Floats,
+) -> int:
+    """Intersections of the ellipses A u and −r − Ā v; with `swap`, a belongs to the antineutrino."""
+    b00, b01, b10, b11 = a[0, 0], a[0, 1], a[1, 0], a[1, 1]
+    c00, c01, c10, c11 = a_bar[0, 0], a_bar[0, 1], a_bar[1, 0], a_bar[1, 1]
+    thin, opened = _opened((b00, b01, b10, b11))
+    thin_bar, opened_bar = _opened((c00, c01, c10, c11))
+    if thin and thin_bar:
+        b00, b01, b10, b11 = opened
+        c00, c01, c10, c11 = opened_bar
+    determinant = c00 * c11 - c01 * c10
+    # v = −Ā⁻¹(A u + r) = −(M u + k).
+    m00, m01 = (c11 * b00 - c01 * b10) / determinant, (c11 * b01 - c01 * b11) / determinant
+    m10, m11 = (c00 * b10 - c10 * b00) / determinant, (c00 * b11 - c10 * b01) / determinant
+    k0, k1 = (c11 * rx - c01 * ry) / determinant, (c00 * ry - c10 * rx) / determinant
+    # u = (cos, sin) counted from another origin.
+    m00, m01 = m00 * _COS + m01 * _SIN, m01 * _COS - m00 * _SIN
+    m10, m11 = m10 * _COS + m11 * _SIN, m11 * _COS - m10 * _SIN
+    # v (1 + t²) as polynomials in t = tan(τ/2), of which |v|² (1 + t²)² = (1 + t²)² is the quartic.
+    x0, x1, x2 = k0 + m00, 2.0 * m01, k0 - m00
+    y0, y1, y2 = k1 + m10, 2.0 * m11, k1 - m10
+    roots = np.empty((2 * MAX_SOLUTIONS, 2))
+    candidates = real_roots(
+        x0 * x0 + y0 * y0 - 1.0,
+        2.0 * (x0 * x1 + y0 * y1),
+        x1 * x1 + y1 * y1 + 2.0 * (x0 * x2 + y0 * y2 - 1.0),
+        2.0 * (x1 * x2 + y1 * y2),
+        x2 * x2 + y2 * y2 - 1.0,
+        _TOUCHING,
+        roots,
+    )
+    count = 0
+    for i in range(candidates):
+        s, c = roots[i, 0], roots[i, 1]
+        norm = s * s + c * c
+        sine, cosine = 2.0 * s * c / norm, (c * c - s * s) / norm
+        vx, vy = -(k0 + m00 * cosine + m01 * sine), -(k1 + m10 * cosine + m11 * sine)
+        norm = math.sqrt(vx * vx + vy * vy)
+        ux, uy = _COS * cosine - _SIN * sine, _SIN * cosine + _COS * sine
+        converged, ux, uy, vx, vy = _polish(a, a_bar, rx, ry, ux, uy, vx / norm, vy / norm)
+        if not converged:
+            continue
+        x = a[0, 0] * ux + a[0, 1] * uy + a[0, 2]
+        y = a[1, 0] * ux + a[1, 1] * uy + a[1, 2]
+        z = a[2, 0] * ux + a[2, 1] * uy + a[2, 2]
+        x_bar = a_bar[0, 0] * vx + a_bar[0, 1] * vy + a_bar[0, 2]
+        y_bar = a_bar[1, 0] * vx + a_bar[1, 1] * vy + a_bar[1, 2]
+        z_bar = a_bar[2, 0] * vx + a_bar[2, 1] * vy + a_bar[2, 2]
+        if swap:
+            count = insert_solution(
+                neutrinos, count, visible_energy, visible_pz, x_bar, y_bar, z_bar, x, y, z
+            )
+        else:
+            count = insert_solution(
+                neutrinos, count, visible_energy, visible_pz, x, y, z, x_bar, y_bar, z_bar
+            )
+    return count
+
+
+@kernel
+def _ellipses(
+    lepton_plus: Floats,
+    lepton_minus: Floats,
+    b: Floats,
+    bbar: Floats,
+    mx: float,
+    my: float,
+    m_top: float,
+    m_antitop: float,
+    m_w_plus: float,
+    m_w_minus: float,
+    h: Floats,
+) -> bool:
+    """Matrices H of both legs into h, shape (2, 3, 3); False where one has none."""
+    if not (math.isfinite(mx) and math.isfinite(my)):
+        return False
+    valid, leg = leg_constraints(lepton_plus, b, m_top, m_w_plus)
+    if not (valid and _ellipse(leg, h[0])):
+        return False
+    valid, leg = leg_constraints(lepton_minus, bbar, m_antitop, m_w_minus)
+    return valid and _ellipse(leg, h[1])
+
+
+@kernel
+def _solve_event(
+    lepton_plus: Floats,
+    lepton_minus: Floats,
+    b: Floats,
+    bbar: Floats,
+    mx: float,
+    my: float,
+    m_top: float,
+    m_antitop: float,
+    m_w_plus: float,
+    m_w_minus: float,
+    neutrinos: Floats,
+) -> int:
+    """Solutions of one event, for use inside compiled loops; arguments as in `solve`.
+
+    Parameters
+    ----------
+    lepton_plus, lepton_minus, b, bbar
+        Four-momenta (E, px, py, pz) in GeV, shape (4,).
+    mx, my
+        Missing transverse momentum in GeV.
+    m_top, m_antitop, m_w_plus, m_w_minus
+        Masses in GeV.
+    neutrinos
+        Where the solutions go, shape (4, 2, 4).
+
+    Returns
+    -------
+    count
+        Number of solutions.
+    """
+    neutrinos[:] = math.nan
+    h = np.empty((2, 3, 3))
+    if not _ellipses(lepton_plus, lepton_minus, b, bbar, mx, my, m_top, m_antitop, m_w_plus, m_w_minus, h):
+        return 0
+    rx, ry = h[0, 0, 2] + h[1, 0, 2] - mx, h[0, 1, 2] + h[1, 1, 2] - my
+    # Ellipses whose bounding boxes are apart do not intersect.
+    for axis, r in ((0, rx), (1, ry)):
+        reach = math.sqrt(h[0, axis, 0] ** 2 + h[0, axis, 1] ** 2)
+        reach += math.sqrt(h[1, axis, 0] ** 2 + h[1, axis, 1] ** 2)
+        if not (abs(r) <= reach * (1.0 + 1e-9)):
+            return 0
+    visible_energy = lepton_plus[0] + lepton_minus[0] + b[0] + bbar[0]
+    visible_pz = lepton_plus[3] + lepton_minus[3] + b[3] + bbar[3]
+    # The larger ellipse gives the conic, the smaller is parametrised: its τ resolves the roots.
+    area = abs(h[0, 0, 0] * h[0, 1, 1] - h[0, 0, 1] * h[0, 1, 0])
+    area_bar = abs(h[1, 0, 0] * h[1, 1, 1] - h[1, 0, 1] * h[1, 1, 0])
+    if area <= area_bar:
+        return _intersect(h[0], h[1], False, visible_energy, visible_pz, rx, ry, neutrinos)
+    return _intersect(h[1], h[0], True, visible_energy, visible_pz, rx, ry, neutrinos)
+
+
+@kernel
+def _closest_event(
+    lepton_plus: Floats,
+    lepton_minus: Floats,
+    b: Floats,
+    bbar: Floats,
+    mx: float,
+    my: float,
+    m_top: float,
+    m_antitop: float,
+    m_w_plus: float,
+    m_w_minus: float,
+    neutrinos: Floats,
+) -> float:
+    """Closest approach of one event, for use inside compiled loops where `_solve_event` finds nothing.
+
+    Parameters
+    ----------
+    lepton_plus, lepton_minus, b, bbar
+        Four-momenta (E, px, py, pz) in GeV, shape (4,).
+    mx, my
+        Missing transverse momentum in GeV.
+    m_top, m_antitop, m_w_plus, m_w_minus
+        Masses in GeV.
+    neutrinos
+        Where the neutrino pair goes, shape (2, 4).
+
+    Returns
+    -------
+    distance
+        Violation of the MET constraint in GeV; NaN where a leg has no ellipse.
+    """
+    neutrinos[:] = math.nan
+    h = np.empty((2, 3, 3))
+    if not _ellipses(lepton_plus, lepton_minus, b, bbar, mx, my, m_top, m_antitop, m_w_plus, m_w_minus, h):
+        return math.nan
+    rx, ry = h[0, 0, 2] + h[1, 0, 2] - mx, h[0, 1, 2] + h[1, 1, 2] - my
+
+    # The nearest pair of a grid of angles is in the basin of the nearest pair of points.
+    best = math.inf
+    ux, uy, vx, vy = 1.0, 0.0, 1.0, 0.0
+    for i in range(_GRID):
+        px = rx + h[0, 0, 0] * _GRID_COS[i] + h[0, 0, 1] * _GRID_SIN[i]
+        py = ry + h[0, 1, 0] * _GRID_COS[i] + h[0, 1, 1] * _GRID_SIN[i]
+        for j in range(_GRID):
+            fx = px + h[1, 0, 0] * _GRID_COS[j] + h[1, 0, 1] * _GRID_SIN[j]
+            fy = py + h[1, 1, 0] * _GRID_COS[j] + h[1, 1, 1] * _GRID_SIN[j]
+            distance2 = fx * fx + fy * fy
+            if distance2 < best:
+                best = distance2
+                ux, uy, vx, vy = _GRID_COS[i], _GRID_SIN[i], _GRID_COS[j], _GRID_SIN[j]
+
+    # Newton's method on the squared distance, damped (Levenberg, Marquardt) wherever it does not descend.
+    damping = 0.0
+    for _ in range(_DESCENT_STEPS):
+        ax, ay = h[0, 0, 0] * ux + h[0, 0, 1] * uy, h[0, 1, 0] * ux + h[0, 1, 1] * uy
+        bx, by = h[1, 0, 0] * vx + h[1, 0, 1] * vy, h[1, 1, 0] * vx + h[1, 1, 1] * vy
+        jx, jy = h[0, 0, 1] * ux - h[0, 0, 0] * uy, h[0, 1, 1] * ux - h[0, 1, 0] * uy
+        kx, ky = h[1, 0, 1] * vx - h[1, 0, 0] * vy, h[1, 1, 1] * vx - h[1, 1, 0] * vy
+        fx, fy = rx + ax + bx, ry + ay + by
+        gradient, gradient_bar = fx * jx + fy * jy, fx * kx + fy * ky
+        h00 = jx * jx + jy * jy - fx * ax - fy * ay
+        h11 = kx * kx + ky * ky - fx * bx - fy * by
+        h01 = jx * kx + jy * ky
+        size = jx * jx + jy * jy + kx * kx + ky * ky + abs(fx * ax + fy * ay) + abs(fx * bx + fy * by)
+        h00, h11 = h00 + damping * size, h11 + damping * size
+        determinant = h00 * h11 - h01 * h01
+        if not (determinant > 0.0 and h00 > 0.0):
+            if damping > 1e3:
+                break
+            damping = max(4.0 * damping, 1e-3)
+            continue
+        step = (h01 * gradient_bar - h11 * gradient) / determinant
+        step_bar = (h01 * gradient - h00 * gradient_bar) / determinant
+        wx, wy = ux - step * uy, uy + step * ux
+        norm = math.sqrt(wx * wx + wy * wy)
+        wx, wy = wx / norm, wy / norm
+        qx, qy = vx - step_bar * vy, vy + step_bar * vx
+        norm = math.sqrt(qx * qx + qy * qy)
+        qx, qy = qx / norm, qy / norm
+        fx = rx + h[0, 0, 0] * wx + h[0, 0, 1] * wy + h[1, 0, 0] * qx + h[1, 0, 1] * qy
+        fy = ry + h[0, 1, 0] * wx + h[0, 1, 1] * wy + h[1, 1, 0] * qx + h[1, 1, 1] * qy
+        distance2 = fx * fx + fy * fy
+        if distance2 <= best:
+            best = distance2
+            ux, uy, vx, vy = wx, wy, qx, qy
+            damping = 0.25 * damping if damping > 1e-6 else 0.0
+        elif damping > 1e3:
+            break
+        else:
+            damping = max(4.0 * damping, 1e-3)
+        if abs(step) + abs(step_bar) < _DESCENT_PRECISION:
+            break
+
+    for leg in range(2):
+        c, s = (ux, uy) if leg == 0 else (vx, vy)
+        energy2 = 0.0
+        for axis in range(3):
+            p = h[leg, axis, 0] * c + h[leg, axis, 1] * s + h[leg, axis, 2]
+            neutrinos[leg, axis + 1] = p
+            energy2 += p * p
+        neutrinos[leg, 0] = math.sqrt(energy2)
+    return math.sqrt(best)
+
+
+@kernel
+def _solve_serial(
+    lepton_plus: Floats,
+    lepton_minus: Floats,
+    b: Floats,
+    bbar: Floats,
+    met: Floats,
+    m_top: Floats,
+    m_antitop: Floats,
+    m_w_plus: Floats,
+    m_w_minus: Floats,
+    neutrinos: Floats,
+    count: NDArray[np.int64],
+) -> None:
+    for i in range(len(count)):
+        count[i] = _solve_event(
+            lepton_plus[i],
+            lepton_minus[i],
+            b[i],
+            bbar[i],
+            met[i, 0],
+            met[i, 1],
+            m_top[i],
+            m_antitop[i],
+            m_w_plus[i],
+            m_w_minus[i],
+            neutrinos[i],
+        )
+
+
+@parallel_kernel
+def _solve_parallel(
+    lepton_plus: Floats,
+    lepton_minus: Floats,
+    b: Floats,
+    bbar: Floats,
+    met: Floats,
+    m_top: Floats,
+    m_antitop: Floats,
+    m_w_plus: Floats,
+    m_w_minus: Floats,
+    neutrinos: Floats,
+    count: NDArray[np.int64],
+) -> None:
+    for i in prange(len(count)):
+        count[i] = _solve_event(
+            lepton_plus[i],
+            lepton_minus[i],
+            b[i],
+            bbar[i],
+            met[i, 0],
+            met[i, 1],
+            m_top[i],
+            m_antitop[i],
+            m_w_plus[i],
+            m_w_minus[i],
+            neutrinos[i],
+        )
+
+
+@kernel
+def _closest_serial(
+    lepton_plus: Floats,
+    lepton_minus: Floats,
+    b: Floats,
+    bbar: Floats,
+    met: Floats,
+    m_top: Floats,
+    m_antitop: Floats,
+    m_w_plus: Floats,
+    m_w_minus: Floats,
+    neutrinos: Floats,
+    distance: Floats,
+) -> None:
+    solutions = np.empty((MAX_SOLUTIONS, 2, 4))
+    for i in range(len(distance)):
+        arguments = (
+            lepton_plus[i],
+            lepton_minus[i],
+            b[i],
+            bbar[i],
+            met[i, 0],
+            met[i, 1],
+            m_top[i],
+            m_antitop[i],
+            m_w_plus[i],
+            m_w_minus[i],
+        )
+        if _solve_event(*arguments, solutions) > 0:
+            neutrinos[i] = solutions[0]
+            distance[i] = 0.0
+        else:
+            distance[i] = _closest_event(*arguments, neutrinos[i])
+
+
+@parallel_kernel
+def _closest_parallel(
+    lepton_plus: Floats,
+    lepton_minus: Floats,
+    b: Floats,
+    bbar: Floats,
+    met: Floats,
+    m_top: Floats,
+    m_antitop: Floats,
+    m_w_plus: Floats,
+    m_w_minus: Floats,
+    neutrinos: Floats,
+    distance: Floats,
+) -> None:
+    for i in prange(len(distance)):
+        solutions = np.empty((MAX_SOLUTIONS, 2, 4))
+        arguments = (
+            lepton_plus[i],
+            lepton_minus[i],
+            b[i],
+            bbar[i],
+            met[i, 0],
+            met[i, 1],
+            m_top[i],
+            m_antitop[i],
+            m_w_plus[i],
+            m_w_minus[i],
+        )
+        if _solve_event(*arguments, solutions) > 0:
+            neutrinos[i] = solutions[0]
+            distance[i] = 0.0
+        else:
+            distance[i] = _closest_event(*arguments, neutrinos[i])
+
+
+def solve(
+    lepton_plus: ArrayLike,
+    lepton_minus: ArrayLike,
+    b: ArrayLike,
+    bbar: ArrayLike,
+    met: ArrayLike,
+    *,
+    m_top: ArrayLike = M_TOP,
+    m_antitop: ArrayLike = M_TOP,
+    m_w_plus: ArrayLike = M_W,
+    m_w_minus: ArrayLike = M_W,
+    threads: int = 1,
+) -> Solutions:
+    """All neutrino pairs of dileptonic tt̄ events by intersecting the two neutrino ellipses [1]_.
+
+    Parameters
+    ----------
+    lepton_plus, lepton_minus
+        Four-momenta (E, px, py, pz) of ℓ⁺ (from the top) and ℓ⁻ in GeV, shape (n, 4).
+    b, bbar
+        Four-momenta of the b jets that go with ℓ⁺ and with ℓ⁻ in GeV, shape (n, 4).
+    met
+        Missing transverse momentum (px, py) in GeV, shape (n, 2).
+    m_top, m_antitop, m_w_plus, m_w_minus
+        Masses in GeV, scalars or of shape (n,).
+    threads
+        Number of threads; the result does not depend on it.
+
+    Returns
+    -------
+    solutions
+        Neutrino momenta and their number, in rising m_tt. An event whose input is not finite or not
+        physical (energies and masses not positive, spacelike beyond rounding, lepton and b of one
+        velocity) has none.
+
+    Raises
+    ------
+    TopRecoError
+        If an argument has a wrong shape.
+
+    References
+    ----------
+    .. [1] B. A. Betchart, R. Demina, A. Harel, Nucl. Instrum. Meth. A 736 (2014) 169, arXiv:1305.1878.
+    """
+    inputs = check_inputs(
+        "ellipse.solve",
+        {"lepton_plus": lepton_plus, "lepton_minus": lepton_minus, "b": b, "bbar": bbar},
+        met,
+        {"m_top": m_top, "m_antitop": m_antitop, "m_w_plus": m_w_plus, "m_w_minus": m_w_minus},
+    )
+    n = len(inputs.met)
+    neutrinos = np.empty((n, MAX_SOLUTIONS, 2, 4))
+    count = np.empty(n, np.int64)
+    if threads == 1:
+        _solve_serial(*inputs, neutrinos, count)
+    else:
+        with thread_mask("ellipse.solve", threads):
+            _solve_parallel(*inputs, neutrinos, count)
+    return Solutions(neutrinos, count)
+
+
+def closest_approach(
+    lepton_plus: ArrayLike,
+    lepton_minus: ArrayLike,
+    b: ArrayLike,
+    bbar: ArrayLike,
+    met: ArrayLike,
+    *,
+    m_top: ArrayLike = M_TOP,
+    m_antitop: ArrayLike = M_TOP,
+    m_w_plus: ArrayLike = M_W,
+    m_w_minus: ArrayLike = M_W,
+    threads: int = 1,
+) -> ClosestApproach:
+    """Neutrino pair of dileptonic tt̄ events at the closest approach of the two neutrino ellipses [1]_.
+
+    It meets the mass constraints exactly. Where the ellipses intersect it is the solution of the smallest
+    m_tt; where they do not it violates the MET constraint, by `ClosestApproach.distance`.
+
+    Parameters
+    ----------
+    lepton_plus, lepton_minus
+        Four-momenta (E, px, py, pz) of ℓ⁺ (from the top) and ℓ⁻ in GeV, shape (n, 4).
+    b, bbar
+        Four-momenta of the b jets that go with ℓ⁺ and with ℓ⁻ in GeV, shape (n, 4).
+    met
+        Missing transverse momentum (px, py) in GeV, shape (n, 2).
+    m_top, m_antitop, m_w_plus, m_w_minus
+        Masses in GeV, scalars or of shape (n,).
+    threads
+        Number of threads; the result does not depend on it.
+
+    Returns
+    -------
+    closest
+        Neutrino momenta and the violation of the MET constraint, 0 where there is none. Both are NaN where
+        the mass constraints of a leg have no solution and where the input is not physical.
+
+    Raises
+    ------
+    TopRecoError
+        If an argument has a wrong shape.
+
+    References
+    ----------
+    .. [1] B. A. Betchart, R. Demina, A. Harel, Nucl. Instrum. Meth. A 736 (2014) 169, arXiv:1305.1878.
+    """
+    inputs = check_inputs(
+        "ellipse.closest_approach",
+        {"lepton_plus": lepton_plus, "lepton_minus": lepton_minus, "b": b, "bbar": bbar},
+        met,
+        {"m_top": m_top, "m_antitop": m_antitop, "m_w_plus": m_w_plus, "m_w_minus": m_w_minus},
+    )
+    n = len(inputs.met)
+    neutrinos = np.empty((n, 2, 4))
+    distance = np.empty(n)
+    if threads == 1:
+        _closest_serial(*inputs, neutrinos, distance)
+    else:
+        with thread_mask("ellipse.closest_approach", threads):
+            _closest_parallel(*inputs, neutrinos, distance)
+    return ClosestApproach(neutrinos, distance)

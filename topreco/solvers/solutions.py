@@ -1,0 +1,272 @@
+r"""What the analytic solvers share: their inputs, their outputs and the constraints of one leg.
+
+For t → b W → b ℓ ν with a massless neutrino the W and the top mass fix
+
+.. math::
+
+    |\mathbf p| = a + \mathbf v_\ell·\mathbf p, \quad a = \frac{m_W^2 - m_\ell^2}{2 E_\ell}, \qquad
+    |\mathbf p| = b + \mathbf v_b·\mathbf p, \quad
+    b = \frac{m_t^2 - m_W^2 - m_b^2 - 2\,p_\ell·p_b}{2 E_b}
+
+with **p** the momentum of the neutrino and **v** = **p**/E a velocity. Their difference,
+(**v**_b − **v**_ℓ)·**p** = a − b, is the plane in which the neutrino lies.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import numba
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from topreco.errors import TopRecoError
+
+Floats = NDArray[np.float64]
+Leg = tuple[float, float, float, float, float, float, float, float]
+
+MAX_SOLUTIONS = 4
+
+# A lepton or jet stored with 32 bits has a squared mass of either sign at this fraction of its E² or below;
+# farther into the spacelike region there is no particle.
+_SPACELIKE = 1e-5
+# Lepton and b of the same velocity leave one constraint, not two.
+_SAME_VELOCITY = 1e-9
+# Newton's method ends at steps of this relative size: the next would be its square.
+CONVERGED = 1e-7
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Solutions(NamedTuple):
+    """Neutrino pairs that meet all six constraints.
+
+    Attributes
+    ----------
+    neutrinos
+        Four-momenta (E, px, py, pz) in GeV, shape (n, 4, 2, 4): event, solution, leg (0 = the neutrino of
+        the top, 1 = the antineutrino of the antitop), component. Solutions come in rising m_tt, so that
+        index 0 has the smallest; NaN beyond the last.
+    count
+        Number of solutions, shape (n,): 0, 2 or 4, or odd where two agree to 1e-7 (tangency).
+    """
+
+    neutrinos: Floats
+    count: NDArray[np.int64]  # type: ignore[assignment]  # hides tuple.count, which nobody misses here
+
+
+class ClosestApproach(NamedTuple):
+    """One neutrino pair per event that meets the mass constraints, and that of MET as well as possible.
+
+    Attributes
+    ----------
+    neutrinos
+        Four-momenta (E, px, py, pz) in GeV, shape (n, 2, 4): event, leg, component; NaN where a mass
+        constraint cannot be met.
+    distance
+        |**p**_T(ν) + **p**_T(ν̄) − MET| in GeV, shape (n,): 0 where a solution exists (which then is the one
+        of the smallest m_tt), larger where the MET constraint is violated, NaN where the neutrinos are.
+    """
+
+    neutrinos: Floats
+    distance: Floats
+
+
+def kernel(function: _F) -> _F:
+    """Compile a function of scalars and arrays with numba, in IEEE arithmetic: 1/0 is ∞, no exception."""
+    compiled: _F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    return compiled
+
+
+def parallel_kernel(function: _F) -> _F:
+    """Compile like `kernel` a function whose `numba.prange` loops run on several threads."""
+    compiled: _F = numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)(function)
+    return compiled
+
+
+class Inputs(NamedTuple):
+    """Checked arguments of a solver: contiguous float64 arrays, each mass one per event."""
+
+    lepton_plus: Floats
+    lepton_minus: Floats
+    b: Floats
+    bbar: Floats
+    met: Floats
+    m_top: Floats
+    m_antitop: Floats
+    m_w_plus: Floats
+    m_w_minus: Floats
+
+
+def check_inputs(
+    name: str,
+    momenta: dict[str, ArrayLike],
+    met: ArrayLike,
+    masses: dict[str, ArrayLike],
+) -> Inputs:
+    """Arguments of a solver as the arrays that its kernels take.
+
+    Parameters
+    ----------
+    name
+        Name of the solver for error messages.
+    momenta
+        Visible four-momenta by argument name, each of shape (n, 4).
+    met
+        Missing transverse momentum, shape (n, 2).
+    masses
+        Masses by argument name, each a scalar or of shape (n,).
+
+    Raises
+    ------
+    TopRecoError
+        If an argument has another shape or is not numeric.
+    """
+    arrays: dict[str, Floats] = {}
+    for argument, value in {**momenta, "met": met, **masses}.items():
+        try:
+            # Writable, because numba compiles again for read-only arrays.
+            arrays[argument] = np.require(value, np.float64, ["C", "A", "W"])
+        except (TypeError, ValueError) as error:
+            raise TopRecoError(f"{name}: {argument} is not an array of numbers: {error}") from error
+    first = next(iter(momenta))
+    n = len(arrays[first]) if arrays[first].ndim else 0
+    for argument in momenta:
+        expected = "(n, 4)" if argument == first else f"({n}, 4) like {first}"
+        _check_shape(name, argument, arrays[argument], (n, 4), expected)
+    _check_shape(name, "met", arrays["met"], (n, 2), f"({n}, 2)")
+    for argument in masses:
+        if arrays[argument].ndim == 0:
+            arrays[argument] = np.full(n, arrays[argument])
+        _check_shape(name, argument, arrays[argument], (n,), f"() or ({n},)")
+    return Inputs(*(arrays[field] for field in Inputs._fields))
+
+
+def _check_shape(name: str, argument: str, array: Floats, shape: tuple[int, ...], expected: str) -> None:
+    """Raise unless an array has its shape."""
+    if array.shape != shape:
+        raise TopRecoError(f"{name}: {argument} has shape {array.shape}, expected {expected}")
+
+
+@contextlib.contextmanager
+def thread_mask(name: str, threads: int) -> Iterator[None]:
+    """Let numba use this many threads, at most those it was started with, and restore the number after."""
+    if threads < 1:
+        raise TopRecoError(f"{name}: threads is {threads}, expected 1 or more")
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
+
+
+@kernel
+def leg_constraints(lepton: Floats, b: Floats, m_top: float, m_w: float) -> tuple[bool, Leg]:
+    """Constraints of one leg on its neutrino, as in the description of the module.
+
+    Parameters
+    ----------
+    lepton, b
+        Four-momenta (E, px, py, pz) in GeV, shape (4,).
+    m_top, m_w
+        Masses in GeV.
+
+    Returns
+    -------
+    valid
+        Whether the input is physical and can have a solution.
+    leg
+        Velocity of the lepton (3 numbers), a, unit normal of the plane (3), distance of the plane from the
+        origin.
+    """
+    nothing = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    energy_l, lx, ly, lz = lepton[0], lepton[1], lepton[2], lepton[3]
+    energy_b, bx, by, bz = b[0], b[1], b[2], b[3]
+    mass2_l = energy_l * energy_l - (lx * lx + ly * ly + lz * lz)
+    mass2_b = energy_b * energy_b - (bx * bx + by * by + bz * bz)
+    # Conditions are written so that NaN fails them.
+    if not (energy_l > 0.0 and energy_b > 0.0 and m_w > 0.0 and m_top > 0.0):
+        return False, nothing
+    if not (mass2_l >= -_SPACELIKE * energy_l**2 and mass2_b >= -_SPACELIKE * energy_b**2):
+        return False, nothing
+    product = energy_l * energy_b - (lx * bx + ly * by + lz * bz)
+    a_l = (m_w * m_w - mass2_l) / (2.0 * energy_l)
+    a_b = (m_top * m_top - m_w * m_w - mass2_b - 2.0 * product) / (2.0 * energy_b)
+    # |p| − v·p is positive for every neutrino.
+    if not (0.0 < a_l < math.inf and 0.0 < a_b < math.inf):
+        return False, nothing
+    vx, vy, vz = lx / energy_l, ly / energy_l, lz / energy_l
+    nx, ny, nz = bx / energy_b - vx, by / energy_b - vy, bz / energy_b - vz
+    norm = math.sqrt(nx * nx + ny * ny + nz * nz)
+    if not (norm > _SAME_VELOCITY):
+        return False, nothing
+    return True, (vx, vy, vz, a_l, nx / norm, ny / norm, nz / norm, (a_l - a_b) / norm)
+
+
+@kernel
+def insert_solution(
+    neutrinos: Floats,
+    count: int,
+    visible_energy: float,
+    visible_pz: float,
+    x: float,
+    y: float,
+    z: float,
+    x_bar: float,
+    y_bar: float,
+    z_bar: float,
+) -> int:
+    """Put a neutrino pair into its place in rising m_tt, unless it is there already.
+
+    Parameters
+    ----------
+    neutrinos
+        Solutions so far, changed in place, shape (4, 2, 4).
+    count
+        Their number.
+    visible_energy, visible_pz
+        Sum over leptons and b quarks in GeV.
+    x, y, z, x_bar, y_bar, z_bar
+        Momenta of neutrino and antineutrino in GeV.
+
+    Returns
+    -------
+    count
+        Number of solutions now.
+    """
+    if count == MAX_SOLUTIONS:
+        return count
+    energy = math.sqrt(x * x + y * y + z * z)
+    energy_bar = math.sqrt(x_bar * x_bar + y_bar * y_bar + z_bar * z_bar)
+    if not (energy + energy_bar < math.inf):
+        return count
+    same = 2.0 * CONVERGED * (energy + energy_bar)
+    for i in range(count):
+        if (
+            abs(neutrinos[i, 0, 1] - x) + abs(neutrinos[i, 0, 2] - y) + abs(neutrinos[i, 0, 3] - z) < same
+            and abs(neutrinos[i, 1, 3] - z_bar) < same
+        ):
+            return count
+    # All solutions have the same transverse momentum of the pair: E² − pz² orders like m_tt.
+    e = visible_energy + energy + energy_bar
+    pz = visible_pz + z + z_bar
+    key = (e - pz) * (e + pz)
+    place = count
+    while place > 0:
+        e = visible_energy + neutrinos[place - 1, 0, 0] + neutrinos[place - 1, 1, 0]
+        pz = visible_pz + neutrinos[place - 1, 0, 3] + neutrinos[place - 1, 1, 3]
+        if (e - pz) * (e + pz) <= key:
+            break
+        neutrinos[place] = neutrinos[place - 1]
+        place -= 1
+    neutrinos[place, 0, 0] = energy
+    neutrinos[place, 0, 1] = x
+    neutrinos[place, 0, 2] = y
+    neutrinos[place, 0, 3] = z
+    neutrinos[place, 1, 0] = energy_bar
+    neutrinos[place, 1, 1] = x_bar
+    neutrinos[place, 1, 2] = y_bar
+    neutrinos[place, 1, 3] = z_bar
+    return count + 1

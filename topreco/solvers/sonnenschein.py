@@ -1,0 +1,413 @@
+r"""Analytic solution of dileptonic tt̄ by two conics and their resultant (Sonnenschein).
+
+The W and the top mass of each leg give a linear relation between the components of its neutrino's momentum,
+Eqs. (6)-(8) of [1]_,
+
+.. math:: a_1 + a_2 p_x + a_3 p_y + a_4 p_z = 0,
+
+which removes p_z; the W mass constraint then is a conic in (p_x, p_y),
+
+.. math::
+
+    c_{00} p_y^2 + (c_{10} p_x + c_{11})\, p_y + (c_{20} p_x^2 + c_{21} p_x + c_{22}) = 0 .
+
+The missing momentum turns the conic of the antineutrino into a second one, d, in the same variables. The
+resultant of the two in p_y is the quartic h_0 p_x⁴ + … + h_4 = 0, and p_y and p_z follow linearly.
+
+The published appendix has a wrong sign in the coefficients h₀ and h₁ [1]_. Here the resultant is not written
+out: with c_i and d_i the polynomials in p_x in front of p_y^{2−i}, it is the product
+(c₀d₂ − c₂d₀)² − (c₀d₁ − c₁d₀)(c₁d₂ − c₂d₁) of polynomials. Compared with the paper,
+
+- p_x runs over the interval in which both conics have real points, mapped to [−1, 1], so that the leading
+  coefficient of the quartic may vanish;
+- where |a₄| is small the conic collapses to a double line. It is opened, by a tilt of the plane, before the
+  quartic is formed;
+- each root is polished by Newton steps on the constraints themselves, which undoes both that and rounding.
+
+The mass of the lepton is kept everywhere.
+
+References
+----------
+.. [1] L. Sonnenschein, Analytical solution of ttbar dilepton equations, Phys. Rev. D 73 (2006) 054015,
+   hep-ph/0603011; erratum Phys. Rev. D 78 (2008) 079902. See also hep-ph/0510100.
+"""
+
+import math
+
+import numpy as np
+from numba import prange
+from numpy.typing import ArrayLike, NDArray
+
+from topreco.constants import M_TOP, M_W
+from topreco.solvers.quartic import roots_in_unit_interval
+from topreco.solvers.solutions import (
+    CONVERGED,
+    MAX_SOLUTIONS,
+    Floats,
+    Leg,
+    Solutions,
+    check_inputs,
+    insert_solution,
+    kernel,
+    leg_constraints,
+    parallel_kernel,
+    thread_mask,
+)
+
+# Smallest |a₄|/|(a₂, a₃, a₄)| of a conic: the width of a thin conic enters the quartic squared (one thin leg)
+# or to the fourth power (two), and has to stay above rounding.
+_THIN = 1e-5
+_BOTH_THIN = 1e-3
+# Extrema of the quartic closer to zero than this may be two roots that rounding has hidden; Newton decides.
+_TOUCHING = 1e-9
+# p_y = −(c₀d₂ − c₂d₀)/(c₀d₁ − c₁d₀) is not used where the denominator has lost this much to cancellation.
+_CANCELLED = 1e-6
+_NEWTON_STEPS = 30
+# Roots that fill less than this fraction of the interval are looked for again in a part of it.
+_CLUSTERED = 0.02
+_ZOOMS = 3
+
+Conic = tuple[float, float, float, float, float, float]
+
+
+@kernel
+def _conic(leg: Leg, nz: float, sign: float, mx: float, my: float) -> Conic:
+    """Coefficients (c00, c10, c11, c20, c21, c22) of a leg's conic in (x, y).
+
+    The transverse momentum of the leg's neutrino is (mx, my) + sign · (x, y); nz replaces the z component of
+    the plane's normal.
+    """
+    vx, vy, vz, a, nx, ny, _, distance = leg
+    # p_z and E as linear functions of the leg's own transverse momentum, both times nz.
+    z0, z1, z2 = distance, -nx, -ny
+    e0, e1, e2 = a * nz + vz * z0, vx * nz + vz * z1, vy * nz + vz * z2
+    # The same as functions of x and y.
+    z0, z1, z2 = z0 + z1 * mx + z2 * my, sign * z1, sign * z2
+    e0, e1, e2 = e0 + e1 * mx + e2 * my, sign * e1, sign * e2
+    # E² − p_z² − p_T² = 0, with (E − p_z)(E + p_z) against cancellation for forward leptons.
+    s0, s1, s2 = e0 + z0, e1 + z1, e2 + z2
+    d0, d1, d2 = e0 - z0, e1 - z1, e2 - z2
+    nz2 = nz * nz
+    return (
+        s2 * d2 - nz2,
+        s1 * d2 + s2 * d1,
+        s0 * d2 + s2 * d0 - 2.0 * sign * my * nz2,
+        s1 * d1 - nz2,
+        s0 * d1 + s1 * d0 - 2.0 * sign * mx * nz2,
+        s0 * d0 - (mx * mx + my * my) * nz2,
+    )
+
+
+@kernel
+def _range(conic: Conic) -> tuple[bool, float, float]:
+    """Interval of p_x in which a conic has real points; False if it is no real ellipse."""
+    c00, c10, c11, c20, c21, c22 = conic
+    # Discriminant of the conic as a quadratic in p_y.
+    q2 = c10 * c10 - 4.0 * c00 * c20
+    q1 = c10 * c11 - 2.0 * c00 * c21
+    q0 = c11 * c11 - 4.0 * c00 * c22
+    discriminant = q1 * q1 - q2 * q0
+    if not (q2 < 0.0 and discriminant >= 0.0):
+        return False, 0.0, 0.0
+    root = math.sqrt(discriminant)
+    return True, (-q1 + root) / q2, (-q1 - root) / q2
+
+
+@kernel
+def _crossings(c: Conic, d: Conic, low: float, high: float, roots: Floats) -> int:
+    """Values of p_x between two limits at which two conics share a p_y: real roots of their resultant."""
+    # Polynomials in s = (p_x − middle)/half in front of the powers of p_y.
+    middle, half = 0.5 * (low + high), 0.5 * (high - low)
+    c00, c10, c11, c20, c21, c22 = c
+    c22 += (c21 + c20 * middle) * middle
+    c21 = (c21 + 2.0 * c20 * middle) * half
+    c20 *= half * half
+    c11 += c10 * middle
+    c10 *= half
+    d00, d10, d11, d20, d21, d22 = d
+    d22 += (d21 + d20 * middle) * middle
+    d21 = (d21 + 2.0 * d20 * middle) * half
+    d20 *= half * half
+    d11 += d10 * middle
+    d10 *= half
+    # K = c₀d₂ − c₂d₀, L = c₀d₁ − c₁d₀, M = c₁d₂ − c₂d₁; the quartic is K² − L M.
+    k0, k1, k2 = c00 * d22 - c22 * d00, c00 * d21 - c21 * d00, c00 * d20 - c20 * d00
+    l0, l1 = c00 * d11 - c11 * d00, c00 * d10 - c10 * d00
+    m0 = c11 * d22 - c22 * d11
+    m1 = c11 * d21 + c10 * d22 - c22 * d10 - c21 * d11
+    m2 = c11 * d20 + c10 * d21 - c21 * d10 - c20 * d11
+    m3 = c10 * d20 - c20 * d10
+    count = roots_in_unit_interval(
+        k0 * k0 - l0 * m0,
+        2.0 * k0 * k1 - l0 * m1 - l1 * m0,
+        k1 * k1 + 2.0 * k0 * k2 - l0 * m2 - l1 * m1,
+        2.0 * k1 * k2 - l0 * m3 - l1 * m2,
+        k2 * k2 - l1 * m3,
+        _TOUCHING,
+        roots,
+    )
+    for i in range(count):
+        roots[i] = middle + half * roots[i]
+    return count
+
+
+@kernel
+def _steps(leg: Leg, x: float, y: float, z: float) -> tuple[float, float, float, float, float, float]:
+    """Linearised constraints of a leg with the step dz eliminated.
+
+    Returns (gx, gy, r, kx, ky, s): gx dx + gy dy = r is free of dz, and dz = s + kx dx + ky dy.
+    """
+    vx, vy, vz, a, nx, ny, nz, distance = leg
+    energy = math.sqrt(x * x + y * y + z * z)
+    fx, fy, fz = x / energy - vx, y / energy - vy, z / energy - vz
+    f = a + vx * x + vy * y + vz * z - energy
+    h = distance - nx * x - ny * y - nz * z
+    gx, gy, r = fx * nz - nx * fz, fy * nz - ny * fz, f * nz - h * fz
+    if abs(fz) > abs(nz):
+        return gx, gy, r, -fx / fz, -fy / fz, f / fz
+    return gx, gy, r, -nx / nz, -ny / nz, h / nz
+
+
+@kernel
+def _polish(
+    leg: Leg, leg_bar: Leg, mx: float, my: float, x: float, y: float, z: float, z_bar: float
+) -> tuple[bool, float, float, float, float]:
+    """Newton steps on the mass constraints in (p_x, p_y, p_z, p̄_z); MET is met throughout."""
+    for _ in range(_NEWTON_STEPS):
+        gx, gy, r, kx, ky, s = _steps(leg, x, y, z)
+        gx_bar, gy_bar, r_bar, kx_bar, ky_bar, s_bar = _steps(leg_bar, mx - x, my - y, z_bar)
+        # The transverse steps of the antineutrino are (−dx, −dy).
+        determinant = gx_bar * gy - gx * gy_bar
+        dx = -(r * gy_bar + r_bar * gy) / determinant
+        dy = (gx * r_bar + gx_bar * r) / determinant
+        dz = s + kx * dx + ky * dy
+        dz_bar = s_bar - kx_bar * dx - ky_bar * dy
+        x, y, z, z_bar = x + dx, y + dy, z + dz, z_bar + dz_bar
+        size = abs(x) + abs(y) + abs(z) + abs(z_bar) + abs(mx) + abs(my)
+        if not (size < math.inf):
+            break
+        if abs(dx) + abs(dy) + abs(dz) + abs(dz_bar) < CONVERGED * size:
+            return True, x, y, z, z_bar
+    return False, x, y, z, z_bar
+
+
+@kernel
+def _solve_event(
+    lepton_plus: Floats,
+    lepton_minus: Floats,
+    b: Floats,
+    bbar: Floats,
+    mx: float,
+    my: float,
+    m_top: float,
+    m_antitop: float,
+    m_w_plus: float,
+    m_w_minus: float,
+    neutrinos: Floats,
+) -> int:
+    """Solutions of one event, for use inside compiled loops; arguments as in `solve`.
+
+    Parameters
+    ----------
+    lepton_plus, lepton_minus, b, bbar
+        Four-momenta (E, px, py, pz) in GeV, shape (4,).
+    mx, my
+        Missing transverse momentum in GeV.
+    m_top, m_antitop, m_w_plus, m_w_minus
+        Masses in GeV.
+    neutrinos
+        Where the solutions go, shape (4, 2, 4).
+
+    Returns
+    -------
+    count
+        Number of solutions.
+    """
+    neutrinos[:] = math.nan
+    if not (math.isfinite(mx) and math.isfinite(my)):
+        return 0
+    valid, leg = leg_constraints(lepton_plus, b, m_top, m_w_plus)
+    if not valid:
+        return 0
+    valid, leg_bar = leg_constraints(lepton_minus, bbar, m_antitop, m_w_minus)
+    if not valid:
+        return 0
+
+    nz, nz_bar = leg[6], leg_bar[6]
+    thin = _BOTH_THIN if abs(nz) < _BOTH_THIN and abs(nz_bar) < _BOTH_THIN else _THIN
+    nz = math.copysign(max(abs(nz), thin), nz)
+    nz_bar = math.copysign(max(abs(nz_bar), thin), nz_bar)
+
+    conic = _conic(leg, nz, 1.0, 0.0, 0.0)
+    valid, low, high = _range(conic)
+    if not valid:
+        return 0
+    conic_bar = _conic(leg_bar, nz_bar, -1.0, mx, my)
+    valid, low_bar, high_bar = _range(conic_bar)
+    if not valid:
+        return 0
+    # Rounding may move the ends.
+    margin = 1e-9 * (high - low + high_bar - low_bar)
+    low, high = max(low, low_bar) - margin, min(high, high_bar) + margin
+    if not (high > low):
+        return 0
+    roots = np.empty(MAX_SOLUTIONS)
+    candidates = _crossings(conic, conic_bar, low, high, roots)
+    for _ in range(_ZOOMS):
+        spread = roots[candidates - 1] - roots[0] if candidates > 0 else math.inf
+        if spread > _CLUSTERED * (high - low):
+            break
+        # The quartic cannot resolve roots that fill so little of the interval.
+        margin = _CLUSTERED * (high - low)
+        low, high = max(low, roots[0] - margin), min(high, roots[candidates - 1] + margin)
+        candidates = _crossings(conic, conic_bar, low, high, roots)
+
+    visible_energy = lepton_plus[0] + lepton_minus[0] + b[0] + bbar[0]
+    visible_pz = lepton_plus[3] + lepton_minus[3] + b[3] + bbar[3]
+    c00, c10, c11, c20, c21, c22 = conic
+    d00, d10, d11, d20, d21, d22 = conic_bar
+    count = 0
+    for i in range(candidates):
+        x = roots[i]
+        c1, c2 = c11 + c10 * x, c22 + (c21 + c20 * x) * x
+        d1, d2 = d11 + d10 * x, d22 + (d21 + d20 * x) * x
+        denominator = c00 * d1 - c1 * d00
+        linear = abs(denominator) > _CANCELLED * (abs(c00 * d1) + abs(c1 * d00))
+        y0 = -0.5 * c1 / c00
+        y1 = math.sqrt(max(y0 * y0 - c2 / c00, 0.0))
+        for branch in range(1 if linear else 2):
+            if linear:
+                y = -(c00 * d2 - c2 * d00) / denominator
+            elif branch == 0:
+                y = y0 + y1
+            else:
+                y = y0 - y1
+            z = (leg[7] - leg[4] * x - leg[5] * y) / nz
+            z_bar = (leg_bar[7] - leg_bar[4] * (mx - x) - leg_bar[5] * (my - y)) / nz_bar
+            converged, px, py, pz, pz_bar = _polish(leg, leg_bar, mx, my, x, y, z, z_bar)
+            if converged:
+                count = insert_solution(
+                    neutrinos, count, visible_energy, visible_pz, px, py, pz, mx - px, my - py, pz_bar
+                )
+    return count
+
+
+@kernel
+def _solve_serial(
+    lepton_plus: Floats,
+    lepton_minus: Floats,
+    b: Floats,
+    bbar: Floats,
+    met: Floats,
+    m_top: Floats,
+    m_antitop: Floats,
+    m_w_plus: Floats,
+    m_w_minus: Floats,
+    neutrinos: Floats,
+    count: NDArray[np.int64],
+) -> None:
+    for i in range(len(count)):
+        count[i] = _solve_event(
+            lepton_plus[i],
+            lepton_minus[i],
+            b[i],
+            bbar[i],
+            met[i, 0],
+            met[i, 1],
+            m_top[i],
+            m_antitop[i],
+            m_w_plus[i],
+            m_w_minus[i],
+            neutrinos[i],
+        )
+
+
+@parallel_kernel
+def _solve_parallel(
+    lepton_plus: Floats,
+    lepton_minus: Floats,
+    b: Floats,
+    bbar: Floats,
+    met: Floats,
+    m_top: Floats,
+    m_antitop: Floats,
+    m_w_plus: Floats,
+    m_w_minus: Floats,
+    neutrinos: Floats,
+    count: NDArray[np.int64],
+) -> None:
+    for i in prange(len(count)):
+        count[i] = _solve_event(
+            lepton_plus[i],
+            lepton_minus[i],
+            b[i],
+            bbar[i],
+            met[i, 0],
+            met[i, 1],
+            m_top[i],
+            m_antitop[i],
+            m_w_plus[i],
+            m_w_minus[i],
+            neutrinos[i],
+        )
+
+
+def solve(
+    lepton_plus: ArrayLike,
+    lepton_minus: ArrayLike,
+    b: ArrayLike,
+    bbar: ArrayLike,
+    met: ArrayLike,
+    *,
+    m_top: ArrayLike = M_TOP,
+    m_antitop: ArrayLike = M_TOP,
+    m_w_plus: ArrayLike = M_W,
+    m_w_minus: ArrayLike = M_W,
+    threads: int = 1,
+) -> Solutions:
+    """All neutrino pairs of dileptonic tt̄ events by Sonnenschein's method [1]_.
+
+    Parameters
+    ----------
+    lepton_plus, lepton_minus
+        Four-momenta (E, px, py, pz) of ℓ⁺ (from the top) and ℓ⁻ in GeV, shape (n, 4).
+    b, bbar
+        Four-momenta of the b jets that go with ℓ⁺ and with ℓ⁻ in GeV, shape (n, 4).
+    met
+        Missing transverse momentum (px, py) in GeV, shape (n, 2).
+    m_top, m_antitop, m_w_plus, m_w_minus
+        Masses in GeV, scalars or of shape (n,).
+    threads
+        Number of threads; the result does not depend on it.
+
+    Returns
+    -------
+    solutions
+        Neutrino momenta and their number, in rising m_tt. An event whose input is not finite or not
+        physical (energies and masses not positive, spacelike beyond rounding, lepton and b of one
+        velocity) has none.
+
+    Raises
+    ------
+    TopRecoError
+        If an argument has a wrong shape.
+
+    References
+    ----------
+    .. [1] L. Sonnenschein, Phys. Rev. D 73 (2006) 054015, hep-ph/0603011.
+    """
+    inputs = check_inputs(
+        "sonnenschein.solve",
+        {"lepton_plus": lepton_plus, "lepton_minus": lepton_minus, "b": b, "bbar": bbar},
+        met,
+        {"m_top": m_top, "m_antitop": m_antitop, "m_w_plus": m_w_plus, "m_w_minus": m_w_minus},
+    )
+    n = len(inputs.met)
+    neutrinos = np.empty((n, MAX_SOLUTIONS, 2, 4))
+    count = np.empty(n, np.int64)
+    if threads == 1:
+        _solve_serial(*inputs, neutrinos, count)
+    else:
+        with thread_mask("sonnenschein.solve", threads):
+            _solve_parallel(*inputs, neutrinos, count)
+    return Solutions(neutrinos, count)
