@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
+import awkward as ak
 import pytest
+import uproot
 
 
 @pytest.fixture(scope="session")
@@ -13,6 +15,64 @@ def data() -> Path:
     if not folder:
         pytest.skip("TOPRECO_TEST_DATA does not name the folder of sample files")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory) -> Path:
+    """A NanoAOD file of 1200 simulated events, about 100 of which are selected."""
+    pytest.importorskip("pythia8mc")
+    from topreco.config import SimulationConfig
+    from topreco.simulation import simulate
+
+    path = tmp_path_factory.mktemp("simulated") / "nano.root"
+    simulate(SimulationConfig(n_events=1200, mpi=False, seed=7), path, workers=1, progress=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def as_data(simulated, tmp_path_factory) -> Path:
+    """The same events without any branch that a generator fills."""
+    path = tmp_path_factory.mktemp("as_data") / "data.root"
+    with uproot.open(simulated) as source, uproot.recreate(path) as target:
+        tree = source["Events"]
+        branches = [b for b in tree.keys() if not _of_generator(b)]  # noqa: SIM118 - a TTree is no dict
+        jagged = {b.partition("_")[0] for b in branches if "[]" in tree[b].typename}
+        arrays = tree.arrays(branches)
+        content = {
+            b: arrays[b] for b in branches if b.partition("_")[0] not in jagged and b[1:] not in jagged
+        }
+        for name in jagged:
+            fields = [b for b in branches if b.startswith(f"{name}_")]
+            content[name] = ak.zip({field.removeprefix(f"{name}_"): arrays[field] for field in fields})
+        target["Events"] = content
+    return path
+
+
+def _of_generator(branch: str) -> bool:
+    return (
+        branch.lower().startswith(("gen", "ngen"))
+        or "genPart" in branch
+        or "genJet" in branch
+        or ("Flavour" in branch)
+    )
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory) -> Path:
+    """Model file of a small network with random weights."""
+    import torch
+
+    from topreco.config import LGATrSlimConfig, ModelConfig
+    from topreco.network.build import build_network
+    from topreco.network.checkpoint import save_artefact
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        backbone = LGATrSlimConfig(blocks=2, vector_channels=8, scalar_channels=16, heads=2)
+        network = build_network(ModelConfig(backbone=backbone))
+    path = tmp_path_factory.mktemp("model") / "toy.safetensors"
+    save_artefact(path, [network], {})
+    return path
 
 
 @pytest.fixture(autouse=True)

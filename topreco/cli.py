@@ -147,15 +147,17 @@ def run(
 def plot(
     source: Annotated[Path, typer.Argument(help="Output folder of `topreco run`, or its histograms.coffea.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the figures.")] = None,
-    label: Annotated[str, typer.Option(help="Text beside CMS on every figure.")] = "Simulation",
+    label: Annotated[str, typer.Option(help="Text above the figures.")] = "Simulation",
+    experiment: Annotated[str, typer.Option(help="Experiment in bold before it, such as CMS.")] = "",
+    sqrt_s: Annotated[float | None, typer.Option(help="Centre-of-mass energy in TeV to show.")] = None,
 ) -> None:
     """Make the figures of saved histograms again."""
-    from topreco.evaluation.plotting import save_all
+    from topreco.evaluation.plotting import Label, save_all
     from topreco.run import load_histograms
 
     histograms = load_histograms(source)
     folder = output or (source if source.is_dir() else source.parent) / "plots"
-    paths = save_all(histograms, folder, label=label)
+    paths = save_all(histograms, folder, label=Label(label, experiment, sqrt_s))
     Console().print(f"{len(paths)} files in {folder}")
 
 

@@ -381,16 +381,57 @@ def test_no_network_has_seen_the_events_it_is_tested_on(config, monkeypatch, fol
         assert len(network.trained) > 0.9 * len(allowed)
 
 
-def test_negative_weights_count_as_configured(config, monkeypatch):
-    """Clipped, events of weight −1 have no influence on the weights of the network."""
-    seen = []
-    original = training.loss_weights
-    monkeypatch.setattr(
-        training, "loss_weights", lambda weight, kind: seen.append(original(weight, kind)) or seen[-1]
+@pytest.mark.parametrize("kind", ["clip", "absolute"])
+def test_negative_weights_count_as_configured(config, tmp_path, kind):
+    """Clipped, what happens in events of weight −1 has no influence on the network."""
+    events = toy_events(N_EVENTS, max_jets=4)
+    events.weight[::7] = -1
+    truth = toy_truth(events)
+    truth.tops[events.weight < 0, :, 1:] += 50.0
+    with SkimWriter(tmp_path / "toy.parquet") as writer:
+        writer.write(events, truth)
+    changes = {"loss": {"negative_weights": kind}, "epochs": 2}
+    one = load_artefact(quiet(config(output=tmp_path / "one", **changes)))
+    two = load_artefact(
+        quiet(config(output=tmp_path / "two", data={"files": [tmp_path / "toy.parquet"]}, **changes))
     )
-    quiet(config(loss={"negative_weights": "clip"}, epochs=1))
-    assert seen[0].min() == 0
-    assert seen[0].max() == 1
+    same = [
+        torch.equal(*pair) for pair in zip(*(x.networks[0].parameters() for x in (one, two)), strict=True)
+    ]
+    assert all(same) if kind == "clip" else not any(same)
+
+
+def test_each_step_has_its_rate_and_a_clipped_gradient(config, monkeypatch):
+    rates, norms = [], []
+
+    class Spy(torch.optim.AdamW):
+        def step(self, closure=None):
+            rates.extend({group["lr"] for group in self.param_groups})
+            gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            norms.append(torch.nn.utils.get_total_norm(gradients).item())
+            super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Spy)
+    settings = config(optimiser={"learning_rate": 0.01, "warmup": 0.4, "clip_norm": 1e-3})
+    quiet(settings)
+    assert rates == [learning_rate(step, 9, settings.optimiser) for step in range(9)]
+    assert max(norms) <= 1.001e-3
+
+
+def test_schedulefree_is_evaluated_at_its_averages(config, monkeypatch):
+    made, modes = [], []
+    create, evaluate = training._optimiser, training._evaluate
+
+    def evaluating(*arguments):
+        modes.append({group["train_mode"] for group in made[0].param_groups})
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(
+        training, "_optimiser", lambda *arguments: made.append(create(*arguments)) or made[-1]
+    )
+    monkeypatch.setattr(training, "_evaluate", evaluating)
+    quiet(config(optimiser={"kind": "schedulefree"}))
+    assert modes == [{False}] * 3
 
 
 def test_bf16_trains(config):

@@ -13,6 +13,11 @@ from topreco.network.splits import fold_of
 from topreco.network.tokens import Objects
 
 
+# Matrix products of few rows take other code paths, which round differently. From this many rows on, and in
+# multiples of it, the answer for an event does not depend on how many others are in its batch.
+_BATCH_MULTIPLE = 64
+
+
 def predict(networks: Sequence[TopNetwork], events: DileptonEvents, *, batch_size: int = 4096) -> TopPair:
     """Reconstruct the top-quark pair of each event with the network that has not seen it.
 
@@ -66,10 +71,13 @@ def _forward(
     # A value beyond the network's precision is an infinity, not an error.
     with np.errstate(over="ignore"):
         objects = Objects.from_events(events, dtype=parameter.dtype)
-    finite = _finite(objects)
+    finite = _finite(objects).nonzero()[:, 0]
     p4 = torch.full((len(events), 2, 4), torch.nan, dtype=torch.float64)
-    if finite.any():
-        p4[finite] = network(objects.take(finite).to(parameter.device)).double().cpu()
+    if len(finite):
+        filled = -(-len(finite) // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
+        padded = finite[torch.arange(filled) % len(finite)]
+        pred = network(objects.take(padded).to(parameter.device))
+        p4[finite] = pred[: len(finite)].double().cpu()
     return p4.numpy()
 
 

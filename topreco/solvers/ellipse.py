@@ -43,6 +43,9 @@ from topreco.solvers.quartic import real_roots
 from topreco.solvers.solutions import (
     CONVERGED,
     MAX_SOLUTIONS,
+    NEWTON_STEPS,
+    QUADRATIC_STEPS,
+    RESIDUAL,
     ClosestApproach,
     Floats,
     Leg,
@@ -60,7 +63,6 @@ _TOUCHING = 1e-9
 # Where both projections are thinner than this, they are opened before they are intersected: the two
 # intersections of nearly straight lines are double roots of the quartic.
 _BOTH_THIN = 1e-5
-_NEWTON_STEPS = 30
 # Origin of τ, away from the directions that symmetric events prefer.
 _COS, _SIN = math.cos(0.7), math.sin(0.7)
 
@@ -76,7 +78,7 @@ Transverse = tuple[float, float, float, float]
 @kernel
 def _ellipse(leg: Leg, h: Floats) -> bool:
     """Matrix H of a leg into h, shape (3, 3); False where there is no ellipse."""
-    vx, vy, vz, a, nx, ny, nz, d = leg
+    vx, vy, vz, a, nx, ny, nz, d, cosh, sinh = leg
     along = vx * nx + vy * ny + vz * nz
     # v × n, as long as v⊥, and v⊥ = n × (v × n), which is exactly in the plane.
     tx, ty, tz = vy * nz - vz * ny, vz * nx - vx * nz, vx * ny - vy * nx
@@ -107,6 +109,12 @@ def _ellipse(leg: Leg, h: Floats) -> bool:
     major = math.sqrt(z2 / (omega2 * perpendicular2))
     h[0, 0], h[1, 0], h[2, 0] = major * px, major * py, major * pz
     h[0, 1], h[1, 1], h[2, 1] = -minor * tx, -minor * ty, -minor * tz
+    # p_z in the laboratory is cosh p_z + sinh E, and E = a + v·p is linear too.
+    for column in range(3):
+        energy = vx * h[0, column] + vy * h[1, column] + vz * h[2, column]
+        if column == 2:
+            energy += a
+        h[2, column] = cosh * h[2, column] + sinh * energy
     return True
 
 
@@ -129,9 +137,15 @@ def _polish(
     a: Floats, a_bar: Floats, rx: float, ry: float, ux: float, uy: float, vx: float, vy: float
 ) -> tuple[bool, float, float, float, float]:
     """Newton steps on A u + Ā v + r = 0 in the angles of the unit vectors u and v."""
-    for _ in range(_NEWTON_STEPS):
+    scale = abs(rx) + abs(ry)
+    for i in range(2):
+        for j in range(2):
+            scale += abs(a[i, j]) + abs(a_bar[i, j])
+    for i in range(NEWTON_STEPS):
         fx = rx + a[0, 0] * ux + a[0, 1] * uy + a_bar[0, 0] * vx + a_bar[0, 1] * vy
         fy = ry + a[1, 0] * ux + a[1, 1] * uy + a_bar[1, 0] * vx + a_bar[1, 1] * vy
+        if i >= QUADRATIC_STEPS and abs(fx) + abs(fy) < RESIDUAL * scale:
+            return True, ux, uy, vx, vy
         jx, jy = a[0, 1] * ux - a[0, 0] * uy, a[1, 1] * ux - a[1, 0] * uy
         kx, ky = a_bar[0, 1] * vx - a_bar[0, 0] * vy, a_bar[1, 1] * vx - a_bar[1, 0] * vy
         determinant = jx * ky - jy * kx

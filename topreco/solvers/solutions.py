@@ -10,6 +10,9 @@ For t → b W → b ℓ ν with a massless neutrino the W and the top mass fix
 
 with **p** the momentum of the neutrino and **v** = **p**/E a velocity. Their difference,
 (**v**_b − **v**_ℓ)·**p** = a − b, is the plane in which the neutrino lies.
+
+Transverse momenta do not feel boosts along the beam, so each leg is treated in the frame in which its lepton
+and b together have no p_z. There a leg looks the same at every rapidity.
 """
 
 import contextlib
@@ -24,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from topreco.errors import TopRecoError
 
 Floats = NDArray[np.float64]
-Leg = tuple[float, float, float, float, float, float, float, float]
+Leg = tuple[float, float, float, float, float, float, float, float, float, float]
 
 MAX_SOLUTIONS = 4
 
@@ -33,8 +36,12 @@ MAX_SOLUTIONS = 4
 _SPACELIKE = 1e-5
 # Lepton and b of the same velocity leave one constraint, not two.
 _SAME_VELOCITY = 1e-9
-# Newton's method ends at steps of this relative size: the next would be its square.
+# Newton's method ends at steps of this relative size: the next would be its square. Near tangency, where it
+# slows down, it also ends at residuals of this size, from which rounding keeps it.
 CONVERGED = 1e-7
+RESIDUAL = 1e-13
+NEWTON_STEPS = 30
+QUADRATIC_STEPS = 8
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -178,18 +185,26 @@ def leg_constraints(lepton: Floats, b: Floats, m_top: float, m_w: float) -> tupl
     valid
         Whether the input is physical and can have a solution.
     leg
-        Velocity of the lepton (3 numbers), a, unit normal of the plane (3), distance of the plane from the
-        origin.
+        In the frame in which lepton and b together have no p_z: velocity of the lepton (3 numbers), a, unit
+        normal of the plane (3), distance of the plane from the origin. Then cosh and sinh of the rapidity
+        of this frame.
     """
-    nothing = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    energy_l, lx, ly, lz = lepton[0], lepton[1], lepton[2], lepton[3]
-    energy_b, bx, by, bz = b[0], b[1], b[2], b[3]
+    nothing = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    energy, pz = lepton[0] + b[0], lepton[3] + b[3]
+    # Conditions are written so that NaN fails them.
+    if not (lepton[0] > 0.0 and b[0] > 0.0 and abs(pz) < energy < math.inf and m_w > 0.0 and m_top > 0.0):
+        return False, nothing
+    m_transverse = math.sqrt((energy - pz) * (energy + pz))
+    cosh, sinh = energy / m_transverse, pz / m_transverse
+    energy_l, lx, ly = cosh * lepton[0] - sinh * lepton[3], lepton[1], lepton[2]
+    lz = cosh * lepton[3] - sinh * lepton[0]
+    energy_b, bx, by = cosh * b[0] - sinh * b[3], b[1], b[2]
+    bz = cosh * b[3] - sinh * b[0]
+    if not (energy_l > 0.0 and energy_b > 0.0):
+        return False, nothing
     mass2_l = energy_l * energy_l - (lx * lx + ly * ly + lz * lz)
     mass2_b = energy_b * energy_b - (bx * bx + by * by + bz * bz)
-    # Conditions are written so that NaN fails them.
-    if not (energy_l > 0.0 and energy_b > 0.0 and m_w > 0.0 and m_top > 0.0):
-        return False, nothing
-    if not (mass2_l >= -_SPACELIKE * energy_l**2 and mass2_b >= -_SPACELIKE * energy_b**2):
+    if not (mass2_l >= -_SPACELIKE * lepton[0] ** 2 and mass2_b >= -_SPACELIKE * b[0] ** 2):
         return False, nothing
     product = energy_l * energy_b - (lx * bx + ly * by + lz * bz)
     a_l = (m_w * m_w - mass2_l) / (2.0 * energy_l)
@@ -202,7 +217,7 @@ def leg_constraints(lepton: Floats, b: Floats, m_top: float, m_w: float) -> tupl
     norm = math.sqrt(nx * nx + ny * ny + nz * nz)
     if not (norm > _SAME_VELOCITY):
         return False, nothing
-    return True, (vx, vy, vz, a_l, nx / norm, ny / norm, nz / norm, (a_l - a_b) / norm)
+    return True, (vx, vy, vz, a_l, nx / norm, ny / norm, nz / norm, (a_l - a_b) / norm, cosh, sinh)
 
 
 @kernel

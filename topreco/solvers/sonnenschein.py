@@ -43,6 +43,9 @@ from topreco.solvers.quartic import roots_in_unit_interval
 from topreco.solvers.solutions import (
     CONVERGED,
     MAX_SOLUTIONS,
+    NEWTON_STEPS,
+    QUADRATIC_STEPS,
+    RESIDUAL,
     Floats,
     Leg,
     Solutions,
@@ -54,15 +57,15 @@ from topreco.solvers.solutions import (
     thread_mask,
 )
 
-# Smallest |a₄|/|(a₂, a₃, a₄)| of a conic: the width of a thin conic enters the quartic squared (one thin leg)
-# or to the fourth power (two), and has to stay above rounding.
+# Smallest |a₄|/|(a₂, a₃, a₄)| of a conic: its square, the width of the conic, has to stay above rounding.
 _THIN = 1e-5
-_BOTH_THIN = 1e-3
+# Below this, p_z is taken from the W constraint, with both signs of the root, not from the linear relation.
+_STEEP = 1e-2
+_FOLD = 1e-6
 # Extrema of the quartic closer to zero than this may be two roots that rounding has hidden; Newton decides.
 _TOUCHING = 1e-9
 # p_y = −(c₀d₂ − c₂d₀)/(c₀d₁ − c₁d₀) is not used where the denominator has lost this much to cancellation.
 _CANCELLED = 1e-6
-_NEWTON_STEPS = 30
 # Roots that fill less than this fraction of the interval are looked for again in a part of it.
 _CLUSTERED = 0.02
 _ZOOMS = 3
@@ -77,7 +80,7 @@ def _conic(leg: Leg, nz: float, sign: float, mx: float, my: float) -> Conic:
     The transverse momentum of the leg's neutrino is (mx, my) + sign · (x, y); nz replaces the z component of
     the plane's normal.
     """
-    vx, vy, vz, a, nx, ny, _, distance = leg
+    vx, vy, vz, a, nx, ny, _, distance, _, _ = leg
     # p_z and E as linear functions of the leg's own transverse momentum, both times nz.
     z0, z1, z2 = distance, -nx, -ny
     e0, e1, e2 = a * nz + vz * z0, vx * nz + vz * z1, vy * nz + vz * z2
@@ -152,20 +155,35 @@ def _crossings(c: Conic, d: Conic, low: float, high: float, roots: Floats) -> in
 
 
 @kernel
-def _steps(leg: Leg, x: float, y: float, z: float) -> tuple[float, float, float, float, float, float]:
+def _longitudinal(leg: Leg, nz: float, x: float, y: float) -> tuple[int, float, float]:
+    """Values of p_z at a transverse momentum: their number (1 or 2), the first, the second."""
+    vx, vy, vz, a, nx, ny, _, distance, _, _ = leg
+    if abs(nz) >= _STEEP:
+        return 1, (distance - nx * x - ny * y) / nz, 0.0
+    energy = a + vx * x + vy * y
+    gamma2 = 1.0 / (1.0 - vz * vz)
+    # At a vanishing root, a fold of the ellipse, Newton's method could not tell which way to go.
+    root = math.sqrt(max(energy * energy - (x * x + y * y) / gamma2, _FOLD * energy * energy))
+    return 2, (energy * vz + root) * gamma2, (energy * vz - root) * gamma2
+
+
+@kernel
+def _steps(leg: Leg, x: float, y: float, z: float) -> tuple[float, float, float, float, float, float, float]:
     """Linearised constraints of a leg with the step dz eliminated.
 
-    Returns (gx, gy, r, kx, ky, s): gx dx + gy dy = r is free of dz, and dz = s + kx dx + ky dy.
+    Returns (gx, gy, r, kx, ky, s, residual): gx dx + gy dy = r is free of dz, dz = s + kx dx + ky dy, and the
+    residual of the constraints is relative.
     """
-    vx, vy, vz, a, nx, ny, nz, distance = leg
+    vx, vy, vz, a, nx, ny, nz, distance, _, _ = leg
     energy = math.sqrt(x * x + y * y + z * z)
     fx, fy, fz = x / energy - vx, y / energy - vy, z / energy - vz
     f = a + vx * x + vy * y + vz * z - energy
     h = distance - nx * x - ny * y - nz * z
+    residual = (abs(f) + abs(h)) / energy
     gx, gy, r = fx * nz - nx * fz, fy * nz - ny * fz, f * nz - h * fz
     if abs(fz) > abs(nz):
-        return gx, gy, r, -fx / fz, -fy / fz, f / fz
-    return gx, gy, r, -nx / nz, -ny / nz, h / nz
+        return gx, gy, r, -fx / fz, -fy / fz, f / fz, residual
+    return gx, gy, r, -nx / nz, -ny / nz, h / nz, residual
 
 
 @kernel
@@ -173,9 +191,11 @@ def _polish(
     leg: Leg, leg_bar: Leg, mx: float, my: float, x: float, y: float, z: float, z_bar: float
 ) -> tuple[bool, float, float, float, float]:
     """Newton steps on the mass constraints in (p_x, p_y, p_z, p̄_z); MET is met throughout."""
-    for _ in range(_NEWTON_STEPS):
-        gx, gy, r, kx, ky, s = _steps(leg, x, y, z)
-        gx_bar, gy_bar, r_bar, kx_bar, ky_bar, s_bar = _steps(leg_bar, mx - x, my - y, z_bar)
+    for i in range(NEWTON_STEPS):
+        gx, gy, r, kx, ky, s, residual = _steps(leg, x, y, z)
+        gx_bar, gy_bar, r_bar, kx_bar, ky_bar, s_bar, residual_bar = _steps(leg_bar, mx - x, my - y, z_bar)
+        if i >= QUADRATIC_STEPS and residual + residual_bar < RESIDUAL:
+            return True, x, y, z, z_bar
         # The transverse steps of the antineutrino are (−dx, −dy).
         determinant = gx_bar * gy - gx * gy_bar
         dx = -(r * gy_bar + r_bar * gy) / determinant
@@ -233,10 +253,8 @@ def _solve_event(
     if not valid:
         return 0
 
-    nz, nz_bar = leg[6], leg_bar[6]
-    thin = _BOTH_THIN if abs(nz) < _BOTH_THIN and abs(nz_bar) < _BOTH_THIN else _THIN
-    nz = math.copysign(max(abs(nz), thin), nz)
-    nz_bar = math.copysign(max(abs(nz_bar), thin), nz_bar)
+    nz = math.copysign(max(abs(leg[6]), _THIN), leg[6])
+    nz_bar = math.copysign(max(abs(leg_bar[6]), _THIN), leg_bar[6])
 
     conic = _conic(leg, nz, 1.0, 0.0, 0.0)
     valid, low, high = _range(conic)
@@ -247,7 +265,7 @@ def _solve_event(
     if not valid:
         return 0
     # Rounding may move the ends.
-    margin = 1e-9 * (high - low + high_bar - low_bar)
+    margin = 1e-4 * (high - low + high_bar - low_bar)
     low, high = max(low, low_bar) - margin, min(high, high_bar) + margin
     if not (high > low):
         return 0
@@ -282,10 +300,26 @@ def _solve_event(
                 y = y0 + y1
             else:
                 y = y0 - y1
-            z = (leg[7] - leg[4] * x - leg[5] * y) / nz
-            z_bar = (leg_bar[7] - leg_bar[4] * (mx - x) - leg_bar[5] * (my - y)) / nz_bar
-            converged, px, py, pz, pz_bar = _polish(leg, leg_bar, mx, my, x, y, z, z_bar)
-            if converged:
+            branches, z0, z1 = _longitudinal(leg, nz, x, y)
+            branches_bar, z0_bar, z1_bar = _longitudinal(leg_bar, nz_bar, mx - x, my - y)
+            for k in range(branches * branches_bar):
+                converged, px, py, pz, pz_bar = _polish(
+                    leg,
+                    leg_bar,
+                    mx,
+                    my,
+                    x,
+                    y,
+                    z0 if k % branches == 0 else z1,
+                    z0_bar if k // branches == 0 else z1_bar,
+                )
+                if not converged:
+                    continue
+                # Back to the laboratory.
+                energy = math.sqrt(px * px + py * py + pz * pz)
+                pz = leg[8] * pz + leg[9] * energy
+                energy = math.sqrt((mx - px) ** 2 + (my - py) ** 2 + pz_bar * pz_bar)
+                pz_bar = leg_bar[8] * pz_bar + leg_bar[9] * energy
                 count = insert_solution(
                     neutrinos, count, visible_energy, visible_pz, px, py, pz, mx - px, my - py, pz_bar
                 )
