@@ -44,7 +44,9 @@ def as_data(simulated, tmp_path_factory) -> Path:
         for name in jagged:
             fields = [b for b in branches if b.startswith(f"{name}_")]
             content[name] = ak.zip({field.removeprefix(f"{name}_"): arrays[field] for field in fields})
-        target["Events"] = content
+        target.mktree("Events", {name: values.type.content for name, values in content.items()}).extend(
+            content
+        )
     return path
 
 

@@ -33,6 +33,10 @@ FilesAndOverrides = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
+_HEADLINE = ("m_tt", "pt_top", "y_top")
+"""What the terminal shows; the files hold every observable."""
+
+
 def _split(arguments: list[str] | None) -> tuple[list[str], list[str]]:
     """Separate file arguments from key=value overrides."""
     files = [a for a in arguments or [] if "=" not in a or "/" in a.partition("=")[0]]
@@ -58,7 +62,7 @@ def simulate(
     assignments = [f"{key}={value}" for key, value in options.items() if value is not None]
     settings = load_config(SimulationConfig, config, [*(overrides or []), *assignments])
     summary = run_simulation(settings, output, workers=workers, progress=not quiet, overwrite=overwrite)
-    Console().print(str(summary))
+    typer.echo(summary)
 
 
 @app.command()
@@ -86,7 +90,7 @@ def skim(
         progress=not quiet,
     )
     Console().print(summary.cutflow.table(settings.dataset))
-    Console().print(str(summary))
+    typer.echo(summary)
 
 
 @_train_app.command()
@@ -104,7 +108,7 @@ def train(
 
     settings = load_config(TrainConfig, config, overrides or [])
     model = run_training(settings, progress=not quiet, restart=restart)
-    Console().print(f"model: {model}")
+    typer.echo(f"model: {model}")
 
 
 @app.command()
@@ -137,10 +141,10 @@ def run(
     result = run_processor(settings.model_copy(update=changes), progress=not quiet)
     for name, cutflow in result.cutflow.items():
         Console().print(Cutflow.from_dict(cutflow).table(name))
-    print_report(result.summary)
+    print_report(result.summary, observables=_HEADLINE)
     if plots:
         save_all(result.histograms, result.folder / "plots")
-    Console().print(f"results: {result.folder}")
+    typer.echo(f"results: {result.folder}")
 
 
 @app.command()
@@ -158,7 +162,7 @@ def plot(
     histograms = load_histograms(source)
     folder = output or (source if source.is_dir() else source.parent) / "plots"
     paths = save_all(histograms, folder, label=Label(label, experiment, sqrt_s))
-    Console().print(f"{len(paths)} files in {folder}")
+    typer.echo(f"{len(paths)} files in {folder}")
 
 
 @app.command("config")

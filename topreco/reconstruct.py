@@ -53,7 +53,7 @@ class NetworkReconstructor:
     """
 
     def __init__(
-        self, path: str | Path, *, name: str | None = None, batch_size: int = 2048, threads: int | None = None
+        self, path: str | Path, *, name: str | None = None, batch_size: int = 256, threads: int | None = None
     ) -> None:
         self.path = Path(path).absolute()
         self.name = self.path.stem if name is None else name

@@ -75,8 +75,20 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
     if not any(entries):
         raise TopRecoError(f"fileset: tree {config.tree!r} has no entries in any of {len(entries)} files")
     instance = DileptonProcessor(config.methods, config.selection, config.histograms)
-    folder = writable_folder(config.output)
+    with _output_folder(config.output) as folder:
+        output = _run(config, instance, progress)
+        summary = summarise(output["histograms"])
+        metadata = {"config": config.model_dump(mode="json"), "versions": versions()}
+        with complete_file(folder / "histograms.coffea") as temporary:
+            coffea.util.save({**output, "metadata": metadata}, temporary)
+        write_report(summary, folder / "results.json")
+        write_report(summary, folder / "results.md")
+        write_text(folder / "cutflow.json", json.dumps(output["cutflow"], indent=1))
+    return RunResult(output["histograms"], output["cutflow"], summary, folder)
 
+
+def _run(config: RunConfig, instance: DileptonProcessor, progress: bool) -> dict[str, Any]:
+    """The merged output of the processor."""
     with _one_error(), _executor(config, progress) as executor:
         runner = processor.Runner(
             executor, schema=QuietNanoAODSchema, chunksize=config.chunk_size, maxchunks=config.max_chunks
@@ -84,16 +96,20 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
         fileset = {
             name: {"treename": config.tree, "files": list(files)} for name, files in config.fileset.items()
         }
-        output = runner(fileset, processor_instance=instance)
+        return runner(fileset, processor_instance=instance)
 
-    summary = summarise(output["histograms"])
-    metadata = {"config": config.model_dump(mode="json"), "versions": versions()}
-    with complete_file(folder / "histograms.coffea") as temporary:
-        coffea.util.save({**output, "metadata": metadata}, temporary)
-    write_report(summary, folder / "results.json")
-    write_report(summary, folder / "results.md")
-    write_text(folder / "cutflow.json", json.dumps(output["cutflow"], indent=1))
-    return RunResult(output["histograms"], output["cutflow"], summary, folder)
+
+@contextmanager
+def _output_folder(path: Path) -> Iterator[Path]:
+    """Folder for the results, proven writable before the work starts; a new one vanishes on failure."""
+    new = not path.exists()
+    folder = writable_folder(path)
+    try:
+        yield folder
+    except BaseException:
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def load_histograms(path: str | Path) -> Mapping[str, Any]:
@@ -118,14 +134,17 @@ def load_histograms(path: str | Path) -> Mapping[str, Any]:
 
 @contextmanager
 def _one_error() -> Iterator[None]:
-    """Keep coffea from printing the traceback of bad input, which the caller reports in one line."""
+    """Raise bad input as it was found in a worker, without the wrapping and the traceback that coffea prints."""
     captured = io.StringIO()
     try:
         with redirect_stderr(captured):
             yield
-    except TopRecoError:
-        raise
-    except BaseException:
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, TopRecoError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
         sys.stderr.write(captured.getvalue())
         raise
     sys.stderr.write(captured.getvalue())
@@ -137,7 +156,7 @@ def _executor(config: RunConfig, progress: bool) -> Iterator[Any]:
     remote = any("://" in file for files in config.fileset.values() for file in files)
     retries = 3 if remote else 0
     if config.executor == "iterative":
-        yield processor.IterativeExecutor(status=progress)
+        yield processor.IterativeExecutor(status=progress, retries=retries)
     elif config.executor == "futures":
         yield processor.FuturesExecutor(workers=config.workers, retries=retries, status=progress)
     else:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from topreco.config import HistogramConfig
+from topreco.errors import TopRecoError
 from topreco.evaluation.histograms import book, fill
 from topreco.evaluation.plotting import METRICS, Label, figures, plot_metric, plot_migration, save_all
 from topreco.observables import OBSERVABLES
@@ -102,7 +103,7 @@ def test_migration_says_how_it_is_normalised(per):
 def test_errors_name_the_cause(toy, tmp_path):
     histograms = filled(toy, 30)
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"cannot write the figure .*file"):
+    with pytest.raises(TopRecoError, match=r"output folder .*file.*cannot write there"):
         save_all(histograms, tmp_path / "file", observables=["m_tt"])
     with pytest.raises(ValueError, match=r"no observable 'm_lb'.*only m_tt, pt_top, y_top"):
         save_all(histograms, tmp_path, observables=["m_lb"])

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from topreco.config import HistogramConfig
+from topreco.errors import TopRecoError
 from topreco.evaluation.histograms import book, fill
 from topreco.evaluation.report import format_estimate, print_report, to_json, to_markdown, write_report
 from topreco.evaluation.summary import summarise
@@ -94,5 +95,5 @@ def test_reports_are_written_whole(summary, tmp_path):
     assert (tmp_path / "new" / "report.md").read_text().startswith("### m_tt")
     assert len(list((tmp_path / "new").iterdir())) == 2
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="cannot write the report"):
+    with pytest.raises(TopRecoError, match="cannot write there"):
         write_report(summary, tmp_path / "file" / "report.json")

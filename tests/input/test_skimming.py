@@ -86,8 +86,15 @@ def test_data(nano_file, emu, tmp_path):
     assert str(summary).endswith("1 of 1 events, without truth")
 
 
-@pytest.mark.parametrize("n", [0, 3])
-def test_empty_result(nano_file, emu, tmp_path, n):
+def test_files_without_entries_are_refused_unless_others_have_some(nano_file, emu, tmp_path):
+    empty, full = nano_file([], "empty.root"), nano_file([emu()], "full.root")
+    with pytest.raises(InputError, match=r"empty\.root: no entries in tree 'Events'"):
+        skim([empty], tmp_path)
+    assert skim([empty, full], tmp_path).n_read == 1
+
+
+def test_empty_result(nano_file, emu, tmp_path):
+    n = 3
     summary = skim([nano_file([emu(Muon=[])] * n)], tmp_path)
     assert summary.n_selected == len(Skim(summary.output)) == 0
     assert len(Skim(summary.output).read()[0]) == 0

@@ -52,6 +52,7 @@ def skim(tmp_path_factory):
     events.weight[::7] = -1
     path = tmp_path_factory.mktemp("skims") / "toy.parquet"
     with SkimWriter(path) as writer:
+        writer.metadata |= {"selection": {"leading_pt_min": 25.0}, "datasets": {"toy": 2**64 - 1}}
         writer.write(events, toy_truth(events))
     return path
 
@@ -132,7 +133,10 @@ def test_output(config, tmp_path):
     metadata = load_artefact(path).metadata
     assert metadata["training"]["epochs"] == 3
     assert metadata["training"]["data"]["files"] == ["toy.parquet"]
-    assert metadata["data"]["files"][0]["name"] == "toy.parquet"
+    (file,) = metadata["data"]["files"]
+    assert file["name"] == "toy.parquet"
+    assert file["selection"] == {"leading_pt_min": 25.0}
+    assert file["datasets"] == {"toy": 2**64 - 1}
     assert metadata["data"]["networks"][0]["train"]["events"] > 0
     assert set(metadata["metrics"]["test"]) == {
         "loss",
@@ -398,7 +402,7 @@ def test_negative_weights_count_as_configured(config, tmp_path, kind):
     same = [
         torch.equal(*pair) for pair in zip(*(x.networks[0].parameters() for x in (one, two)), strict=True)
     ]
-    assert all(same) if kind == "clip" else not any(same)
+    assert all(same) if kind == "clip" else not all(same)
 
 
 def test_each_step_has_its_rate_and_a_clipped_gradient(config, monkeypatch):

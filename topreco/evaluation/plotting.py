@@ -24,6 +24,7 @@ from topreco.evaluation import metrics
 from topreco.evaluation.histograms import SOURCES, cells, observables_of, residual_label
 from topreco.evaluation.metrics import Array
 from topreco.evaluation.summary import ALL_CHANNELS, Bin, Result, Summary, select, summarise
+from topreco.files import complete_file
 from topreco.observables import OBSERVABLES, Observable
 
 logger = logging.getLogger(__name__)
@@ -475,7 +476,7 @@ def save_all(
 
     Raises
     ------
-    OSError
+    TopRecoError
         If the folder cannot be written.
     ValueError
         If an observable is not in the histograms.
@@ -519,22 +520,16 @@ def save(figure: Figure, stem: str | Path, *, formats: Sequence[str] = FORMATS) 
 
     Raises
     ------
-    OSError
+    TopRecoError
         If a file cannot be written.
     """
     paths = []
     for suffix in formats:
         path = Path(f"{stem}.{suffix}")
-        temporary = path.with_name(f".{path.name}.part")
         # Without a date, the same histograms give the same file.
         metadata = {"CreationDate": None} if suffix == "pdf" else None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _style():
-                figure.savefig(temporary, format=suffix, metadata=metadata)
-            temporary.replace(path)
-        except OSError as error:
-            raise OSError(f"cannot write the figure {path}: {error.strerror or error}") from error
+        with complete_file(path) as temporary, _style():
+            figure.savefig(temporary, format=suffix, metadata=metadata)
         paths.append(path)
     return paths
 

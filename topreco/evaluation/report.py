@@ -2,8 +2,7 @@
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from topreco.evaluation.summary import ALL_CHANNELS, Result, Summary
+from topreco.files import write_text
 from topreco.observables import OBSERVABLES
 
 UNDEFINED = "–"
@@ -68,7 +68,13 @@ def format_estimate(value: float, error: float) -> str:
     return f"{value:.{decimals}f}({round(error * 10**decimals)})"
 
 
-def tables(summary: Summary, *, channel: str = ALL_CHANNELS, width: int | None = None) -> Iterator[Table]:
+def tables(
+    summary: Summary,
+    *,
+    channel: str = ALL_CHANNELS,
+    observables: Collection[str] | None = None,
+    width: int | None = None,
+) -> Iterator[Table]:
     """Tables with one row per method, for each observable, dataset and subset.
 
     Parameters
@@ -77,10 +83,14 @@ def tables(summary: Summary, *, channel: str = ALL_CHANNELS, width: int | None =
         Results of `summary.summarise`.
     channel
         Channel to show.
+    observables
+        Which to show; None shows all.
     width
         Characters per line that a table may take; wider ones are split in two. None splits none.
     """
     for title, observable, rows in _groups(summary, channel):
+        if observables is not None and observable not in observables:
+            continue
         response = _table(f"{title}: response", (*_SIZE, *_RESPONSE), rows)
         information = _table(f"{title}: information", _INFORMATION, rows)
         whole = _table(title, (*_SIZE, *_RESPONSE, *_INFORMATION), rows)
@@ -91,7 +101,13 @@ def tables(summary: Summary, *, channel: str = ALL_CHANNELS, width: int | None =
             yield table
 
 
-def print_report(summary: Summary, *, channel: str = ALL_CHANNELS, console: Console | None = None) -> None:
+def print_report(
+    summary: Summary,
+    *,
+    channel: str = ALL_CHANNELS,
+    observables: Collection[str] | None = None,
+    console: Console | None = None,
+) -> None:
     """Print the tables of a summary.
 
     Parameters
@@ -100,11 +116,13 @@ def print_report(summary: Summary, *, channel: str = ALL_CHANNELS, console: Cons
         Results of `summary.summarise`.
     channel
         Channel to show.
+    observables
+        Which to show; None shows all.
     console
         Where to print; standard output if None.
     """
     console = Console() if console is None else console
-    found = list(tables(summary, channel=channel, width=console.width))
+    found = list(tables(summary, channel=channel, observables=observables, width=console.width))
     if not found:
         console.print("No events in these histograms.")
         return
@@ -166,24 +184,20 @@ def write_report(summary: Summary, path: str | Path) -> None:
 
     Raises
     ------
-    OSError
+    TopRecoError
         If it cannot be written.
     """
     path = Path(path)
     text = to_markdown(summary) if path.suffix == ".md" else to_json(summary)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(f"cannot write the report {path}: {error.strerror}") from error
+    write_text(path, text)
 
 
 def _groups(summary: Summary, channel: str) -> Iterator[tuple[str, str, list[tuple[str, Result]]]]:
     """Title, observable and the methods' results of every table."""
     for subset, datasets in summary.items():
         for dataset, methods in datasets.items():
+            if subset == "common" and len(methods) == 1:
+                continue  # the same events again
             for name in next(iter(methods.values()))[channel]:
                 rows = [(method, channels[channel][name]) for method, channels in methods.items()]
                 events = "all selected events" if subset == "all" else "events that all methods solve"

@@ -111,6 +111,8 @@ def make_skim(
     simulated = _all_or_none(summaries, ["genWeight"], "generator weights (genWeight)")
     branches = (*needed_branches(config), *OPTIONAL_BRANCHES, *(TRUTH_BRANCHES if has_truth else ()))
     n_read = sum(summary.n_entries for summary in summaries.values())
+    if n_read == 0:
+        raise InputError(f"{', '.join(map(str, files))}: no entries in tree {tree!r}")
 
     cutflow = Cutflow()
     n_selected = n_generated = 0

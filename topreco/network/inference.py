@@ -12,13 +12,12 @@ from topreco.network.build import TopNetwork
 from topreco.network.splits import fold_of
 from topreco.network.tokens import Objects
 
-
 # Matrix products of few rows take other code paths, which round differently. From this many rows on, and in
 # multiples of it, the answer for an event does not depend on how many others are in its batch.
 _BATCH_MULTIPLE = 64
 
 
-def predict(networks: Sequence[TopNetwork], events: DileptonEvents, *, batch_size: int = 4096) -> TopPair:
+def predict(networks: Sequence[TopNetwork], events: DileptonEvents, *, batch_size: int = 256) -> TopPair:
     """Reconstruct the top-quark pair of each event with the network that has not seen it.
 
     Parameters

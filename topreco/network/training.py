@@ -43,7 +43,7 @@ STATE_FILE = "state.ckpt"
 _STATE_VERSION = 1
 # Where and how fast a training runs is not what is trained.
 _MAY_DIFFER = {"output", "accelerator", "devices", "threads", "mlflow"}
-_EVALUATION_BATCH = 4096
+_EVALUATION_BATCH = 1024
 _STANDARDISATION_EVENTS = 100_000
 
 

@@ -19,8 +19,7 @@ with the plane **n**·**p** = d and the constraint \|**p**\| = a + **v**·**p** 
         + Z \sin τ\,\frac{\mathbf n×\mathbf v_⊥}{|\mathbf v_⊥|},
     \quad Ω^2 = 1 - v_⊥^2, \quad Z^2 = \frac{g^2}{Ω^2} - d^2 .
 
-It is the same ellipse: Z is the paper's, and the paper's Ω² is this one times 1 + w², Eq. (5) of [1]_. Z² < 0
-means no ellipse.
+It is the same ellipse: Z is the paper's, and the paper's Ω² is this one times 1 + w². Z² < 0 means no ellipse.
 
 Intersections are not found from the pencil of conics, whose eigenvalues merge near tangency, but by putting
 the points of one ellipse, with t = tan(τ/2), into the equation of the other: a quartic in t. Newton steps in
@@ -256,7 +255,7 @@ def _ellipses(
 
 
 @kernel
-def _solve_event(
+def solve_event(
     lepton_plus: Floats,
     lepton_minus: Floats,
     b: Floats,
@@ -309,58 +308,13 @@ def _solve_event(
 
 
 @kernel
-def _closest_event(
-    lepton_plus: Floats,
-    lepton_minus: Floats,
-    b: Floats,
-    bbar: Floats,
-    mx: float,
-    my: float,
-    m_top: float,
-    m_antitop: float,
-    m_w_plus: float,
-    m_w_minus: float,
-    neutrinos: Floats,
-) -> float:
-    """Closest approach of one event, for use inside compiled loops where `_solve_event` finds nothing.
+def _descend(
+    h: Floats, rx: float, ry: float, ux: float, uy: float, vx: float, vy: float, best: float
+) -> tuple[float, float, float, float, float]:
+    """Local minimum of the squared length of A u + Ā v + r, and u and v there.
 
-    Parameters
-    ----------
-    lepton_plus, lepton_minus, b, bbar
-        Four-momenta (E, px, py, pz) in GeV, shape (4,).
-    mx, my
-        Missing transverse momentum in GeV.
-    m_top, m_antitop, m_w_plus, m_w_minus
-        Masses in GeV.
-    neutrinos
-        Where the neutrino pair goes, shape (2, 4).
-
-    Returns
-    -------
-    distance
-        Violation of the MET constraint in GeV; NaN where a leg has no ellipse.
+    Newton's method, damped (Levenberg, Marquardt) wherever it does not descend.
     """
-    neutrinos[:] = math.nan
-    h = np.empty((2, 3, 3))
-    if not _ellipses(lepton_plus, lepton_minus, b, bbar, mx, my, m_top, m_antitop, m_w_plus, m_w_minus, h):
-        return math.nan
-    rx, ry = h[0, 0, 2] + h[1, 0, 2] - mx, h[0, 1, 2] + h[1, 1, 2] - my
-
-    # The nearest pair of a grid of angles is in the basin of the nearest pair of points.
-    best = math.inf
-    ux, uy, vx, vy = 1.0, 0.0, 1.0, 0.0
-    for i in range(_GRID):
-        px = rx + h[0, 0, 0] * _GRID_COS[i] + h[0, 0, 1] * _GRID_SIN[i]
-        py = ry + h[0, 1, 0] * _GRID_COS[i] + h[0, 1, 1] * _GRID_SIN[i]
-        for j in range(_GRID):
-            fx = px + h[1, 0, 0] * _GRID_COS[j] + h[1, 0, 1] * _GRID_SIN[j]
-            fy = py + h[1, 1, 0] * _GRID_COS[j] + h[1, 1, 1] * _GRID_SIN[j]
-            distance2 = fx * fx + fy * fy
-            if distance2 < best:
-                best = distance2
-                ux, uy, vx, vy = _GRID_COS[i], _GRID_SIN[i], _GRID_COS[j], _GRID_SIN[j]
-
-    # Newton's method on the squared distance, damped (Levenberg, Marquardt) wherever it does not descend.
     damping = 0.0
     for _ in range(_DESCENT_STEPS):
         ax, ay = h[0, 0, 0] * ux + h[0, 0, 1] * uy, h[0, 1, 0] * ux + h[0, 1, 1] * uy
@@ -401,6 +355,75 @@ def _closest_event(
             damping = max(4.0 * damping, 1e-3)
         if abs(step) + abs(step_bar) < _DESCENT_PRECISION:
             break
+    return best, ux, uy, vx, vy
+
+
+@kernel
+def closest_event(
+    lepton_plus: Floats,
+    lepton_minus: Floats,
+    b: Floats,
+    bbar: Floats,
+    mx: float,
+    my: float,
+    m_top: float,
+    m_antitop: float,
+    m_w_plus: float,
+    m_w_minus: float,
+    neutrinos: Floats,
+) -> float:
+    """Closest approach of one event, for use inside compiled loops where `solve_event` finds nothing.
+
+    Parameters
+    ----------
+    lepton_plus, lepton_minus, b, bbar
+        Four-momenta (E, px, py, pz) in GeV, shape (4,).
+    mx, my
+        Missing transverse momentum in GeV.
+    m_top, m_antitop, m_w_plus, m_w_minus
+        Masses in GeV.
+    neutrinos
+        Where the neutrino pair goes, shape (2, 4).
+
+    Returns
+    -------
+    distance
+        Violation of the MET constraint in GeV; NaN where a leg has no ellipse.
+    """
+    neutrinos[:] = math.nan
+    h = np.empty((2, 3, 3))
+    if not _ellipses(lepton_plus, lepton_minus, b, bbar, mx, my, m_top, m_antitop, m_w_plus, m_w_minus, h):
+        return math.nan
+    rx, ry = h[0, 0, 2] + h[1, 0, 2] - mx, h[0, 1, 2] + h[1, 1, 2] - my
+
+    # Squared distances on a grid of both angles. Each local minimum is a start: thin or nested ellipses have
+    # several.
+    grid = np.empty((_GRID, _GRID))
+    for i in range(_GRID):
+        px = rx + h[0, 0, 0] * _GRID_COS[i] + h[0, 0, 1] * _GRID_SIN[i]
+        py = ry + h[0, 1, 0] * _GRID_COS[i] + h[0, 1, 1] * _GRID_SIN[i]
+        for j in range(_GRID):
+            fx = px + h[1, 0, 0] * _GRID_COS[j] + h[1, 0, 1] * _GRID_SIN[j]
+            fy = py + h[1, 1, 0] * _GRID_COS[j] + h[1, 1, 1] * _GRID_SIN[j]
+            grid[i, j] = fx * fx + fy * fy
+    best = math.inf
+    ux, uy, vx, vy = 1.0, 0.0, 1.0, 0.0
+    for i in range(_GRID):
+        for j in range(_GRID):
+            # Index −1 is the last, as the periodic angles want it.
+            if (
+                grid[i, j] > grid[i - 1, j]
+                or grid[i, j] > grid[i, j - 1]
+                or grid[i, j] > grid[(i + 1) % _GRID, j]
+                or grid[i, j] > grid[i, (j + 1) % _GRID]
+            ):
+                continue
+            distance2, c, s, c_bar, s_bar = _descend(
+                h, rx, ry, _GRID_COS[i], _GRID_SIN[i], _GRID_COS[j], _GRID_SIN[j], grid[i, j]
+            )
+            if distance2 < best:
+                best = distance2
+                ux, uy, vx, vy = c, s, c_bar, s_bar
 
     for leg in range(2):
         c, s = (ux, uy) if leg == 0 else (vx, vy)
@@ -428,7 +451,7 @@ def _solve_serial(
     count: NDArray[np.int64],
 ) -> None:
     for i in range(len(count)):
-        count[i] = _solve_event(
+        count[i] = solve_event(
             lepton_plus[i],
             lepton_minus[i],
             b[i],
@@ -458,7 +481,7 @@ def _solve_parallel(
     count: NDArray[np.int64],
 ) -> None:
     for i in prange(len(count)):
-        count[i] = _solve_event(
+        count[i] = solve_event(
             lepton_plus[i],
             lepton_minus[i],
             b[i],
@@ -501,11 +524,11 @@ def _closest_serial(
             m_w_plus[i],
             m_w_minus[i],
         )
-        if _solve_event(*arguments, solutions) > 0:
+        if solve_event(*arguments, solutions) > 0:
             neutrinos[i] = solutions[0]
             distance[i] = 0.0
         else:
-            distance[i] = _closest_event(*arguments, neutrinos[i])
+            distance[i] = closest_event(*arguments, neutrinos[i])
 
 
 @parallel_kernel
@@ -536,11 +559,11 @@ def _closest_parallel(
             m_w_plus[i],
             m_w_minus[i],
         )
-        if _solve_event(*arguments, solutions) > 0:
+        if solve_event(*arguments, solutions) > 0:
             neutrinos[i] = solutions[0]
             distance[i] = 0.0
         else:
-            distance[i] = _closest_event(*arguments, neutrinos[i])
+            distance[i] = closest_event(*arguments, neutrinos[i])
 
 
 def solve(

@@ -1,7 +1,7 @@
 r"""Analytic solution of dileptonic tt̄ by two conics and their resultant (Sonnenschein).
 
 The W and the top mass of each leg give a linear relation between the components of its neutrino's momentum,
-Eqs. (6)-(8) of [1]_,
+[1]_,
 
 .. math:: a_1 + a_2 p_x + a_3 p_y + a_4 p_z = 0,
 
@@ -15,9 +15,10 @@ The missing momentum turns the conic of the antineutrino into a second one, d, i
 resultant of the two in p_y is the quartic h_0 p_x⁴ + … + h_4 = 0, and p_y and p_z follow linearly.
 
 The published appendix has a wrong sign in the coefficients h₀ and h₁ [1]_. Here the resultant is not written
-out: with c_i and d_i the polynomials in p_x in front of p_y^{2−i}, it is the product
-(c₀d₂ − c₂d₀)² − (c₀d₁ − c₁d₀)(c₁d₂ − c₂d₁) of polynomials. Compared with the paper,
+out: with c_i and d_i the polynomials in p_x in front of p_y^{2−i}, it is
+(c₀d₂ − c₂d₀)² − (c₀d₁ − c₁d₀)(c₁d₂ − c₂d₁), formed by multiplying polynomials. Compared with the paper,
 
+- p_y is counted from the axis of the first conic, which leaves the resultant as it is and makes c₁ = 0;
 - p_x runs over the interval in which both conics have real points, mapped to [−1, 1], so that the leading
   coefficient of the quartic may vanish;
 - where |a₄| is small the conic collapses to a double line. It is opened, by a tilt of the plane, before the
@@ -64,7 +65,8 @@ _STEEP = 1e-2
 _FOLD = 1e-6
 # Extrema of the quartic closer to zero than this may be two roots that rounding has hidden; Newton decides.
 _TOUCHING = 1e-9
-# p_y = −(c₀d₂ − c₂d₀)/(c₀d₁ − c₁d₀) is not used where the denominator has lost this much to cancellation.
+# p_y from the linear combination of the conics is not used where its denominator has lost this much to
+# cancellation.
 _CANCELLED = 1e-6
 # Roots that fill less than this fraction of the interval are looked for again in a part of it.
 _CLUSTERED = 0.02
@@ -122,30 +124,29 @@ def _crossings(c: Conic, d: Conic, low: float, high: float, roots: Floats) -> in
     # Polynomials in s = (p_x − middle)/half in front of the powers of p_y.
     middle, half = 0.5 * (low + high), 0.5 * (high - low)
     c00, c10, c11, c20, c21, c22 = c
-    c22 += (c21 + c20 * middle) * middle
-    c21 = (c21 + 2.0 * c20 * middle) * half
-    c20 *= half * half
-    c11 += c10 * middle
-    c10 *= half
     d00, d10, d11, d20, d21, d22 = d
     d22 += (d21 + d20 * middle) * middle
     d21 = (d21 + 2.0 * d20 * middle) * half
     d20 *= half * half
     d11 += d10 * middle
     d10 *= half
-    # K = c₀d₂ − c₂d₀, L = c₀d₁ − c₁d₀, M = c₁d₂ − c₂d₁; the quartic is K² − L M.
-    k0, k1, k2 = c00 * d22 - c22 * d00, c00 * d21 - c21 * d00, c00 * d20 - c20 * d00
-    l0, l1 = c00 * d11 - c11 * d00, c00 * d10 - c10 * d00
-    m0 = c11 * d22 - c22 * d11
-    m1 = c11 * d21 + c10 * d22 - c22 * d10 - c21 * d11
-    m2 = c11 * d20 + c10 * d21 - c21 * d10 - c20 * d11
-    m3 = c10 * d20 - c20 * d10
+    # In y = p_y − p − q s, from the axis of c, its equation is y² + w = 0.
+    p, q = -0.5 * (c11 + c10 * middle) / c00, -0.5 * c10 * half / c00
+    w0 = (c22 + (c21 + c20 * middle) * middle) / c00 - p * p
+    w1 = (c21 + 2.0 * c20 * middle) * half / c00 - 2.0 * p * q
+    w2 = c20 * half * half / c00 - q * q
+    # That of d is d00 y² + L y + d₂ = 0, and their resultant K² + w L² with K = d₂ − d00 w.
+    k0 = d22 + (d11 + d00 * p) * p - d00 * w0
+    k1 = d21 + d11 * q + d10 * p + 2.0 * d00 * p * q - d00 * w1
+    k2 = d20 + (d10 + d00 * q) * q - d00 * w2
+    l0, l1 = d11 + 2.0 * d00 * p, d10 + 2.0 * d00 * q
+    m0, m1, m2 = l0 * l0, 2.0 * l0 * l1, l1 * l1
     count = roots_in_unit_interval(
-        k0 * k0 - l0 * m0,
-        2.0 * k0 * k1 - l0 * m1 - l1 * m0,
-        k1 * k1 + 2.0 * k0 * k2 - l0 * m2 - l1 * m1,
-        2.0 * k1 * k2 - l0 * m3 - l1 * m2,
-        k2 * k2 - l1 * m3,
+        k0 * k0 + w0 * m0,
+        2.0 * k0 * k1 + w0 * m1 + w1 * m0,
+        k1 * k1 + 2.0 * k0 * k2 + w0 * m2 + w1 * m1 + w2 * m0,
+        2.0 * k1 * k2 + w1 * m2 + w2 * m1,
+        k2 * k2 + w2 * m2,
         _TOUCHING,
         roots,
     )
@@ -212,7 +213,7 @@ def _polish(
 
 
 @kernel
-def _solve_event(
+def solve_event(
     lepton_plus: Floats,
     lepton_minus: Floats,
     b: Floats,
@@ -269,16 +270,20 @@ def _solve_event(
     low, high = max(low, low_bar) - margin, min(high, high_bar) + margin
     if not (high > low):
         return 0
-    roots = np.empty(MAX_SOLUTIONS)
-    candidates = _crossings(conic, conic_bar, low, high, roots)
+    # What one pass finds the next may lose to rounding, so that the candidates of all are kept.
+    roots = np.empty(MAX_SOLUTIONS * (1 + _ZOOMS))
+    found = candidates = _crossings(conic, conic_bar, low, high, roots)
     for _ in range(_ZOOMS):
-        spread = roots[candidates - 1] - roots[0] if candidates > 0 else math.inf
-        if spread > _CLUSTERED * (high - low):
+        if found == 0:
+            break
+        first, last = roots[candidates - found], roots[candidates - 1]
+        margin = _CLUSTERED * (high - low)
+        if last - first > margin:
             break
         # The quartic cannot resolve roots that fill so little of the interval.
-        margin = _CLUSTERED * (high - low)
-        low, high = max(low, roots[0] - margin), min(high, roots[candidates - 1] + margin)
-        candidates = _crossings(conic, conic_bar, low, high, roots)
+        low, high = max(low, first - margin), min(high, last + margin)
+        found = _crossings(conic, conic_bar, low, high, roots[candidates:])
+        candidates += found
 
     visible_energy = lepton_plus[0] + lepton_minus[0] + b[0] + bbar[0]
     visible_pz = lepton_plus[3] + lepton_minus[3] + b[3] + bbar[3]
@@ -287,19 +292,19 @@ def _solve_event(
     count = 0
     for i in range(candidates):
         x = roots[i]
-        c1, c2 = c11 + c10 * x, c22 + (c21 + c20 * x) * x
+        # As in `_crossings`.
+        axis = -0.5 * (c11 + c10 * x) / c00
+        w = (c22 + (c21 + c20 * x) * x) / c00 - axis * axis
         d1, d2 = d11 + d10 * x, d22 + (d21 + d20 * x) * x
-        denominator = c00 * d1 - c1 * d00
-        linear = abs(denominator) > _CANCELLED * (abs(c00 * d1) + abs(c1 * d00))
-        y0 = -0.5 * c1 / c00
-        y1 = math.sqrt(max(y0 * y0 - c2 / c00, 0.0))
+        denominator = d1 + 2.0 * d00 * axis
+        linear = abs(denominator) > _CANCELLED * (abs(d1) + abs(2.0 * d00 * axis))
         for branch in range(1 if linear else 2):
+            y = math.sqrt(max(-w, 0.0))
             if linear:
-                y = -(c00 * d2 - c2 * d00) / denominator
-            elif branch == 0:
-                y = y0 + y1
-            else:
-                y = y0 - y1
+                y = -(d2 + (d1 + d00 * axis) * axis - d00 * w) / denominator
+            elif branch == 1:
+                y = -y
+            y += axis
             branches, z0, z1 = _longitudinal(leg, nz, x, y)
             branches_bar, z0_bar, z1_bar = _longitudinal(leg_bar, nz_bar, mx - x, my - y)
             for k in range(branches * branches_bar):
@@ -341,7 +346,7 @@ def _solve_serial(
     count: NDArray[np.int64],
 ) -> None:
     for i in range(len(count)):
-        count[i] = _solve_event(
+        count[i] = solve_event(
             lepton_plus[i],
             lepton_minus[i],
             b[i],
@@ -371,7 +376,7 @@ def _solve_parallel(
     count: NDArray[np.int64],
 ) -> None:
     for i in prange(len(count)):
-        count[i] = _solve_event(
+        count[i] = solve_event(
             lepton_plus[i],
             lepton_minus[i],
             b[i],

@@ -1,0 +1,231 @@
+"""The commands: the whole chain in small, and one line for each kind of bad input."""
+
+import json
+import sys
+
+import awkward as ak
+import numpy as np
+import pytest
+import uproot
+
+from topreco.cli import main, train_main
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a command line; gives exit code, standard output and standard error."""
+
+    def run(*arguments, entry=main):
+        monkeypatch.setattr(sys, "argv", ["topreco", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            entry()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(command, tmp_path):
+    """Run a command that must fail with one line and leave no output."""
+
+    def run(*arguments, match, output="out", entry=main):
+        before = sorted(tmp_path.rglob("*"))
+        code, _, err = command(*arguments, entry=entry)
+        assert code == 1
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1, err
+        assert match in err
+        assert not (tmp_path / output).exists()
+        assert sorted(tmp_path.rglob("*")) == before
+        return err
+
+    return run
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_the_whole_chain(command, tmp_path):
+    nano, skim, folder = tmp_path / "nano.root", tmp_path / "skim.parquet", tmp_path / "run"
+    code, out, _ = command(
+        "simulate", "-n", 800, "--seed", 3, "-o", nano, "mpi=false", "--workers", 1, "--quiet"
+    )
+    assert (code, "800 events" in out) == (0, True)
+    code, out, _ = command(
+        "skim", nano, "-o", skim, "--config", "skim-loose.yaml", "--dataset", "toy", "--quiet"
+    )
+    assert (code, "leading pT" in out) == (0, True)
+    small = [
+        "model.backbone.blocks=1",
+        "model.backbone.vector_channels=4",
+        "model.backbone.scalar_channels=8",
+    ]
+    code, out, _ = command(
+        *("--config", "dilepton.yaml", f"data.files=[{skim}]", "epochs=1", "batch_size=16"),
+        *(*small, f"output={tmp_path / 'train'}", "--quiet"),
+        entry=train_main,
+    )
+    assert code == 0
+    model = tmp_path / "train" / "model.safetensors"
+    assert model.is_file()
+    code, out, err = command(
+        *(
+            "run",
+            nano,
+            "-m",
+            model,
+            "-o",
+            folder,
+            "--no-plots",
+            "--quiet",
+            "histograms.observables=[m_tt,pt_top]",
+        )
+    )
+    assert (code, err) == (0, "")
+    assert "m_tt" in out
+    results = json.loads((folder / "results.json").read_text())
+    assert results["all"]["default"]["model"]["all"]["m_tt"]["n_selected"] > 20
+    assert {p.name for p in folder.iterdir()} == {
+        "histograms.coffea",
+        "results.json",
+        "results.md",
+        "cutflow.json",
+    }
+    code, out, _ = command("plot", folder, "-o", tmp_path / "plots", "--label", "Private work")
+    assert code == 0
+    names = {p.name for p in (tmp_path / "plots").rglob("*")}
+    assert {"rb_m_tt.png", "res_m_tt.pdf", "rb_pt_top.png"} <= names
+
+
+@pytest.mark.sim
+def test_data_and_empty_selections_say_what_they_are(command, as_data, toy_model, tmp_path):
+    code, out, err = command("run", as_data, "-m", toy_model, "-o", tmp_path / "a", "--quiet")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "a" / "plots" / "default" / "spectrum_m_tt.png").is_file()
+    code, out, _ = command(
+        *("run", as_data, "-m", toy_model, "-o", tmp_path / "b", "--quiet", "selection.leading_pt_min=9000")
+    )
+    assert code == 0
+    assert "No events" in out
+
+
+def nano_file(path, *, drop=(), pt=(40.0, 30.0), n=4):
+    """A minimal NanoAOD file with `n` events of two muons and two jets."""
+
+    def jagged(*values, dtype=np.float32):
+        return ak.values_astype(ak.Array([list(values)] * max(n, 1)), dtype)
+
+    muon = {
+        "pt": jagged(*pt),
+        "eta": jagged(0.1, -0.5),
+        "phi": jagged(0.0, 2.0),
+        "charge": jagged(1, -1, dtype=np.int32),
+        "tightId": jagged(True, True, dtype=bool),
+        "pfRelIso04_all": jagged(0.01, 0.01),
+    }
+    electron = {
+        "pt": jagged(10.0),
+        "eta": jagged(0.0),
+        "phi": jagged(0.0),
+        "charge": jagged(1, dtype=np.int32),
+        "cutBased": jagged(4, dtype=np.int32),
+    }
+    jet = {
+        "pt": jagged(80.0, 60.0),
+        "eta": jagged(1.0, -1.0),
+        "phi": jagged(1.0, -2.0),
+        "mass": jagged(8.0, 8.0),
+        "btagDeepFlavB": jagged(0.9, 0.9),
+    }
+    content = {"run": np.ones(n, np.uint32), "luminosityBlock": np.ones(n, np.uint32)}
+    content |= {"event": np.arange(n, dtype=np.uint64)}
+    content |= {"PuppiMET_pt": np.full(n, 60.0, np.float32), "PuppiMET_phi": np.zeros(n, np.float32)}
+    for name, fields in (("Muon", muon), ("Electron", electron), ("Jet", jet)):
+        content[name] = ak.zip({k: v for k, v in fields.items() if f"{name}_{k}" not in drop})
+    with uproot.recreate(path) as file:
+        kinds = {k: v.type.content if isinstance(v, ak.Array) else v.dtype for k, v in content.items()}
+        file.mktree("Events", kinds)
+        if n:
+            file["Events"].extend(content)
+    return path
+
+
+def test_the_minimal_file_is_good(command, tmp_path, toy_model):
+    file = nano_file(tmp_path / "good.root")
+    code, out, _ = command("skim", file, "-o", tmp_path / "out.parquet", "--quiet")
+    assert (code, "4 of 4 events" in out) == (0, True)
+
+
+@pytest.mark.parametrize("verb", ["skim", "run"])
+class TestBadFiles:
+    """The same mistakes with the two commands that read ROOT files."""
+
+    @pytest.fixture
+    def bad(self, refused, verb, toy_model, tmp_path):
+        def run(file, match):
+            output = tmp_path / ("out.parquet" if verb == "skim" else "out")
+            options = [] if verb == "skim" else ["-m", toy_model]
+            return refused(verb, file, "-o", output, *options, "--quiet", match=match, output=output.name)
+
+        return run
+
+    def test_missing(self, bad, tmp_path):
+        bad(tmp_path / "absent.root", "absent.root: no such file")
+
+    def test_not_root(self, bad, tmp_path):
+        (tmp_path / "text.root").write_text("hello, this is no ROOT file")
+        bad(tmp_path / "text.root", "text.root: not a ROOT file")
+
+    def test_cut_in_half(self, bad, tmp_path):
+        whole = nano_file(tmp_path / "whole.root").read_bytes()
+        (tmp_path / "half.root").write_bytes(whole[: len(whole) // 2])
+        bad(tmp_path / "half.root", "half.root: cut short")
+
+    def test_no_events_tree(self, bad, tmp_path):
+        with uproot.recreate(tmp_path / "other.root") as file:
+            file.mktree("Other", {"x": np.float32})
+        bad(tmp_path / "other.root", "no tree 'Events'; present: Other")
+
+    def test_missing_branch(self, bad, tmp_path):
+        file = nano_file(tmp_path / "bare.root", drop=["Jet_btagDeepFlavB"])
+        bad(file, "branch 'Jet_btagDeepFlavB'")
+
+    def test_empty_tree(self, bad, tmp_path):
+        bad(nano_file(tmp_path / "empty.root", n=0), "no entries")
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf], ids=str)
+    def test_momentum_that_is_not_finite(self, bad, tmp_path, value):
+        bad(
+            nano_file(tmp_path / "nan.root", pt=(value, 30.0)),
+            "branch 'Muon_pt' has 4 of 8 values NaN or infinite",
+        )
+
+
+def test_unknown_key(refused):
+    refused("config", "train", "epoch=3", match="unknown key 'epoch'; did you mean 'epochs'?")
+
+
+def test_wrong_kind_of_model(refused, tmp_path, toy_model):
+    file = nano_file(tmp_path / "good.root")
+    (tmp_path / "fake.safetensors").write_bytes(b"\x80\x04pickle")
+    for model, match in [
+        (tmp_path / "fake.safetensors", "fake.safetensors"),
+        (tmp_path / "absent.safetensors", "absent.safetensors"),
+        (tmp_path / "good.root", "a .safetensors file"),
+    ]:
+        refused("run", file, "-m", model, "-o", tmp_path / "out", "--quiet", match=match)
+
+
+def test_unwritable_output(refused, tmp_path, toy_model):
+    file = nano_file(tmp_path / "good.root")
+    below = file / "below"
+    refused("run", file, "-m", toy_model, "-o", below, "--quiet", match="cannot write there")
+    refused("skim", file, "-o", below / "a.parquet", "--quiet", match="cannot write there")
+
+
+def test_nothing_to_do(refused, tmp_path, toy_model):
+    file = nano_file(tmp_path / "good.root")
+    refused("run", "-m", toy_model, "-o", tmp_path / "out", match="no input files")
+    refused("run", file, "-o", tmp_path / "out", match="methods: none given")
+    refused("plot", tmp_path / "absent", match="no such file")
+    refused("plot", file, match="not the histograms of `topreco run`")
