@@ -4,7 +4,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,9 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
 
 def _run(config: RunConfig, instance: DileptonProcessor, progress: bool) -> dict[str, Any]:
     """The merged output of the processor."""
-    with _one_error(), _executor(config, progress) as executor:
+    # coffea's executors show their bars whatever their `status` says.
+    quiet = nullcontext() if progress else redirect_stdout(io.StringIO())
+    with quiet, _one_error(), _executor(config, progress) as executor:
         runner = processor.Runner(
             executor, schema=QuietNanoAODSchema, chunksize=config.chunk_size, maxchunks=config.max_chunks
         )
@@ -134,7 +136,7 @@ def load_histograms(path: str | Path) -> Mapping[str, Any]:
 
 @contextmanager
 def _one_error() -> Iterator[None]:
-    """Raise bad input as it was found in a worker, without the wrapping and the traceback that coffea prints."""
+    """Raise bad input as a worker found it, without the wrapping and traceback that coffea adds."""
     captured = io.StringIO()
     try:
         with redirect_stderr(captured):

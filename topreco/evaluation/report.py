@@ -213,8 +213,15 @@ def _unit(observable: str) -> str:
 
 
 def _table(title: str, columns: tuple[_Column, ...], rows: list[tuple[str, Result]]) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("method", overflow="fold")
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("method", overflow="fold", min_width=8)
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True)
     for method, result in rows:

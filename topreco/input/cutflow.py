@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from topreco.errors import TopRecoError
@@ -122,10 +123,12 @@ class Cutflow:
 
     def table(self, title: str | None = None) -> Table:
         """Table for a terminal: events, efficiencies, weighted sum with its error, and events per channel."""
-        table = Table(title=title)
-        table.add_column("cut")
-        for heading in ("events", "of previous", "of all", "weighted", *CHANNELS):
-            table.add_column(heading, justify="right")
+        table = Table(
+            title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+        )
+        table.add_column("cut", no_wrap=True)
+        for heading in ("events", "of last", "of all", "weighted", *CHANNELS):
+            table.add_column(heading, justify="right", no_wrap=True)
         first = previous = None
         for name, counts in self.steps.items():
             total = counts[_TOTAL]
@@ -135,7 +138,7 @@ class Cutflow:
                 str(total.n),
                 "" if previous is None else _fraction(total, previous),
                 _fraction(total, first),
-                f"{total.sumw:.6g} ± {total.sumw2**0.5:.2g}",
+                f"{total.sumw:.5g} ± {total.sumw2**0.5:.3g}",
                 *(str(counts[label].n) if label in counts else "" for label in CHANNELS),
             )
             previous = total

@@ -25,12 +25,18 @@ class InputError(TopRecoError):
 
 
 class QuietNanoAODSchema(NanoAODSchema):  # type: ignore[misc]
-    """`NanoAODSchema` that does not warn about cross-references which a file does not have.
+    """`NanoAODSchema` without its warnings of what nothing here uses.
 
-    No NanoAOD version has all of them, and nothing here follows any.
+    Those are cross-references that a file does not have (no NanoAOD version has all of them), and masses of
+    photons, which the schema sets to zero.
     """
 
     warn_missing_crossrefs = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Branch \w+ already exists but", RuntimeWarning)
+            super().__init__(*arguments, **options)
 
 
 @dataclass(frozen=True)
@@ -371,16 +377,13 @@ def _nano_events(
         wanted = set(branches) | set(EVENT_KEY)
         wanted |= {f"n{name.partition('_')[0]}" for name in branches}
         options["filter_name"] = lambda name: name in wanted
-    with warnings.catch_warnings():
-        # The schema sets the masses of photons to zero and says so for every file that stores them.
-        warnings.filterwarnings("ignore", r"Branch \w+ already exists but", RuntimeWarning)
-        return NanoEventsFactory.from_root(
-            file,
-            treepath=tree,
-            mode="virtual",
-            entry_start=entry_start,
-            entry_stop=entry_stop,
-            schemaclass=QuietNanoAODSchema,
-            metadata={"filename": str(path), "treename": tree},
-            iteritems_options=options,
-        ).events()
+    return NanoEventsFactory.from_root(
+        file,
+        treepath=tree,
+        mode="virtual",
+        entry_start=entry_start,
+        entry_stop=entry_stop,
+        schemaclass=QuietNanoAODSchema,
+        metadata={"filename": str(path), "treename": tree},
+        iteritems_options=options,
+    ).events()
