@@ -26,7 +26,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/python -m numpydoc.hooks.validate_docstrings $$(git ls-files 'topreco/*.py')
 
 bench: $(VENV)/installed-demo
-	$(BIN)/python scripts/bench_chain.py --output results/bench
+	$(BIN)/python scripts/bench/bench_chain.py --output results/bench
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "topreco needs Python >= 3.11")'

@@ -1,7 +1,8 @@
 """Lorentz-equivariant reconstruction of dileptonic top-quark pairs for CMS analyses with coffea."""
 
+from topreco import observables
 from topreco.errors import TopRecoError
 from topreco.events import DileptonEvents, TopPair, Truth
 from topreco.reconstruct import Reconstructor, load
 
-__all__ = ["DileptonEvents", "Reconstructor", "TopPair", "TopRecoError", "Truth", "load"]
+__all__ = ["DileptonEvents", "Reconstructor", "TopPair", "TopRecoError", "Truth", "load", "observables"]
