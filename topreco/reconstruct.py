@@ -3,15 +3,21 @@
 `load` finds one by name or file; networks and analytic methods look the same to the rest of the program.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
+
+from topreco.config import SolverConfig
 from topreco.errors import TopRecoError
-from topreco.events import DileptonEvents, TopPair
+from topreco.events import BoolArray, DileptonEvents, FloatArray, TopPair
 
 if TYPE_CHECKING:
     from topreco.network.checkpoint import Artefact
+    from topreco.solvers.response import Response
 
 
 @runtime_checkable
@@ -105,17 +111,165 @@ def _read_artefact(path: Path, changed: int) -> "Artefact":  # noqa: ARG001 - pa
     return load_artefact(path)
 
 
-def load(source: str | Path, *, name: str | None = None, threads: int | None = None) -> Reconstructor:
-    """Reconstructor by model file.
+class AnalyticReconstructor:
+    """A classical method of `topreco.solvers`.
+
+    Parameters
+    ----------
+    method
+        One of `ANALYTIC_METHODS`.
+    config
+        Masses, smearing and pairing.
+    name
+        Name in histograms and tables; by default that of the method.
+
+    Raises
+    ------
+    TopRecoError
+        If there is no such method, or the response histograms cannot be read.
+    """
+
+    def __init__(self, method: str, config: SolverConfig | None = None, *, name: str | None = None) -> None:
+        if method not in ANALYTIC_METHODS:
+            raise TopRecoError(f"analytic method {method!r}: allowed are {', '.join(ANALYTIC_METHODS)}")
+        self.method = method
+        self.config = config or SolverConfig()
+        self.name = method if name is None else name
+        if method in _SMEARED:
+            _read_response(self.config.response)  # Fail here, not in the first worker.
+
+    def __call__(self, events: DileptonEvents) -> TopPair:
+        """Reconstruct the top-quark pair of each event.
+
+        Parameters
+        ----------
+        events
+            Selected events.
+
+        Returns
+        -------
+        pair
+            Not valid where the method has no solution or there are no b candidates.
+        """
+        return ANALYTIC_METHODS[self.method](events, self.config)
+
+
+def _smeared(
+    method: Literal["sonnenschein", "ellipse"], events: DileptonEvents, config: SolverConfig
+) -> TopPair:
+    """Weighted mean over smeared copies of each event; quality is the sum of weights."""
+    from topreco.solvers.smearing import smear_and_solve
+
+    result = smear_and_solve(
+        events,
+        _read_response(config.response),
+        method=method,
+        n_draws=config.n_draws,
+        seed=config.seed,
+        pairing=config.pairing,
+        m_top=config.m_top,
+        reset_energy=config.reset_energy,
+        threads=config.threads,
+    )
+    return TopPair(result.p4, result.n_solved > 0, quality=result.weight, uncertainty=result.spread)
+
+
+def _unsmeared(solver: str, events: DileptonEvents, config: SolverConfig) -> TopPair:
+    """The solution of the smallest m_tt of the event as measured."""
+    module = import_module(f"topreco.solvers.{solver}")
+    solutions = module.solve(*_visible(events), threads=config.threads, **_masses(config))
+    return _pair(events, solutions.neutrinos[:, 0], solutions.count > 0)
+
+
+def _closest(events: DileptonEvents, config: SolverConfig) -> TopPair:
+    """The ellipses' intersection or closest approach; quality is minus the distance in GeV."""
+    from topreco.solvers import ellipse
+
+    result = ellipse.closest_approach(*_visible(events), threads=config.threads, **_masses(config))
+    return _pair(events, result.neutrinos, np.isfinite(result.distance), quality=-result.distance)
+
+
+def _neutrino_weighting(events: DileptonEvents, config: SolverConfig) -> TopPair:
+    """The scanned neutrino pair that explains MET best; quality is its weight."""
+    from topreco.solvers import neutrino_weighting
+
+    result = neutrino_weighting.solve(*_visible(events), threads=config.threads, **_masses(config))
+    valid = np.isfinite(result.neutrinos).all(axis=(1, 2))
+    return _pair(events, result.neutrinos, valid, quality=result.weight)
+
+
+def _loose(events: DileptonEvents, config: SolverConfig) -> TopPair:
+    """The tt̄ system alone, without the top mass."""
+    from topreco.solvers import loose
+
+    result = loose.solve(*_visible(events), m_w=config.m_w)
+    tops = np.full((len(events), 2, 4), np.nan)
+    return TopPair(tops, result.valid, ttbar=result.ttbar)
+
+
+def _visible(events: DileptonEvents) -> tuple[FloatArray, ...]:
+    b = events.b_candidate_p4
+    return events.lepton_plus, events.lepton_minus, b[:, 0], b[:, 1], events.met
+
+
+def _masses(config: SolverConfig) -> dict[str, float]:
+    return {
+        "m_top": config.m_top,
+        "m_antitop": config.m_top,
+        "m_w_plus": config.m_w,
+        "m_w_minus": config.m_w,
+    }
+
+
+def _pair(
+    events: DileptonEvents, neutrinos: FloatArray, valid: BoolArray, quality: FloatArray | None = None
+) -> TopPair:
+    """Tops t = ℓ⁺ + b + ν and t̄ = ℓ⁻ + b̄ + ν̄, from neutrinos (n, 2, 4)."""
+    leptons = np.stack([events.lepton_plus, events.lepton_minus], axis=1)
+    p4 = leptons + events.b_candidate_p4 + neutrinos
+    return TopPair(np.where(valid[:, None, None], p4, np.nan), valid, quality=quality)
+
+
+@lru_cache(maxsize=8)
+def _read_response(path: Path | None) -> "Response":
+    from topreco.solvers.response import load_response
+
+    return load_response(path)
+
+
+ANALYTIC_METHODS: dict[str, Callable[[DileptonEvents, SolverConfig], TopPair]] = {
+    "sonnenschein": partial(_smeared, "sonnenschein"),
+    "ellipse": partial(_smeared, "ellipse"),
+    "sonnenschein_unsmeared": partial(_unsmeared, "sonnenschein"),
+    "ellipse_unsmeared": partial(_unsmeared, "ellipse"),
+    "ellipse_closest": _closest,
+    "neutrino_weighting": _neutrino_weighting,
+    "loose": _loose,
+}
+"""The classical methods by name."""
+
+_SMEARED = ("sonnenschein", "ellipse")
+
+
+def load(
+    source: str | Path,
+    *,
+    name: str | None = None,
+    threads: int | None = None,
+    solvers: SolverConfig | None = None,
+) -> Reconstructor:
+    """Reconstructor by model file or by the name of an analytic method.
 
     Parameters
     ----------
     source
-        A model file (`.safetensors`).
+        A model file (`.safetensors`), or one of `ANALYTIC_METHODS`.
     name
-        Name in histograms and tables in place of the file's stem.
+        Name in histograms and tables in place of the file's stem or the method's name.
     threads
-        Threads per call; None leaves the library's setting.
+        Threads per call of a network; None leaves torch's setting.
+    solvers
+        Settings of an analytic method.
 
     Returns
     -------
@@ -125,9 +279,14 @@ def load(source: str | Path, *, name: str | None = None, threads: int | None = N
     Raises
     ------
     TopRecoError
-        If there is no such method, or the file is not a usable model.
+        If there is no such method, or a file is not usable.
     """
+    if str(source) in ANALYTIC_METHODS:
+        return AnalyticReconstructor(str(source), solvers, name=name)
     path = Path(source)
     if path.suffix != ".safetensors":
-        raise TopRecoError(f"model {str(source)!r}: a .safetensors file written by `topreco train` expected")
+        raise TopRecoError(
+            f"method {str(source)!r}: a .safetensors file written by `topreco train` expected, or one of "
+            f"{', '.join(ANALYTIC_METHODS)}"
+        )
     return NetworkReconstructor(path, name=name, threads=threads)

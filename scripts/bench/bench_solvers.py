@@ -1,24 +1,20 @@
 """Time of the analytic solvers beside plain numpy versions of the same methods, in one run on one thread.
 
-    python scripts/bench/bench_solvers.py [--events 20000] [--smeared-events 500] [--repeats 5] [--json out.json]
+    python scripts/bench/bench_solvers.py --json solvers.json
 
 Unsmeared: exact events. Smeared: for each event 100 copies with energies, directions and W masses varied
 (drawn beforehand, not timed), solved in chunks. Takes about a minute; numbers are medians over repeats that
-alternate between the two, so that other load on the machine hits both.
+alternate between the two, so that other load on the machine hits both. Batched LAPACK calls of numpy on small
+matrices are serial.
 """
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-# Before numpy is loaded: LAPACK must not use more threads than the compiled solvers.
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
 
 import numba
 import numpy as np

@@ -1,7 +1,8 @@
-"""The ellipse method in plain vectorised numpy, written as in arXiv:1305.1878: the baseline of `bench_solvers`."""
+"""The ellipse method in plain vectorised numpy, as in arXiv:1305.1878: the baseline of `bench_solvers`."""
 
 import numpy as np
 from numpy.typing import NDArray
+from numpy_sonnenschein import in_rising_m_tt
 
 from topreco.fourvector import from_three_momentum, mass_squared
 
@@ -61,7 +62,7 @@ def solve(
     m_w_plus: Floats,
     m_w_minus: Floats,
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """Neutrinos (n, 4, 2, 4) with NaN padding and their number (n,), as `topreco.solvers` but unordered."""
+    """Neutrinos (n, 4, 2, 4) with NaN padding and their number (n,), as `topreco.solvers` returns them."""
     n = len(met)
     h, valid = _ellipse(lepton_plus, b, m_top, m_w_plus)
     h_bar, valid_bar = _ellipse(lepton_minus, bbar, m_antitop, m_w_minus)
@@ -113,4 +114,5 @@ def solve(
         momentum = plane @ np.swapaxes(h @ inverse, 1, 2)
         momentum_bar = plane @ np.swapaxes(h_bar @ pulled, 1, 2)
         neutrinos[used] = from_three_momentum(np.stack([momentum, momentum_bar], 2), 0.0)
-    return neutrinos, np.isfinite(neutrinos[..., 0, 0]).sum(1)
+    visible = lepton_plus + lepton_minus + b + bbar
+    return in_rising_m_tt(neutrinos, visible), np.isfinite(neutrinos[..., 0, 0]).sum(1)

@@ -1,4 +1,4 @@
-"""Sonnenschein's method in plain vectorised numpy: the baseline of `bench_solvers`, no part of the package."""
+"""Sonnenschein's method in plain vectorised numpy: the baseline of `bench_solvers`."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ Floats = NDArray[np.float64]
 
 
 def real_quartic_roots(coefficients: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """Roots of quartics from the eigenvalues of their companion matrices, and which of them are real.
+    """Roots of quartics: eigenvalues of companion matrices, then Newton steps; and which of them are real.
 
     Parameters
     ----------
@@ -24,7 +24,19 @@ def real_quartic_roots(coefficients: Floats) -> tuple[Floats, NDArray[np.bool_]]
     companion[bad] = 0.0
     roots = np.linalg.eigvals(companion)
     real = np.abs(roots.imag) < 1e-6 * (1.0 + np.abs(roots.real))
-    return roots.real, real & ~bad[:, None]
+    x = roots.real
+    h0, h1, h2, h3, h4 = (value[:, None] for value in coefficients.T)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        for _ in range(2):
+            value = (((h0 * x + h1) * x + h2) * x + h3) * x + h4
+            x = x - value / (((4 * h0 * x + 3 * h1) * x + 2 * h2) * x + h3)
+    return x, real & ~bad[:, None]
+
+
+def in_rising_m_tt(neutrinos: Floats, visible: Floats) -> Floats:
+    """Solutions (n, 4, 2, 4) in the order of the mass of the system, NaN last; visible is a sum (n, 4)."""
+    m2 = mass_squared(neutrinos.sum(2) + visible[:, None])
+    return np.take_along_axis(neutrinos, np.argsort(m2, axis=1)[..., None, None], axis=1)
 
 
 def _plane(lepton: Floats, b: Floats, m_top: Floats, m_w: Floats) -> Floats:
@@ -68,7 +80,7 @@ def solve(
     m_w_plus: Floats,
     m_w_minus: Floats,
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """Neutrinos (n, 4, 2, 4) with NaN padding and their number (n,), as `topreco.solvers` but unordered."""
+    """Neutrinos (n, 4, 2, 4) with NaN padding and their number (n,), as `topreco.solvers` returns them."""
     a, (c00, c10, c11, c20, c21, c22) = _conic(lepton_plus, b, m_top, m_w_plus)
     a_bar, (e00, e10, e11, e20, e21, e22) = _conic(lepton_minus, bbar, m_antitop, m_w_minus)
     mx, my = met.T
@@ -105,4 +117,5 @@ def solve(
             pz = -(a1 + a2 * px + a3 * py) / a4
             legs.append(from_three_momentum(np.stack([px, py, pz], -1), 0.0))
     neutrinos = np.where(real[:, :, None, None], np.stack(legs, 2), np.nan)
-    return neutrinos, real.sum(1)
+    visible = lepton_plus + lepton_minus + b + bbar
+    return in_rising_m_tt(neutrinos, visible), real.sum(1)

@@ -19,7 +19,8 @@ with the plane **n**·**p** = d and the constraint \|**p**\| = a + **v**·**p** 
         + Z \sin τ\,\frac{\mathbf n×\mathbf v_⊥}{|\mathbf v_⊥|},
     \quad Ω^2 = 1 - v_⊥^2, \quad Z^2 = \frac{g^2}{Ω^2} - d^2 .
 
-It is the same ellipse: Z is the paper's, and the paper's Ω² is this one times 1 + w². Z² < 0 means no ellipse.
+It is the same ellipse: Z is the paper's, and the paper's Ω² is this one times 1 + w². Where
+Z² < 0 there is no ellipse.
 
 Intersections are not found from the pencil of conics, whose eigenvalues merge near tangency, but by putting
 the points of one ellipse, with t = tan(τ/2), into the equation of the other: a quartic in t. Newton steps in
@@ -38,7 +39,7 @@ from numba import prange
 from numpy.typing import ArrayLike, NDArray
 
 from topreco.constants import M_TOP, M_W
-from topreco.solvers.quartic import real_roots
+from topreco.solvers.quartic import real_roots, roots_by_radicals
 from topreco.solvers.solutions import (
     CONVERGED,
     MAX_SOLUTIONS,
@@ -50,6 +51,7 @@ from topreco.solvers.solutions import (
     Leg,
     Solutions,
     check_inputs,
+    inlined_kernel,
     insert_solution,
     kernel,
     leg_constraints,
@@ -59,9 +61,10 @@ from topreco.solvers.solutions import (
 
 # Extrema of the quartic closer to zero than this may be two roots that rounding has hidden; Newton decides.
 _TOUCHING = 1e-9
-# Where both projections are thinner than this, they are opened before they are intersected: the two
-# intersections of nearly straight lines are double roots of the quartic.
-_BOTH_THIN = 1e-5
+# Ratio of axes below which a transverse projection counts as thin, and that to which two thin ones are
+# opened: the intersections of straight lines would be double roots of the quartic.
+_THIN = 1e-2
+_CLOSED = 1e-5
 # Origin of τ, away from the directions that symmetric events prefer.
 _COS, _SIN = math.cos(0.7), math.sin(0.7)
 
@@ -74,7 +77,7 @@ _DESCENT_PRECISION = 1e-9
 Transverse = tuple[float, float, float, float]
 
 
-@kernel
+@inlined_kernel
 def _ellipse(leg: Leg, h: Floats) -> bool:
     """Matrix H of a leg into h, shape (3, 3); False where there is no ellipse."""
     vx, vy, vz, a, nx, ny, nz, d, cosh, sinh = leg
@@ -118,20 +121,16 @@ def _ellipse(leg: Leg, h: Floats) -> bool:
 
 
 @kernel
-def _opened(a: Transverse) -> tuple[bool, Transverse]:
-    """A 2×2 matrix with its smaller singular value raised to `_BOTH_THIN` of the larger, if it is below."""
-    a00, a01, a10, a11 = a
+def _opened(a00: float, a01: float, a10: float, a11: float) -> Transverse:
+    """A 2×2 matrix with its smaller singular value raised to `_CLOSED` of the larger, if it is below."""
     norm2 = a00 * a00 + a01 * a01 + a10 * a10 + a11 * a11
     determinant = a00 * a11 - a01 * a10
-    lift = _BOTH_THIN * norm2 - abs(determinant)
-    if not (lift > 0.0):
-        return False, a
     # Adding the transposed adjugate of the dominant rank-one part raises the other singular value alone.
-    scale = math.copysign(lift / norm2, determinant)
-    return True, (a00 + scale * a11, a01 - scale * a10, a10 - scale * a01, a11 + scale * a00)
+    scale = math.copysign(max(_CLOSED - abs(determinant) / norm2, 0.0), determinant)
+    return a00 + scale * a11, a01 - scale * a10, a10 - scale * a01, a11 + scale * a00
 
 
-@kernel
+@inlined_kernel
 def _polish(
     a: Floats, a_bar: Floats, rx: float, ry: float, ux: float, uy: float, vx: float, vy: float
 ) -> tuple[bool, float, float, float, float]:
@@ -147,13 +146,13 @@ def _polish(
             return True, ux, uy, vx, vy
         jx, jy = a[0, 1] * ux - a[0, 0] * uy, a[1, 1] * ux - a[1, 0] * uy
         kx, ky = a_bar[0, 1] * vx - a_bar[0, 0] * vy, a_bar[1, 1] * vx - a_bar[1, 0] * vy
-        determinant = jx * ky - jy * kx
-        step = (fy * kx - fx * ky) / determinant
-        step_bar = (fx * jy - fy * jx) / determinant
+        inverse = 1.0 / (jx * ky - jy * kx)
+        step = (fy * kx - fx * ky) * inverse
+        step_bar = (fx * jy - fy * jx) * inverse
         ux, uy = ux - step * uy, uy + step * ux
         vx, vy = vx - step_bar * vy, vy + step_bar * vx
-        norm, norm_bar = math.sqrt(ux * ux + uy * uy), math.sqrt(vx * vx + vy * vy)
-        ux, uy, vx, vy = ux / norm, uy / norm, vx / norm_bar, vy / norm_bar
+        norm, norm_bar = 1.0 / math.sqrt(ux * ux + uy * uy), 1.0 / math.sqrt(vx * vx + vy * vy)
+        ux, uy, vx, vy = ux * norm, uy * norm, vx * norm_bar, vy * norm_bar
         size = abs(step) + abs(step_bar)
         if size < CONVERGED:
             return True, ux, uy, vx, vy
@@ -162,7 +161,7 @@ def _polish(
     return False, ux, uy, vx, vy
 
 
-@kernel
+@inlined_kernel
 def _intersect(
     a: Floats,
     a_bar: Floats,
@@ -176,16 +175,16 @@ def _intersect(
     """Intersections of the ellipses A u and −r − Ā v; with `swap`, a belongs to the antineutrino."""
     b00, b01, b10, b11 = a[0, 0], a[0, 1], a[1, 0], a[1, 1]
     c00, c01, c10, c11 = a_bar[0, 0], a_bar[0, 1], a_bar[1, 0], a_bar[1, 1]
-    thin, opened = _opened((b00, b01, b10, b11))
-    thin_bar, opened_bar = _opened((c00, c01, c10, c11))
+    thin = abs(b00 * b11 - b01 * b10) < _THIN * (b00 * b00 + b01 * b01 + b10 * b10 + b11 * b11)
+    thin_bar = abs(c00 * c11 - c01 * c10) < _THIN * (c00 * c00 + c01 * c01 + c10 * c10 + c11 * c11)
     if thin and thin_bar:
-        b00, b01, b10, b11 = opened
-        c00, c01, c10, c11 = opened_bar
-    determinant = c00 * c11 - c01 * c10
+        b00, b01, b10, b11 = _opened(b00, b01, b10, b11)
+        c00, c01, c10, c11 = _opened(c00, c01, c10, c11)
     # v = −Ā⁻¹(A u + r) = −(M u + k).
-    m00, m01 = (c11 * b00 - c01 * b10) / determinant, (c11 * b01 - c01 * b11) / determinant
-    m10, m11 = (c00 * b10 - c10 * b00) / determinant, (c00 * b11 - c10 * b01) / determinant
-    k0, k1 = (c11 * rx - c01 * ry) / determinant, (c00 * ry - c10 * rx) / determinant
+    inverse = 1.0 / (c00 * c11 - c01 * c10)
+    m00, m01 = (c11 * b00 - c01 * b10) * inverse, (c11 * b01 - c01 * b11) * inverse
+    m10, m11 = (c00 * b10 - c10 * b00) * inverse, (c00 * b11 - c10 * b01) * inverse
+    k0, k1 = (c11 * rx - c01 * ry) * inverse, (c00 * ry - c10 * rx) * inverse
     # u = (cos, sin) counted from another origin.
     m00, m01 = m00 * _COS + m01 * _SIN, m01 * _COS - m00 * _SIN
     m10, m11 = m10 * _COS + m11 * _SIN, m11 * _COS - m10 * _SIN
@@ -193,15 +192,17 @@ def _intersect(
     x0, x1, x2 = k0 + m00, 2.0 * m01, k0 - m00
     y0, y1, y2 = k1 + m10, 2.0 * m11, k1 - m10
     roots = np.empty((2 * MAX_SOLUTIONS, 2))
-    candidates = real_roots(
-        x0 * x0 + y0 * y0 - 1.0,
-        2.0 * (x0 * x1 + y0 * y1),
-        x1 * x1 + y1 * y1 + 2.0 * (x0 * x2 + y0 * y2 - 1.0),
-        2.0 * (x1 * x2 + y1 * y2),
-        x2 * x2 + y2 * y2 - 1.0,
-        _TOUCHING,
-        roots,
-    )
+    h0 = x0 * x0 + y0 * y0 - 1.0
+    h1 = 2.0 * (x0 * x1 + y0 * y1)
+    h2 = x1 * x1 + y1 * y1 + 2.0 * (x0 * x2 + y0 * y2 - 1.0)
+    h3 = 2.0 * (x1 * x2 + y1 * y2)
+    h4 = x2 * x2 + y2 * y2 - 1.0
+    # Between thin ellipses roots nearly coincide, of which radicals are no judge.
+    candidates = -1
+    if not (thin or thin_bar):
+        candidates = roots_by_radicals(h0, h1, h2, h3, h4, roots)
+    if candidates < 0:
+        candidates = real_roots(h0, h1, h2, h3, h4, _TOUCHING, roots)
     count = 0
     for i in range(candidates):
         s, c = roots[i, 0], roots[i, 1]
@@ -230,7 +231,7 @@ def _intersect(
     return count
 
 
-@kernel
+@inlined_kernel
 def _ellipses(
     lepton_plus: Floats,
     lepton_minus: Floats,

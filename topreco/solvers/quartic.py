@@ -1,17 +1,25 @@
-"""Real roots of quartics, isolated by the zeros of the derivatives and polished by Newton steps.
+"""Real roots of quartics: Ferrari's formula where it is safe, isolation of the roots where it is not.
 
-Between two neighbouring critical points a polynomial is monotone, so that signs at the critical points
-decide how many real roots there are, and bracketed Newton steps find each to rounding error. Unlike
-Ferrari's formula this takes no difference of large numbers and asks no complex root whether it is real, and
-unlike companion matrices it costs under a microsecond. Polynomials of lower degree need no case of their own.
+Ferrari's formula is fast, but rounding makes it lose roots, or take complex ones for real, where roots nearly
+coincide or differ by orders of magnitude. Both show in its resolvent cubic before any root is computed. Then
+roots are isolated instead: between two neighbouring critical points a polynomial is monotone, so that signs
+at the critical points decide how many real roots there are, and bracketed Newton steps find each to rounding
+error. Polynomials of lower degree need no case of their own.
 """
 
 import math
+
+import numpy as np
 
 from topreco.solvers.solutions import Floats, kernel
 
 _STEPS = 80
 _PRECISION = 1e-15
+
+# Smallest discriminant of the resolvent cubic, and smallest variance of its roots, both relative, for which
+# radicals are trusted: nearly coinciding roots of the quartic and roots far apart make them small.
+_DISTINCT = 1e-7
+_SPREAD = 1e-6
 
 
 @kernel
@@ -58,7 +66,9 @@ def roots_in_unit_interval(
     count
         Number of roots; 0 if the polynomial vanishes or is not finite.
     """
-    scale = abs(c0) + abs(c1) + abs(c2) + abs(c3) + abs(c4)
+    # Here and at both ends, sums are taken in an order that reversing the coefficients does not change. So
+    # `real_roots` finds a root at an end either here or in the reversed polynomial, not in both.
+    scale = ((abs(c0) + abs(c4)) + abs(c2)) + (abs(c1) + abs(c3))
     if not (0.0 < scale < math.inf):
         return 0
     c0 /= scale
@@ -81,7 +91,6 @@ def roots_in_unit_interval(
 
     count = 0
     previous = -1.0
-    # Both ends are summed in an order that reversing the coefficients does not change, see `real_roots`.
     value = ((c0 + c4) + c2) - (c1 + c3)
     left = -1.0
     left_slope = c1 - 2.0 * c2 + 3.0 * c3 - 4.0 * c4
@@ -116,6 +125,74 @@ def roots_in_unit_interval(
 
 
 @kernel
+def roots_by_radicals(c0: float, c1: float, c2: float, c3: float, c4: float, roots: Floats) -> int:
+    """Real roots x/y of c0 y⁴ + c1 x y³ + c2 x² y² + c3 x³ y + c4 x⁴ by Ferrari's formula.
+
+    Parameters
+    ----------
+    c0, c1, c2, c3, c4
+        Coefficients.
+    roots
+        Where the pairs (x, y) go, one of which is 1, in no order, shape (≥ 4, 2).
+
+    Returns
+    -------
+    count
+        Number of roots, or −1 where rounding could change it.
+    """
+    # Of x and y the one that keeps the leading coefficient large.
+    reverse = abs(c0) > abs(c4)
+    if reverse:
+        c0, c1, c3, c4 = c4, c3, c1, c0
+    lead = 1.0 / c4
+    b, c, d = c2 * lead, c1 * lead, c0 * lead
+    a = 0.25 * c3 * lead
+    # Depressed quartic t⁴ + p t² + q t + r with t = x + a.
+    a2 = a * a
+    p = b - 6.0 * a2
+    q = c - 2.0 * a * (b - 4.0 * a2)
+    r = d - a * (c - a * (b - 3.0 * a2))
+    # It is (t² + u t + …)(t² − u t + …), where z = u² > 0 is the largest root of the resolvent
+    # z³ + 2 p z² + (p² − 4 r) z − q², or with z = 2 (s − p)/3 the largest of s³ − 3 f s + 2 g = 0.
+    f = 0.25 * (p * p + 12.0 * r)
+    g = 0.125 * (36.0 * p * r - p * p * p - 13.5 * q * q)
+    f3, g2 = f * f * f, g * g
+    discriminant = f3 - g2
+    # Written so that NaN is not trusted.
+    if not (abs(discriminant) > _DISTINCT * (abs(f3) + g2) and abs(f) > _SPREAD * p * p):
+        return -1
+    if discriminant > 0.0:
+        s = 2.0 * math.sqrt(f) * math.cos(math.acos(-g / math.sqrt(f3)) / 3.0)
+    else:
+        s = -math.copysign(np.cbrt(abs(g) + math.sqrt(-discriminant)), g)
+        s += f / s
+    z = 2.0 / 3.0 * (s - p)
+    quadratic = p * p - 4.0 * r
+    z -= (((z + 2.0 * p) * z + quadratic) * z - q * q) / ((3.0 * z + 4.0 * p) * z + quadratic)
+    if not (z > _SPREAD * abs(p)):
+        return -1
+    u = math.sqrt(z)
+    ratio = 2.0 * q / u
+    count = 0
+    for sign in (1.0, -1.0):
+        inner = sign * ratio - z - 2.0 * p
+        if inner < 0.0:
+            continue
+        root = math.sqrt(inner)
+        for side in (1.0, -1.0):
+            x = 0.5 * (side * root - sign * u) - a
+            # One Newton step, the size of which shows how well the formula did.
+            value = (((c4 * x + c3) * x + c2) * x + c1) * x + c0
+            step = value / (((4.0 * c4 * x + 3.0 * c3) * x + 2.0 * c2) * x + c1)
+            if not (abs(step) < 1e-6 * (abs(x) + u)):
+                return -1
+            roots[count, 0] = 1.0 if reverse else x - step
+            roots[count, 1] = x - step if reverse else 1.0
+            count += 1
+    return count
+
+
+@kernel
 def real_roots(c0: float, c1: float, c2: float, c3: float, c4: float, tolerance: float, roots: Floats) -> int:
     """All real roots x/y of c0 y⁴ + c1 x y³ + c2 x² y² + c3 x³ y + c4 x⁴, also at infinity.
 
@@ -129,7 +206,7 @@ def real_roots(c0: float, c1: float, c2: float, c3: float, c4: float, tolerance:
     tolerance
         How close to zero an extremum counts as two roots, see `roots_in_unit_interval`.
     roots
-        Where the pairs (x, y) go, the larger of which is 1, shape (≥ 8, 2).
+        Where the pairs (x, y) go, one of which is 1, in no order, shape (≥ 8, 2).
 
     Returns
     -------

@@ -86,6 +86,12 @@ def kernel(function: _F) -> _F:
     return compiled
 
 
+def inlined_kernel(function: _F) -> _F:
+    """Compile like `kernel` a function that is expanded where it is called: one with many arguments."""
+    compiled: _F = numba.njit(cache=True, nogil=True, error_model="numpy", forceinline=True)(function)
+    return compiled
+
+
 def parallel_kernel(function: _F) -> _F:
     """Compile like `kernel` a function whose `numba.prange` loops run on several threads."""
     compiled: _F = numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)(function)
@@ -169,7 +175,7 @@ def thread_mask(name: str, threads: int) -> Iterator[None]:
         numba.set_num_threads(before)
 
 
-@kernel
+@inlined_kernel
 def leg_constraints(lepton: Floats, b: Floats, m_top: float, m_w: float) -> tuple[bool, Leg]:
     """Constraints of one leg on its neutrino, as in the description of the module.
 
@@ -194,8 +200,8 @@ def leg_constraints(lepton: Floats, b: Floats, m_top: float, m_w: float) -> tupl
     # Conditions are written so that NaN fails them.
     if not (lepton[0] > 0.0 and b[0] > 0.0 and abs(pz) < energy < math.inf and m_w > 0.0 and m_top > 0.0):
         return False, nothing
-    m_transverse = math.sqrt((energy - pz) * (energy + pz))
-    cosh, sinh = energy / m_transverse, pz / m_transverse
+    inverse = 1.0 / math.sqrt((energy - pz) * (energy + pz))
+    cosh, sinh = energy * inverse, pz * inverse
     energy_l, lx, ly = cosh * lepton[0] - sinh * lepton[3], lepton[1], lepton[2]
     lz = cosh * lepton[3] - sinh * lepton[0]
     energy_b, bx, by = cosh * b[0] - sinh * b[3], b[1], b[2]
@@ -207,20 +213,33 @@ def leg_constraints(lepton: Floats, b: Floats, m_top: float, m_w: float) -> tupl
     if not (mass2_l >= -_SPACELIKE * lepton[0] ** 2 and mass2_b >= -_SPACELIKE * b[0] ** 2):
         return False, nothing
     product = energy_l * energy_b - (lx * bx + ly * by + lz * bz)
-    a_l = (m_w * m_w - mass2_l) / (2.0 * energy_l)
-    a_b = (m_top * m_top - m_w * m_w - mass2_b - 2.0 * product) / (2.0 * energy_b)
+    inverse_l, inverse_b = 1.0 / energy_l, 1.0 / energy_b
+    a_l = 0.5 * (m_w * m_w - mass2_l) * inverse_l
+    a_b = 0.5 * (m_top * m_top - m_w * m_w - mass2_b - 2.0 * product) * inverse_b
     # |p| − v·p is positive for every neutrino.
     if not (0.0 < a_l < math.inf and 0.0 < a_b < math.inf):
         return False, nothing
-    vx, vy, vz = lx / energy_l, ly / energy_l, lz / energy_l
-    nx, ny, nz = bx / energy_b - vx, by / energy_b - vy, bz / energy_b - vz
+    vx, vy, vz = lx * inverse_l, ly * inverse_l, lz * inverse_l
+    nx, ny, nz = bx * inverse_b - vx, by * inverse_b - vy, bz * inverse_b - vz
     norm = math.sqrt(nx * nx + ny * ny + nz * nz)
     if not (norm > _SAME_VELOCITY):
         return False, nothing
-    return True, (vx, vy, vz, a_l, nx / norm, ny / norm, nz / norm, (a_l - a_b) / norm, cosh, sinh)
+    inverse = 1.0 / norm
+    return True, (
+        vx,
+        vy,
+        vz,
+        a_l,
+        nx * inverse,
+        ny * inverse,
+        nz * inverse,
+        (a_l - a_b) * inverse,
+        cosh,
+        sinh,
+    )
 
 
-@kernel
+@inlined_kernel
 def insert_solution(
     neutrinos: Floats,
     count: int,
@@ -274,7 +293,9 @@ def insert_solution(
         pz = visible_pz + neutrinos[place - 1, 0, 3] + neutrinos[place - 1, 1, 3]
         if (e - pz) * (e + pz) <= key:
             break
-        neutrinos[place] = neutrinos[place - 1]
+        for leg in range(2):
+            for component in range(4):
+                neutrinos[place, leg, component] = neutrinos[place - 1, leg, component]
         place -= 1
     neutrinos[place, 0, 0] = energy
     neutrinos[place, 0, 1] = x

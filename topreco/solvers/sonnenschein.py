@@ -1,6 +1,6 @@
 r"""Analytic solution of dileptonic tt̄ by two conics and their resultant (Sonnenschein).
 
-The W and the top mass of each leg give a linear relation between the components of its neutrino's momentum,
+The W and the top mass of each leg give a linear relation between the components of its neutrino's momentum
 [1]_,
 
 .. math:: a_1 + a_2 p_x + a_3 p_y + a_4 p_z = 0,
@@ -12,9 +12,9 @@ which removes p_z; the W mass constraint then is a conic in (p_x, p_y),
     c_{00} p_y^2 + (c_{10} p_x + c_{11})\, p_y + (c_{20} p_x^2 + c_{21} p_x + c_{22}) = 0 .
 
 The missing momentum turns the conic of the antineutrino into a second one, d, in the same variables. The
-resultant of the two in p_y is the quartic h_0 p_x⁴ + … + h_4 = 0, and p_y and p_z follow linearly.
+resultant of the two in p_y is the quartic h₀ p_x⁴ + … + h₄ = 0, and p_y and p_z follow linearly.
 
-The published appendix has a wrong sign in the coefficients h₀ and h₁ [1]_. Here the resultant is not written
+The published appendix has one wrong sign in the coefficients h₀ and h₁. Here the resultant is not written
 out: with c_i and d_i the polynomials in p_x in front of p_y^{2−i}, it is
 (c₀d₂ − c₂d₀)² − (c₀d₁ − c₁d₀)(c₁d₂ − c₂d₁), formed by multiplying polynomials. Compared with the paper,
 
@@ -23,6 +23,7 @@ out: with c_i and d_i the polynomials in p_x in front of p_y^{2−i}, it is
   coefficient of the quartic may vanish;
 - where |a₄| is small the conic collapses to a double line. It is opened, by a tilt of the plane, before the
   quartic is formed;
+- real roots come from Ferrari's formula or, where roots nearly coincide, from isolation (`quartic`);
 - each root is polished by Newton steps on the constraints themselves, which undoes both that and rounding.
 
 The mass of the lepton is kept everywhere.
@@ -40,7 +41,7 @@ from numba import prange
 from numpy.typing import ArrayLike, NDArray
 
 from topreco.constants import M_TOP, M_W
-from topreco.solvers.quartic import roots_in_unit_interval
+from topreco.solvers.quartic import roots_by_radicals, roots_in_unit_interval
 from topreco.solvers.solutions import (
     CONVERGED,
     MAX_SOLUTIONS,
@@ -51,6 +52,7 @@ from topreco.solvers.solutions import (
     Leg,
     Solutions,
     check_inputs,
+    inlined_kernel,
     insert_solution,
     kernel,
     leg_constraints,
@@ -61,7 +63,7 @@ from topreco.solvers.solutions import (
 # Smallest |a₄|/|(a₂, a₃, a₄)| of a conic: its square, the width of the conic, has to stay above rounding.
 _THIN = 1e-5
 # Below this, p_z is taken from the W constraint, with both signs of the root, not from the linear relation.
-_STEEP = 1e-2
+_STEEP = 4e-3
 _FOLD = 1e-6
 # Extrema of the quartic closer to zero than this may be two roots that rounding has hidden; Newton decides.
 _TOUCHING = 1e-9
@@ -75,7 +77,7 @@ _ZOOMS = 3
 Conic = tuple[float, float, float, float, float, float]
 
 
-@kernel
+@inlined_kernel
 def _conic(leg: Leg, nz: float, sign: float, mx: float, my: float) -> Conic:
     """Coefficients (c00, c10, c11, c20, c21, c22) of a leg's conic in (x, y).
 
@@ -103,7 +105,7 @@ def _conic(leg: Leg, nz: float, sign: float, mx: float, my: float) -> Conic:
     )
 
 
-@kernel
+@inlined_kernel
 def _range(conic: Conic) -> tuple[bool, float, float]:
     """Interval of p_x in which a conic has real points; False if it is no real ellipse."""
     c00, c10, c11, c20, c21, c22 = conic
@@ -118,9 +120,12 @@ def _range(conic: Conic) -> tuple[bool, float, float]:
     return True, (-q1 + root) / q2, (-q1 - root) / q2
 
 
-@kernel
-def _crossings(c: Conic, d: Conic, low: float, high: float, roots: Floats) -> int:
-    """Values of p_x between two limits at which two conics share a p_y: real roots of their resultant."""
+@inlined_kernel
+def _crossings(c: Conic, d: Conic, low: float, high: float, thin: bool, roots: Floats) -> int:
+    """Values of p_x between two limits at which two conics share a p_y: real roots of their resultant.
+
+    They go into the first column of roots.
+    """
     # Polynomials in s = (p_x − middle)/half in front of the powers of p_y.
     middle, half = 0.5 * (low + high), 0.5 * (high - low)
     c00, c10, c11, c20, c21, c22 = c
@@ -131,31 +136,38 @@ def _crossings(c: Conic, d: Conic, low: float, high: float, roots: Floats) -> in
     d11 += d10 * middle
     d10 *= half
     # In y = p_y − p − q s, from the axis of c, its equation is y² + w = 0.
-    p, q = -0.5 * (c11 + c10 * middle) / c00, -0.5 * c10 * half / c00
-    w0 = (c22 + (c21 + c20 * middle) * middle) / c00 - p * p
-    w1 = (c21 + 2.0 * c20 * middle) * half / c00 - 2.0 * p * q
-    w2 = c20 * half * half / c00 - q * q
+    inverse = 1.0 / c00
+    p, q = -0.5 * (c11 + c10 * middle) * inverse, -0.5 * c10 * half * inverse
+    w0 = (c22 + (c21 + c20 * middle) * middle) * inverse - p * p
+    w1 = (c21 + 2.0 * c20 * middle) * half * inverse - 2.0 * p * q
+    w2 = c20 * half * half * inverse - q * q
     # That of d is d00 y² + L y + d₂ = 0, and their resultant K² + w L² with K = d₂ − d00 w.
     k0 = d22 + (d11 + d00 * p) * p - d00 * w0
     k1 = d21 + d11 * q + d10 * p + 2.0 * d00 * p * q - d00 * w1
     k2 = d20 + (d10 + d00 * q) * q - d00 * w2
     l0, l1 = d11 + 2.0 * d00 * p, d10 + 2.0 * d00 * q
     m0, m1, m2 = l0 * l0, 2.0 * l0 * l1, l1 * l1
-    count = roots_in_unit_interval(
-        k0 * k0 + w0 * m0,
-        2.0 * k0 * k1 + w0 * m1 + w1 * m0,
-        k1 * k1 + 2.0 * k0 * k2 + w0 * m2 + w1 * m1 + w2 * m0,
-        2.0 * k1 * k2 + w1 * m2 + w2 * m1,
-        k2 * k2 + w2 * m2,
-        _TOUCHING,
-        roots,
-    )
-    for i in range(count):
-        roots[i] = middle + half * roots[i]
+    h0 = k0 * k0 + w0 * m0
+    h1 = 2.0 * k0 * k1 + w0 * m1 + w1 * m0
+    h2 = k1 * k1 + 2.0 * k0 * k2 + w0 * m2 + w1 * m1 + w2 * m0
+    h3 = 2.0 * k1 * k2 + w1 * m2 + w2 * m1
+    h4 = k2 * k2 + w2 * m2
+    # The coefficients from thin conics have lost digits, of which radicals know nothing.
+    found = -1 if thin else roots_by_radicals(h0, h1, h2, h3, h4, roots)
+    if found < 0:
+        count = roots_in_unit_interval(h0, h1, h2, h3, h4, _TOUCHING, roots[:, 0])
+        for i in range(count):
+            roots[i, 0] = middle + half * roots[i, 0]
+        return count
+    count = 0
+    for i in range(found):
+        if abs(roots[i, 0]) <= abs(roots[i, 1]):
+            roots[count, 0] = middle + half * roots[i, 0] / roots[i, 1]
+            count += 1
     return count
 
 
-@kernel
+@inlined_kernel
 def _longitudinal(leg: Leg, nz: float, x: float, y: float) -> tuple[int, float, float]:
     """Values of p_z at a transverse momentum: their number (1 or 2), the first, the second."""
     vx, vy, vz, a, nx, ny, _, distance, _, _ = leg
@@ -168,7 +180,7 @@ def _longitudinal(leg: Leg, nz: float, x: float, y: float) -> tuple[int, float, 
     return 2, (energy * vz + root) * gamma2, (energy * vz - root) * gamma2
 
 
-@kernel
+@inlined_kernel
 def _steps(leg: Leg, x: float, y: float, z: float) -> tuple[float, float, float, float, float, float, float]:
     """Linearised constraints of a leg with the step dz eliminated.
 
@@ -177,17 +189,20 @@ def _steps(leg: Leg, x: float, y: float, z: float) -> tuple[float, float, float,
     """
     vx, vy, vz, a, nx, ny, nz, distance, _, _ = leg
     energy = math.sqrt(x * x + y * y + z * z)
-    fx, fy, fz = x / energy - vx, y / energy - vy, z / energy - vz
+    inverse = 1.0 / energy
+    fx, fy, fz = x * inverse - vx, y * inverse - vy, z * inverse - vz
     f = a + vx * x + vy * y + vz * z - energy
     h = distance - nx * x - ny * y - nz * z
-    residual = (abs(f) + abs(h)) / energy
+    residual = (abs(f) + abs(h)) * inverse
     gx, gy, r = fx * nz - nx * fz, fy * nz - ny * fz, f * nz - h * fz
-    if abs(fz) > abs(nz):
-        return gx, gy, r, -fx / fz, -fy / fz, f / fz, residual
-    return gx, gy, r, -nx / nz, -ny / nz, h / nz, residual
+    # dz from that of the two constraints that depends on it more.
+    steep = abs(fz) > abs(nz)
+    inverse = 1.0 / (fz if steep else nz)
+    kx, ky, s = fx if steep else nx, fy if steep else ny, f if steep else h
+    return gx, gy, r, -kx * inverse, -ky * inverse, s * inverse, residual
 
 
-@kernel
+@inlined_kernel
 def _polish(
     leg: Leg, leg_bar: Leg, mx: float, my: float, x: float, y: float, z: float, z_bar: float
 ) -> tuple[bool, float, float, float, float]:
@@ -198,9 +213,9 @@ def _polish(
         if i >= QUADRATIC_STEPS and residual + residual_bar < RESIDUAL:
             return True, x, y, z, z_bar
         # The transverse steps of the antineutrino are (−dx, −dy).
-        determinant = gx_bar * gy - gx * gy_bar
-        dx = -(r * gy_bar + r_bar * gy) / determinant
-        dy = (gx * r_bar + gx_bar * r) / determinant
+        inverse = 1.0 / (gx_bar * gy - gx * gy_bar)
+        dx = -(r * gy_bar + r_bar * gy) * inverse
+        dy = (gx * r_bar + gx_bar * r) * inverse
         dz = s + kx * dx + ky * dy
         dz_bar = s_bar - kx_bar * dx - ky_bar * dy
         x, y, z, z_bar = x + dx, y + dy, z + dz, z_bar + dz_bar
@@ -210,6 +225,13 @@ def _polish(
         if abs(dx) + abs(dy) + abs(dz) + abs(dz_bar) < CONVERGED * size:
             return True, x, y, z, z_bar
     return False, x, y, z, z_bar
+
+
+@inlined_kernel
+def _in_laboratory(leg: Leg, x: float, y: float, z: float) -> float:
+    """Longitudinal momentum p_z cosh + E sinh of a neutrino in the laboratory, with E = a + v·p."""
+    vx, vy, vz, a, _, _, _, _, cosh, sinh = leg
+    return cosh * z + sinh * (a + vx * x + vy * y + vz * z)
 
 
 @kernel
@@ -270,19 +292,22 @@ def solve_event(
     low, high = max(low, low_bar) - margin, min(high, high_bar) + margin
     if not (high > low):
         return 0
+    thin = abs(nz) < _STEEP or abs(nz_bar) < _STEEP
     # What one pass finds the next may lose to rounding, so that the candidates of all are kept.
-    roots = np.empty(MAX_SOLUTIONS * (1 + _ZOOMS))
-    found = candidates = _crossings(conic, conic_bar, low, high, roots)
+    roots = np.empty((MAX_SOLUTIONS * (1 + _ZOOMS), 2))
+    found = candidates = _crossings(conic, conic_bar, low, high, thin, roots)
     for _ in range(_ZOOMS):
         if found == 0:
             break
-        first, last = roots[candidates - found], roots[candidates - 1]
+        first = last = roots[candidates - 1, 0]
+        for i in range(candidates - found, candidates):
+            first, last = min(first, roots[i, 0]), max(last, roots[i, 0])
         margin = _CLUSTERED * (high - low)
         if last - first > margin:
             break
         # The quartic cannot resolve roots that fill so little of the interval.
         low, high = max(low, first - margin), min(high, last + margin)
-        found = _crossings(conic, conic_bar, low, high, roots[candidates:])
+        found = _crossings(conic, conic_bar, low, high, thin, roots[candidates:])
         candidates += found
 
     visible_energy = lepton_plus[0] + lepton_minus[0] + b[0] + bbar[0]
@@ -290,44 +315,33 @@ def solve_event(
     c00, c10, c11, c20, c21, c22 = conic
     d00, d10, d11, d20, d21, d22 = conic_bar
     count = 0
+    inverse = 1.0 / c00
     for i in range(candidates):
-        x = roots[i]
+        x = roots[i, 0]
         # As in `_crossings`.
-        axis = -0.5 * (c11 + c10 * x) / c00
-        w = (c22 + (c21 + c20 * x) * x) / c00 - axis * axis
+        axis = -0.5 * (c11 + c10 * x) * inverse
+        w = (c22 + (c21 + c20 * x) * x) * inverse - axis * axis
         d1, d2 = d11 + d10 * x, d22 + (d21 + d20 * x) * x
         denominator = d1 + 2.0 * d00 * axis
         linear = abs(denominator) > _CANCELLED * (abs(d1) + abs(2.0 * d00 * axis))
         for branch in range(1 if linear else 2):
-            y = math.sqrt(max(-w, 0.0))
             if linear:
-                y = -(d2 + (d1 + d00 * axis) * axis - d00 * w) / denominator
-            elif branch == 1:
-                y = -y
-            y += axis
+                y = axis - (d2 + (d1 + d00 * axis) * axis - d00 * w) / denominator
+            else:
+                y = axis + (1.0 - 2.0 * branch) * math.sqrt(max(-w, 0.0))
             branches, z0, z1 = _longitudinal(leg, nz, x, y)
             branches_bar, z0_bar, z1_bar = _longitudinal(leg_bar, nz_bar, mx - x, my - y)
-            for k in range(branches * branches_bar):
-                converged, px, py, pz, pz_bar = _polish(
-                    leg,
-                    leg_bar,
-                    mx,
-                    my,
-                    x,
-                    y,
-                    z0 if k % branches == 0 else z1,
-                    z0_bar if k // branches == 0 else z1_bar,
-                )
-                if not converged:
-                    continue
-                # Back to the laboratory.
-                energy = math.sqrt(px * px + py * py + pz * pz)
-                pz = leg[8] * pz + leg[9] * energy
-                energy = math.sqrt((mx - px) ** 2 + (my - py) ** 2 + pz_bar * pz_bar)
-                pz_bar = leg_bar[8] * pz_bar + leg_bar[9] * energy
-                count = insert_solution(
-                    neutrinos, count, visible_energy, visible_pz, px, py, pz, mx - px, my - py, pz_bar
-                )
+            for k in range(branches):
+                for k_bar in range(branches_bar):
+                    z = z0 if k == 0 else z1
+                    z_bar = z0_bar if k_bar == 0 else z1_bar
+                    converged, px, py, pz, pz_bar = _polish(leg, leg_bar, mx, my, x, y, z, z_bar)
+                    if converged:
+                        pz = _in_laboratory(leg, px, py, pz)
+                        pz_bar = _in_laboratory(leg_bar, mx - px, my - py, pz_bar)
+                        count = insert_solution(
+                            neutrinos, count, visible_energy, visible_pz, px, py, pz, mx - px, my - py, pz_bar
+                        )
     return count
 
 
