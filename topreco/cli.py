@@ -148,6 +148,20 @@ def run(
 
 
 @app.command()
+def response(
+    skims: Annotated[list[Path], typer.Argument(help="Simulated skims, with truth.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")],
+    description: Annotated[str | None, typer.Option(help="What the sample is, kept in the file.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Derive the response histograms that the smearing of analytic methods draws from (correctionlib)."""
+    from topreco.solvers.response import derive_response, write_response
+
+    write_response(derive_response(skims, description=description, progress=not quiet), output)
+    typer.echo(f"response: {output}")
+
+
+@app.command()
 def plot(
     source: Annotated[Path, typer.Argument(help="Output folder of `topreco run`, or its histograms.coffea.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the figures.")] = None,

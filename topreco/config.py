@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from topreco.constants import M_TOP, M_Z
+from topreco.constants import M_TOP, M_W, M_Z
 from topreco.errors import TopRecoError
 from topreco.observables import OBSERVABLES
 
@@ -319,6 +319,26 @@ class SkimConfig(Config):
     """Entries read at a time."""
 
 
+class SolverConfig(Config):
+    """Analytic methods: the constraints, and how the detector's resolution is smeared over."""
+
+    m_top: Positive = M_TOP
+    m_w: Positive = M_W
+    """Used where the W masses are not drawn."""
+    n_draws: PositiveInt = 100
+    """Smeared copies of each event."""
+    pairing: Literal["candidates", "all"] = "candidates"
+    """The b candidates of the selection, or every pair of jets in the best tag category: the largest sum of
+    weights wins."""
+    reset_energy: bool = True
+    """Give the averaged momenta of a smeared event the energy of a top quark on shell."""
+    response: Path | None = None
+    """Response histograms of `topreco response`; null takes those that come with the package."""
+    seed: Annotated[int, Field(ge=0)] = 1
+    """With run, lumi and event it fixes the draws of an event."""
+    threads: PositiveInt = 1
+
+
 class RunConfig(Config):
     """`topreco run`: files through a coffea Runner to histograms."""
 
@@ -327,6 +347,8 @@ class RunConfig(Config):
     tree: str = "Events"
     methods: tuple[str, ...] = ()
     """Model files, or names that `topreco.load` knows."""
+    solvers: SolverConfig = SolverConfig()
+    """Of the analytic methods."""
     selection: SelectionConfig = SelectionConfig()
     histograms: HistogramConfig = HistogramConfig()
     executor: Literal["iterative", "futures", "dask"] = "iterative"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from coffea.processor import ProcessorABC
 
-from topreco.config import HistogramConfig, SelectionConfig
+from topreco.config import HistogramConfig, SelectionConfig, SolverConfig
 from topreco.errors import TopRecoError
 from topreco.evaluation.histograms import book, fill
 from topreco.input.selection import select
@@ -30,6 +30,8 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         Cuts.
     histograms
         Observables and binning.
+    solvers
+        Settings of the analytic methods that are given by name.
 
     Raises
     ------
@@ -42,9 +44,12 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         methods: Sequence[Reconstructor | str | Path],
         selection: SelectionConfig | None = None,
         histograms: HistogramConfig | None = None,
+        solvers: SolverConfig | None = None,
     ) -> None:
         # One thread each: the executor already keeps every core busy.
-        self.methods = [load(m, threads=1) if isinstance(m, str | Path) else m for m in methods]
+        self.methods = [
+            load(m, threads=1, solvers=solvers) if isinstance(m, str | Path) else m for m in methods
+        ]
         names = [method.name for method in self.methods]
         if len(set(names)) < len(names):
             raise TopRecoError(f"methods: every method needs a name of its own, found {', '.join(names)}")

@@ -74,7 +74,7 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
     entries = [check_file(file, config.tree, branches) for files in config.fileset.values() for file in files]
     if not any(entries):
         raise TopRecoError(f"fileset: tree {config.tree!r} has no entries in any of {len(entries)} files")
-    instance = DileptonProcessor(config.methods, config.selection, config.histograms)
+    instance = DileptonProcessor(config.methods, config.selection, config.histograms, config.solvers)
     with _output_folder(config.output) as folder:
         output = _run(config, instance, progress)
         summary = summarise(output["histograms"])
