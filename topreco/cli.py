@@ -37,6 +37,11 @@ _HEADLINE = ("m_tt", "pt_top", "y_top")
 """What the terminal shows; the files hold every observable."""
 
 
+def _console() -> Console:
+    """Console as wide as the terminal; in a log file, wide enough for every table."""
+    return Console(width=None if sys.stdout.isatty() else 130)
+
+
 def _split(arguments: list[str] | None) -> tuple[list[str], list[str]]:
     """Separate file arguments from key=value overrides."""
     files = [a for a in arguments or [] if "=" not in a or "/" in a.partition("=")[0]]
@@ -89,7 +94,7 @@ def skim(
         step_size=settings.step_size,
         progress=not quiet,
     )
-    Console().print(summary.cutflow.table(settings.dataset))
+    _console().print(summary.cutflow.table(settings.dataset))
     typer.echo(summary)
 
 
@@ -140,8 +145,8 @@ def run(
         changes["output"] = output
     result = run_processor(settings.model_copy(update=changes), progress=not quiet)
     for name, cutflow in result.cutflow.items():
-        Console().print(Cutflow.from_dict(cutflow).table(name))
-    print_report(result.summary, observables=_HEADLINE)
+        _console().print(Cutflow.from_dict(cutflow).table(name))
+    print_report(result.summary, observables=_HEADLINE, console=_console())
     if plots:
         save_all(result.histograms, result.folder / "plots")
     typer.echo(f"results: {result.folder}")

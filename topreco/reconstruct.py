@@ -193,8 +193,8 @@ def _neutrino_weighting(events: DileptonEvents, config: SolverConfig) -> TopPair
     """The scanned neutrino pair that explains MET best; quality is its weight."""
     from topreco.solvers import neutrino_weighting
 
-    # At the maximum itself the method is the ellipses' closest approach once more. Solutions that the resolution
-    # of MET cannot tell from it are as good, and among them the smallest m_tt is right most often.
+    # At the maximum itself the method is the ellipses' closest approach once more. Solutions that MET's
+    # resolution cannot tell from it are as good, and among them the smallest m_tt is right most often.
     result = neutrino_weighting.solve(
         *_visible(events), comparable=0.6, threads=config.threads, **_masses(config)
     )

@@ -221,7 +221,7 @@ def _table(title: str, columns: tuple[_Column, ...], rows: list[tuple[str, Resul
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("method", overflow="fold", min_width=8)
+    table.add_column("method", overflow="fold", min_width=12)
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True)
     for method, result in rows:
