@@ -494,26 +494,26 @@ def _scale_momentum(p4: Floats, scale: Floats) -> Floats:
 # ---- leptons ---------------------------------------------------------------------------------------------
 
 
-def select_leptons(tracks: Particles, rng: np.random.Generator) -> NDArray[np.bool_]:
+def select_leptons(objects: Particles, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Identify electrons and muons, isolated or not.
 
     Parameters
     ----------
-    tracks
-        Smeared tracks.
+    objects
+        Energy-flow objects.
     rng
         Source of randomness.
 
     Returns
     -------
     selected
-        Mask, shape (tracks,).
+        Mask, shape (objects,).
     """
-    pt, eta = tracks.pt, tracks.eta
-    lepton = ((tracks.kind == ELECTRON) & (pt > ELECTRON_PT_MIN)) | (
-        (tracks.kind == MUON) & (pt > MUON_PT_MIN)
+    pt, eta = objects.pt, objects.eta
+    lepton = ((objects.kind == ELECTRON) & (pt > ELECTRON_PT_MIN)) | (
+        (objects.kind == MUON) & (pt > MUON_PT_MIN)
     )
-    selected: NDArray[np.bool_] = lepton & (rng.random(len(tracks)) < lepton_efficiency(tracks.kind, eta))
+    selected: NDArray[np.bool_] = lepton & (rng.random(len(objects)) < lepton_efficiency(objects.kind, eta))
     return selected
 
 

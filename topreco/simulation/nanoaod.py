@@ -44,8 +44,9 @@ def nanoaod(events: PythiaEvents, rng: np.random.Generator) -> dict[str, Any]:
     record = read_record(events)
     event = np.repeat(np.arange(n_events), np.diff(events.offsets))
     particles = _visible(events, event)
-    objects, tracks = detector.energy_flow(particles, rng)
-    leptons = tracks[detector.select_leptons(tracks, rng)]
+    objects, _ = detector.energy_flow(particles, rng)
+    # After the combination with the calorimeter, which measures electrons of high momentum far better.
+    leptons = objects[detector.select_leptons(objects, rng)]
     leptons = leptons[np.lexsort((-leptons.pt, leptons.event))]
     isolation = detector.isolation(leptons, objects, _offsets(objects.event, n_events))
 
