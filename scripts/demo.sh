@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole chain on a laptop, called by `make demo`: simulate, skim, train, run through coffea, plot.
+# The whole chain on a laptop, called by `make demo`: simulate, skim, train, run network and
+# Sonnenschein's method on other events through coffea, plot.
 # Usage: scripts/demo.sh [FOLDER]   (default results/demo; about ten minutes on two cores)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,5 +13,5 @@ topreco simulate -n 15000 --seed 2 -o "$out/test.root" --overwrite
 topreco skim "$out/train.root" --dataset train --config skim-loose.yaml -o "$out/train.parquet"
 topreco-train --config demo.yaml "data.files=[$out/train.parquet]" "output=$out/model"
 
-topreco run "$out/test.root" --dataset test --config run.yaml --method "$out/model/model.safetensors" \
-  chunk_size=5000 -o "$out"
+topreco run "$out/test.root" --dataset test --config run.yaml chunk_size=5000 -o "$out" \
+  --method "$out/model/model.safetensors" --method sonnenschein

@@ -1,6 +1,6 @@
 """Where the time of the chain goes: rates of each stage, side by side in one run on one thread.
 
-    python scripts/bench/bench_chain.py [NANO.root ...] [--model model.safetensors] [--output results/bench]
+    python scripts/bench/bench_chain.py [NANO.root ...] [--model model.safetensors] [--json FILE]
 
 Without files it simulates some first (extra `sim`); without a model it takes the default network with random
 weights, which costs the same. Rates are medians of repeated runs, in input events per second for reading and
@@ -61,7 +61,7 @@ def main() -> None:
     )
     parser.add_argument("files", nargs="*")
     parser.add_argument("--model")
-    parser.add_argument("--output", type=Path, default=Path("results/bench"))
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -71,8 +71,9 @@ def main() -> None:
     for stage, (unit, events_per_second) in rows.items():
         table.add_row(stage, unit, f"{events_per_second:,.0f}", f"{1e6 / events_per_second:,.1f}")
     Console().print(table)
-    content = {"versions": versions(), "rates": {k: {"unit": u, "events/s": r} for k, (u, r) in rows.items()}}
-    write_text(arguments.output / "chain.json", json.dumps(content, indent=1) + "\n")
+    if arguments.json is not None:
+        rates = {stage: {"unit": unit, "events/s": rate} for stage, (unit, rate) in rows.items()}
+        write_text(arguments.json, json.dumps({"versions": versions(), "rates": rates}, indent=1) + "\n")
 
 
 def simulated(folder: Path) -> str:

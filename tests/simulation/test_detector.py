@@ -96,6 +96,15 @@ def test_neutral_particles_become_calorimeter_objects(pdg_id, kind, rng):
     assert np.mean(objects.pt) == pytest.approx(100.0, rel=0.01)
 
 
+def test_calorimeter_measures_electrons_of_high_momentum(rng):
+    _, objects, tracks = single(11, -1, 100.0, rng)
+    electrons = objects[detector.select_leptons(objects, rng)]
+    assert (electrons.source >= 0).all()
+    assert np.std(tracks.pt) / 100 > 0.1
+    low, high = np.quantile(electrons.pt / 100, [0.16, 0.84])
+    assert 0.01 < (high - low) / 2 < 0.03
+
+
 def test_lost_tracks_fall_back_to_the_calorimeter(rng):
     table, objects, tracks = single(211, 1, 50.0, rng)
     lost = np.setdiff1d(table.event, tracks.event)
