@@ -1,4 +1,4 @@
-"""Compare methods of reconstruction on the same simulated events: one JSON, one table, one set of figures.
+r"""Compare methods of reconstruction on the same simulated events: one JSON, one table, one set of figures.
 
     python scripts/compare_methods.py FILES... [KEY=VALUE...] --methods dilepton.safetensors,sonnenschein \
         --json comparison.json [--output FOLDER] [--dataset NAME] [--config skim-tight.yaml] \
@@ -73,7 +73,6 @@ Chunk = tuple[DileptonEvents, Truth]
 class CompareConfig(SkimConfig):
     """Settings of a comparison; the configuration of a skim is one."""
 
-    step_size: int = 50_000
     solvers: SolverConfig = SolverConfig()
     histograms: HistogramConfig = HistogramConfig(
         bins={"m_tt": (300, 345, 400, 450, 550, 700, 1000, 1400, 2000)}
@@ -88,8 +87,6 @@ class Sample:
     ----------
     dataset
         Name in tables and figures.
-    dataset_ids
-        What may stand in `DileptonEvents.dataset`; None if unknown before reading.
     selection
         Cuts, as plain data.
     length

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from coffea.processor import ProcessorABC
 
+from topreco.compare import fill_methods, load_methods
 from topreco.config import HistogramConfig, SelectionConfig, SolverConfig
-from topreco.errors import TopRecoError
-from topreco.evaluation.histograms import book, fill
+from topreco.evaluation.histograms import book
 from topreco.input.selection import select
 from topreco.input.truth import has_truth, read_truth
-from topreco.reconstruct import Reconstructor, load
+from topreco.reconstruct import Reconstructor
 
 
 class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
@@ -47,12 +46,7 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         solvers: SolverConfig | None = None,
     ) -> None:
         # One thread each: the executor already keeps every core busy.
-        self.methods = [
-            load(m, threads=1, solvers=solvers) if isinstance(m, str | Path) else m for m in methods
-        ]
-        names = [method.name for method in self.methods]
-        if len(set(names)) < len(names):
-            raise TopRecoError(f"methods: every method needs a name of its own, found {', '.join(names)}")
+        self.methods = load_methods(methods, threads=1, solvers=solvers)
         self.selection = selection or SelectionConfig()
         self.histograms = histograms or HistogramConfig()
         book(self.histograms)  # Refuses unknown observables here, not in the first worker.
@@ -62,21 +56,8 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         dataset = events.metadata["dataset"]
         selected = select(events, self.selection, dataset=dataset)
         truth = read_truth(events[selected.index]) if has_truth(events) else None
-        pairs = {method.name: method(selected.events) for method in self.methods}
-        common = np.ones(len(selected.events), dtype=bool)
-        for pair in pairs.values():
-            common &= pair.valid
         histograms = book(self.histograms)
-        for name, pair in pairs.items():
-            fill(
-                histograms,
-                dataset=dataset,
-                method=name,
-                events=selected.events,
-                pair=pair,
-                truth=truth,
-                common=common,
-            )
+        fill_methods(histograms, self.methods, dataset=dataset, events=selected.events, truth=truth)
         return {"histograms": histograms, "cutflow": {dataset: selected.cutflow.to_dict()}}
 
     def postprocess(self, accumulator: dict[str, Any]) -> dict[str, Any]:
