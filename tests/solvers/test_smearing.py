@@ -520,11 +520,17 @@ def test_no_draws_to_show(exact):
 def test_flavour_of_the_lepton_counts(exact):
     muons = replaced(exact, lepton_flavour=np.full((len(exact), 2), PDG_MUON))
     electrons = replaced(exact, lepton_flavour=np.full((len(exact), 2), 11))
+    # Half-widths of the central 68 %: the tails of both come from radiation.
     spread = [
-        np.std(smear(events, n_draws=50).p4[:, :, 0, 0] / events.lepton_plus[:, None, 0])
+        np.ptp(
+            np.quantile(
+                smear(events, n_draws=50).p4[:, :, 0, 0] / events.lepton_plus[:, None, 0], [0.16, 0.84]
+            )
+        )
+        / 2
         for events in (muons, electrons)
     ]
-    assert spread[0] < 0.6 * spread[1]
+    assert spread[0] < 0.85 * spread[1]
 
 
 def test_default_top_mass(exact):

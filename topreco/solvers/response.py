@@ -208,7 +208,7 @@ def derive_response(
     skims
         Files written by `topreco skim` from simulation.
     description
-        Text for the file; by default it tells the samples, the numbers of events, the selection and versions.
+        Text to put before what the file tells anyway: samples, numbers of events, selection and versions.
     progress
         Show a progress bar.
 
@@ -243,7 +243,7 @@ def derive_response(
     names = ", ".join(str(skim.path) for skim in opened)
     return schema.CorrectionSet(
         schema_version=schema.VERSION,
-        description=_describe(opened) if description is None else description,
+        description=f"{description}. {_describe(opened)}" if description else _describe(opened),
         corrections=[
             *(_object_correction(kind, what, filled[kind, what], names) for kind, what in _VALUE),
             _mass_correction("m_lb", "mass of a lepton and its own b jet", filled["m_lb", ""], names),
