@@ -192,6 +192,8 @@ def _backbone_kind(value: Any) -> str:
     return str(getattr(value, "kind", type(value).__name__))
 
 
+HeadKind = Literal["on_shell", "timelike", "direct", "projected", "three_momentum", "neutrinos"]
+
 BackboneConfig = Annotated[
     Annotated[LGATrSlimConfig, Tag("lgatr_slim")]
     | Annotated[LGATrConfig, Tag("lgatr")]
@@ -208,8 +210,11 @@ class ModelConfig(Config):
     normalisation: NormalisationConfig = NormalisationConfig()
     spurions: SpurionConfig = SpurionConfig()
     readout: Literal["first_token", "mean", "sum", "query_tokens"] = "query_tokens"
-    head: Literal["on_shell", "timelike"] = "on_shell"
-    """Top masses fixed to `m_top`, or predicted and positive. Both are Lorentz-covariant."""
+    head: HeadKind = "on_shell"
+    """How the network's vectors become top momenta: with mass `m_top` (`on_shell`, `projected`,
+    `three_momentum`), with a predicted mass (`timelike`: 105 to 284 GeV, `direct`: from m_top/10), or as
+    lepton + neutrino + jets weighted by the network (`neutrinos`). All but `three_momentum` are
+    Lorentz-covariant."""
     m_top: Positive = M_TOP
     charge_symmetric: bool = False
     """Exact symmetry under ℓ⁺ ↔ ℓ⁻, t ↔ t̄, at twice the cost. Not for asymmetry measurements."""
@@ -236,6 +241,12 @@ class LossConfig(Config):
     m_tt: NonNegative = 0.0
     """Coefficient of the auxiliary loss on m_tt."""
     m_tt_kind: Literal["log", "relative"] = "log"
+    top_mass: NonNegative = 0.0
+    """Coefficient of the auxiliary loss on the masses of t and t̄, for heads that predict them."""
+    pt_top: NonNegative = 0.0
+    """Coefficient of the auxiliary loss on the transverse momenta of t and t̄."""
+    c_hel: NonNegative = 0.0
+    """Coefficient of the auxiliary loss on the cosine between the leptons in their tops' rest frames."""
     negative_weights: Literal["absolute", "clip"] = "absolute"
     """What a negative event weight counts in the loss: |w|, or 0. Metrics use signed weights."""
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from topreco import fourvector
 from topreco.events import FloatArray
 
@@ -57,6 +59,38 @@ def m_tt(tops: Any) -> Any:
         Mass in GeV, shape (...); NaN where spacelike.
     """
     return fourvector.mass(tops.sum(-2))
+
+
+def c_hel(tops: Any, leptons: Any) -> Any:
+    """Cosine of the angle between the leptons in the rest frames of their tops, c_hel = ℓ̂⁺·ℓ̂⁻ [1]_.
+
+    From the laboratory one boost to the tt̄ rest frame, from there each lepton by one boost along its top's
+    direction to that top's rest frame. Its mean measures the spin correlation, D = −3⟨c_hel⟩.
+
+    Parameters
+    ----------
+    tops
+        Four-momenta (E, px, py, pz) in GeV of t and t̄, shape (..., 2, 4).
+    leptons
+        Four-momenta in GeV of ℓ⁺, which goes with t, and ℓ⁻, shape (..., 2, 4).
+
+    Returns
+    -------
+    c_hel
+        In [−1, 1], shape (...); NaN where a top is not timelike.
+
+    References
+    ----------
+    .. [1] CMS Collaboration, Measurement of the top quark polarization and tt̄ spin correlations using
+       dilepton final states at √s = 13 TeV, arXiv:1907.03729.
+    """
+    system = tops.sum(-2)[..., None, :]
+    # numpy would warn about spacelike tops, which are meant to become NaN.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        parents = fourvector.to_rest_frame(tops, system)
+        momenta = fourvector.to_rest_frame(fourvector.to_rest_frame(leptons, system), parents)[..., 1:]
+        directions = momenta / fourvector.namespace(momenta).sqrt((momenta**2).sum(-1))[..., None]
+    return (directions[..., 0, :] * directions[..., 1, :]).sum(-1)
 
 
 OBSERVABLES: dict[str, Observable] = {

@@ -68,6 +68,18 @@ def test_round_trip_is_exact(model):
     assert (predict(artefact.networks, events).p4 == predict(saved, events).p4).all()
 
 
+@pytest.mark.parametrize("head", ["direct", "projected", "three_momentum", "neutrinos"])
+def test_round_trip_of_other_heads(tmp_path, head):
+    saved = networks(config=TINY.model_copy(update={"head": head}))
+    save_artefact(tmp_path / "model.safetensors", saved, {})
+    artefact = load_artefact(tmp_path / "model.safetensors")
+    assert artefact.config.head == head
+    events = toy_events(50)
+    pair = predict(artefact.networks, events)
+    assert pair.valid.all()
+    assert (pair.p4 == predict([network.eval() for network in saved], events).p4).all()
+
+
 def test_describes_itself(model):
     metadata = load_artefact(model).metadata
     assert metadata["format"] == 1

@@ -11,6 +11,7 @@ from topreco.network.build import build_network
 from topreco.network.data import TrainingError, augment, read_training_data
 from topreco.network.splits import fold_of, split_of
 from topreco.network.tokens import Objects
+from topreco.observables import c_hel
 from topreco.skim import SkimError, SkimWriter
 
 
@@ -97,6 +98,17 @@ def test_unusable_events_are_left_out(tmp_path, events):
     path = write(tmp_path / "b.parquet", events, truth)
     assert len(read_training_data(DataConfig(files=(path,)))) == 93
     assert len(read_training_data(DataConfig(files=(path,), require_dileptonic=False))) == 99
+
+
+def test_c_hel_of_true_tops_and_leptons(tmp_path, events):
+    truth = toy_truth(events)
+    truth.lepton[:] = np.stack([events.lepton_minus, events.lepton_plus], 1)
+    truth.lepton[7] = np.nan
+    data = read_training_data(DataConfig(files=(write(tmp_path / "c.parquet", events, truth),)))
+    expected = c_hel(truth.tops, truth.lepton)
+    np.testing.assert_allclose(data.c_hel, expected, atol=1e-5)
+    assert data.c_hel.isnan().nonzero().tolist() == [[7]]
+    assert data.to(torch.device("cpu")).c_hel.dtype == torch.float32
 
 
 def test_max_events(skim):

@@ -4,7 +4,18 @@ import pytest
 import torch
 
 from topreco.config import LossConfig
-from topreco.network.losses import event_loss, four_momentum_loss, loss_weights, m_tt_loss
+from topreco.fourvector import from_three_momentum
+from topreco.network.losses import (
+    PT_SOFTENING,
+    c_hel_loss,
+    event_loss,
+    four_momentum_loss,
+    loss_weights,
+    m_tt_loss,
+    pt_top_loss,
+    top_mass_loss,
+)
+from topreco.observables import c_hel
 
 TRUTH = torch.tensor([[[500.0, 0.0, 0.0, 300.0], [400.0, 0.0, 0.0, -300.0]]])
 # One component of each quark is off: by 50 GeV (half a unit of 100 GeV) and by 300 GeV (three units).
@@ -78,6 +89,116 @@ def test_m_tt_loss_is_safe_for_spacelike_and_null_predictions(kind):
     assert pred.grad.isfinite().all()
     # More energy or less momentum mends a spacelike pair.
     assert pred.grad[0, 0, 0] < 0 < pred.grad[0, 0, 1]
+
+
+def test_top_mass_loss_by_hand():
+    # Masses 400 and √(400² − 300²); the top's becomes half as large, the antitop's three times.
+    top, antitop = TRUTH[0, 0, 0].square() - 300**2, TRUTH[0, 1, 0].square() - 300**2
+    pred = TRUTH.clone()
+    pred[0, 0, 0] = (top / 4 + 300**2).sqrt()
+    pred[0, 1, 0] = (9 * antitop + 300**2).sqrt()
+    assert top_mass_loss(TRUTH, TRUTH).item() == 0
+    assert top_mass_loss(pred, TRUTH).item() == pytest.approx((0.5 * 0.5**2 + 1.5) / 2, rel=1e-4)
+    # Not the better of the two assignments.
+    assert top_mass_loss(TRUTH.flip(1), TRUTH).item() > 0
+
+
+def test_pt_top_loss_by_hand():
+    truth = torch.tensor([[[500.0, 40.0, 0.0, 300.0], [400.0, 0.0, 0.0, -300.0]]])
+    pred = torch.tensor([[[500.0, 0.0, -3000.0, 0.0], [400.0, 24.0, 32.0, 10.0]]])
+    assert PT_SOFTENING == 30
+    # (3000² + 30²)/(40² + 30²) = 3600.36 and (40² + 30²)/30².
+    errors = 0.5 * math.log(3600.36), 0.5 * math.log(2500 / 900)
+    expected = ((errors[0] - 0.5) + 0.5 * errors[1] ** 2) / 2
+    assert pt_top_loss(pred, truth).item() == pytest.approx(expected, rel=1e-5)
+    assert pt_top_loss(truth, truth).item() == 0
+
+
+def test_losses_are_smooth_where_pt_or_mass_vanish():
+    pred = torch.tensor(
+        [[[200.0, 0.0, 0.0, 50.0], [1.0, 90.0, 0.0, 0.0]], [[90.0, 0.0, 90.0, 0.0], [0.0] * 4]],
+        requires_grad=True,
+    )
+    truth = TRUTH.repeat(2, 1, 1)
+    loss = pt_top_loss(pred, truth) + top_mass_loss(pred, truth)
+    assert loss.isfinite().all()
+    loss.sum().backward()
+    assert pred.grad.isfinite().all()
+
+
+# Tops at rest in the tt̄ frame but for a tiny momentum: the directions of leptons are those of the laboratory.
+AT_REST = from_three_momentum(torch.tensor([[[0.0, 0.0, 1e-3], [0.0, 0.0, -1e-3]]]), 172.5)
+
+
+@pytest.mark.parametrize(
+    ("angle", "truth", "expected"),
+    [(0.0, 1.0, 0.0), (math.pi / 2, 0.4, 0.5 * 0.4**2), (math.pi, 0.5, 1.5 - 0.5), (0.3, math.nan, 0.0)],
+)
+def test_c_hel_loss_by_hand(angle, truth, expected):
+    momenta = torch.tensor([[[0.0, 50.0, 0.0], [0.0, 30 * math.cos(angle), 30 * math.sin(angle)]]])
+    loss = c_hel_loss(AT_REST, from_three_momentum(momenta, 0.0), torch.tensor([truth]))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_c_hel_loss_is_finite_for_any_prediction():
+    momenta = [[[0.0, 0.0, 1e6], [0.0, 0.0, 1e6]], [[5.0, 0.0, 0.0], [0.0, 0.0, 0.0]], [[1e5, 3.0, 0.0]] * 2]
+    pred = from_three_momentum(torch.tensor(momenta), 172.5)
+    # The last pair is spacelike, and the truth of one event is unknown.
+    pred[2, :, 0] = 0.0
+    pred.requires_grad_(True)
+    leptons = from_three_momentum(torch.tensor([[[30.0, 40.0, 900.0], [-20.0, 10.0, 0.0]]] * 3), 1e-3)
+    loss = c_hel_loss(pred, leptons, torch.tensor([0.3, math.nan, -0.3]))
+    assert loss.isfinite().all()
+    assert loss[1] == 0
+    loss.sum().backward()
+    assert pred.grad.isfinite().all()
+    assert pred.grad[0].any()
+    assert not pred.grad[1].any()
+
+
+def test_c_hel_loss_pulls_towards_the_truth():
+    """A few steps downhill bring wrong tops to the right angle between the leptons."""
+    torch.manual_seed(0)
+    tops = from_three_momentum(100 * torch.randn(50, 2, 3), 172.5)
+    leptons = from_three_momentum(50 * torch.randn(50, 2, 3), 0.1)
+    truth = c_hel(tops.double(), leptons.double()).float()
+    assert c_hel_loss(tops, leptons, truth).max() < 1e-6
+    momenta = (tops[..., 1:] + 60 * torch.randn(50, 2, 3)).requires_grad_(True)
+    optimiser = torch.optim.Adam([momenta], lr=3.0)
+    losses = []
+    for _ in range(60):
+        loss = c_hel_loss(from_three_momentum(momenta, 172.5), leptons, truth).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 10
+
+
+def test_event_loss_adds_each_auxiliary_term_with_its_coefficient():
+    base = event_loss(PRED, TRUTH, SCALE, LossConfig())
+    leptons = from_three_momentum(torch.tensor([[[30.0, 40.0, 90.0], [-20.0, 10.0, 0.0]]]), 0.1)
+    spin = torch.tensor([0.2])
+    terms = {
+        "m_tt": m_tt_loss(PRED, TRUTH, kind="log"),
+        "top_mass": top_mass_loss(PRED, TRUTH),
+        "pt_top": pt_top_loss(PRED, TRUTH),
+        "c_hel": c_hel_loss(PRED, leptons, spin),
+    }
+    for name, term in terms.items():
+        assert term.item() > 0
+        config = LossConfig.model_validate({name: 0.3})
+        torch.testing.assert_close(event_loss(PRED, TRUTH, SCALE, config, leptons, spin), base + 0.3 * term)
+    together = LossConfig(**dict.fromkeys(terms, 2.0))
+    torch.testing.assert_close(
+        event_loss(PRED, TRUTH, SCALE, together, leptons, spin), base + 2 * sum(terms.values())
+    )
+
+
+def test_c_hel_needs_leptons():
+    with pytest.raises(ValueError, match=r"loss.c_hel: 0.5 found, which needs leptons and the true c_hel"):
+        event_loss(PRED, TRUTH, SCALE, LossConfig(c_hel=0.5))
 
 
 def test_event_loss_adds_the_auxiliary_terms():

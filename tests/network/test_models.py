@@ -1,5 +1,7 @@
 """Laws that hold for every network, whatever its weights, and what sets the kinds apart."""
 
+import math
+
 import pytest
 import torch
 
@@ -8,12 +10,17 @@ from topreco.config import ModelConfig
 from topreco.constants import M_TOP
 from topreco.events import toy_events
 from topreco.network.build import build_network
-from topreco.network.heads import Head
+from topreco.network.heads import SMALLEST_MASS, Head, soft_assignment
 from topreco.network.spurions import build_spurions
 from topreco.network.tokens import Objects, build_tokens, model_features
 
 EQUIVARIANT = ("lgatr", "lgatr_slim")
 KINDS = (*EQUIVARIANT, "transformer")
+HEADS = ("on_shell", "timelike", "direct", "projected", "three_momentum", "neutrinos")
+COVARIANT_HEADS = tuple(head for head in HEADS if head != "three_momentum")
+# The laws of the first two are tested with every readout and all spurions, those of the others without:
+# between backbone and head there is nothing else that could break them.
+OTHER_HEADS = HEADS[2:]
 READOUTS = ("first_token", "mean", "sum", "query_tokens")
 SPURIONS = {
     "none": {"beam": None, "time": False},
@@ -78,6 +85,32 @@ def test_rotation_about_the_beam(network, objects, rotation, readout, kind, spur
     torch.testing.assert_close(model(transform(objects, rotation)), model(objects) @ rotation.T, **TIGHT)
 
 
+@pytest.mark.parametrize("head", OTHER_HEADS)
+@pytest.mark.parametrize("kind", EQUIVARIANT)
+def test_rotation_about_the_beam_with_other_heads(network, objects, rotation, kind, head):
+    model = network(kind, head=head)
+    torch.testing.assert_close(model(transform(objects, rotation)), model(objects) @ rotation.T, **TIGHT)
+
+
+@pytest.mark.parametrize("readout", ["query_tokens", "mean"])
+@pytest.mark.parametrize("head", OTHER_HEADS)
+@pytest.mark.parametrize("kind", EQUIVARIANT)
+def test_only_three_momenta_break_lorentz_transformations(
+    network, objects, lorentz, transform_multivectors, kind, head, readout
+):
+    """An energy that follows from a momentum in the laboratory knows the laboratory."""
+    model = network(kind, head=head, readout=readout)
+    tokens, scale = build_tokens(objects, model.config.tokens), model.scale(objects)
+    moved = model.forward_tokens(
+        tokens._replace(p4=tokens.p4 @ lorentz.T), scale, transform_multivectors(lorentz, model.spurions)
+    )
+    expected = model.forward_tokens(tokens, scale) @ lorentz.T
+    if head in COVARIANT_HEADS:
+        torch.testing.assert_close(moved, expected, **TIGHT)
+    else:
+        assert (moved - expected).abs().max() > 1
+
+
 @pytest.mark.parametrize(("kind", "spurions"), cases(EQUIVARIANT))
 def test_lorentz_transformation_of_everything(
     network, objects, lorentz, transform_multivectors, readout, kind, spurions
@@ -129,6 +162,13 @@ def test_reflection_of_the_beam_axis(network, objects, readout, kind, spurions):
     torch.testing.assert_close(model(transform(objects, flip)), model(objects) @ flip.T, **TIGHT)
 
 
+@pytest.mark.parametrize("head", OTHER_HEADS)
+def test_reflection_of_the_beam_axis_with_other_heads(network, objects, head):
+    model = network("lgatr_slim", head=head)
+    flip = torch.diag(torch.tensor([1.0, 1.0, 1.0, -1.0], dtype=torch.float64))
+    torch.testing.assert_close(model(transform(objects, flip)), model(objects) @ flip.T, **TIGHT)
+
+
 @pytest.mark.parametrize(("kind", "spurions"), [case for case in cases(KINDS) if "none" not in case.id])
 def test_spurions_are_seen(network, objects, lorentz, transform_multivectors, kind, spurions):
     model = network(kind, spurions=spurions)
@@ -144,19 +184,29 @@ def test_only_the_plain_transformer_breaks_rotations(network, objects, rotation,
     assert (deviation > 1e-2) == (kind == "transformer")
 
 
-@pytest.mark.parametrize("b_candidates", ["token", "flag", "none"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_permutation_of_jets(network, objects, readout, kind, b_candidates):
-    model = network(kind, readout=readout, tokens={"b_candidates": b_candidates, "max_jets": 7})
+def permuted_jets(objects):
     order = torch.rand(objects.jet_mask.shape).argsort(1)
-    permuted = objects._replace(
+    return objects._replace(
         jets=objects.jets.gather(1, order[..., None].expand(-1, -1, 4)),
         jet_mask=objects.jet_mask.gather(1, order),
         jet_btag=objects.jet_btag.gather(1, order),
         jet_tagged=objects.jet_tagged.gather(1, order),
         b_candidates=order.argsort(1).gather(1, objects.b_candidates),
     )
-    torch.testing.assert_close(model(permuted), model(objects), **TIGHT)
+
+
+@pytest.mark.parametrize("b_candidates", ["token", "flag", "none"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_permutation_of_jets(network, objects, readout, kind, b_candidates):
+    model = network(kind, readout=readout, tokens={"b_candidates": b_candidates, "max_jets": 7})
+    torch.testing.assert_close(model(permuted_jets(objects)), model(objects), **TIGHT)
+
+
+@pytest.mark.parametrize("head", OTHER_HEADS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_permutation_of_jets_with_other_heads(network, objects, kind, head):
+    model = network(kind, head=head)
+    torch.testing.assert_close(model(permuted_jets(objects)), model(objects), **TIGHT)
 
 
 @pytest.mark.parametrize("head", ["on_shell", "timelike"])
@@ -169,6 +219,16 @@ def test_charge_exchange(network, objects, readout, kind, b_candidates, head):
     exchanged = model(objects.charge_exchanged())
     torch.testing.assert_close(exchanged, model(objects).flip(1), **TIGHT)
     # The two tops must not have become one.
+    assert (exchanged[:, 0] - exchanged[:, 1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("b_candidates", ["token", "flag"])
+@pytest.mark.parametrize("head", OTHER_HEADS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_charge_exchange_with_other_heads(network, objects, kind, head, b_candidates):
+    model = network(kind, tokens={"b_candidates": b_candidates}, head=head, charge_symmetric=True)
+    exchanged = model(objects.charge_exchanged())
+    torch.testing.assert_close(exchanged, model(objects).flip(1), **TIGHT)
     assert (exchanged[:, 0] - exchanged[:, 1]).abs().max() > 1e-3
 
 
@@ -191,6 +251,19 @@ def test_padding_changes_nothing(small_config, readout, kind, embed):
     long.load_state_dict(short.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(long(objects), short(objects), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("head", OTHER_HEADS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_changes_nothing_with_other_heads(small_config, kind, head):
+    objects = Objects.from_events(toy_events(16, max_jets=7), torch.float64)
+    short = build_network(small_config(kind, tokens={"max_jets": 7}, head=head)).double().eval()
+    long = build_network(small_config(kind, tokens={"max_jets": 12}, head=head)).double().eval()
+    long.load_state_dict(short.state_dict())
+    dirty = objects._replace(jets=torch.where(objects.jet_mask[..., None], objects.jets, torch.nan))
+    with torch.no_grad():
+        torch.testing.assert_close(long(objects), short(objects), **TIGHT)
+        assert torch.equal(short(dirty), short(objects))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -256,6 +329,21 @@ def test_predictions_are_timelike(small_config, readout, kind, head):
         assert mass.std() > 0
 
 
+@pytest.mark.parametrize("head", OTHER_HEADS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_of_other_heads_are_timelike(small_config, kind, head):
+    model = build_network(small_config(kind, head=head))
+    p4 = model(Objects.from_events(toy_events(500)))
+    assert p4.shape == (500, 2, 4)
+    assert (p4[..., 0] > 0).all()
+    mass = fourvector.mass(p4.double())
+    assert (mass > 0.99 * SMALLEST_MASS * M_TOP).all()
+    if head in ("projected", "three_momentum"):
+        assert (mass / M_TOP - 1).abs().max() < 1e-3
+    else:
+        assert mass.std() > 0
+
+
 def extreme_events(dtype=torch.float32):
     """5 TeV objects, two jets, no MET, no b candidates; leptons at threshold, along and across the jets."""
     directions = torch.tensor(
@@ -286,16 +374,8 @@ def extreme_events(dtype=torch.float32):
     )
 
 
-@pytest.mark.parametrize("options", [
-    {},
-    {"normalisation": {"kind": "event_mass", "include_met": True}, "head": "timelike"},
-    {"tokens": {"b_candidates": "token", "log_pt": True}, "charge_symmetric": True},
-    {"spurions": {"beam": None, "time": False}},
-], ids=["default", "event-mass", "candidates", "unbroken"])  # fmt: skip
-@pytest.mark.parametrize("kind", KINDS)
-def test_extreme_events_stay_finite(small_config, readout, kind, options):
-    objects = extreme_events()
-    model = build_network(small_config(kind, readout=readout, **options))
+def check_finite(model, objects):
+    """Predictions and gradients, after standardisation on the same events."""
     model.fit_standardisation(objects)
     p4 = model(objects)
     assert p4.isfinite().all()
@@ -304,6 +384,28 @@ def test_extreme_events_stay_finite(small_config, readout, kind, options):
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert gradients
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("options", [
+    {},
+    {"normalisation": {"kind": "event_mass", "include_met": True}, "head": "timelike"},
+    {"tokens": {"b_candidates": "token", "log_pt": True}, "charge_symmetric": True},
+    {"spurions": {"beam": None, "time": False}},
+], ids=["default", "event-mass", "candidates", "unbroken"])  # fmt: skip
+@pytest.mark.parametrize("kind", KINDS)
+def test_extreme_events_stay_finite(small_config, readout, kind, options):
+    check_finite(build_network(small_config(kind, readout=readout, **options)), extreme_events())
+
+
+@pytest.mark.parametrize("jets", [True, False], ids=["jets", "no-jets"])
+@pytest.mark.parametrize("normalisation", ["constant", "event_mass"])
+@pytest.mark.parametrize("head", OTHER_HEADS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_extreme_events_stay_finite_with_other_heads(small_config, kind, head, normalisation, jets):
+    objects = extreme_events()
+    objects = objects._replace(jet_mask=objects.jet_mask & jets)
+    model = build_network(small_config(kind, head=head, normalisation={"kind": normalisation}))
+    check_finite(model, objects)
 
 
 @pytest.mark.parametrize("b_candidates", ["token", "flag", "none"])
@@ -343,15 +445,115 @@ def test_head_is_its_formula():
     )
 
 
-@pytest.mark.parametrize("kind", ["on_shell", "timelike"])
+def decay_products(n=200, dtype=torch.float64):
+    """Lepton and leading jets of toy events."""
+    objects = Objects.from_events(toy_events(n), dtype)
+    return torch.stack([objects.lepton_plus, objects.lepton_minus], 1) + objects.jets[:, :2]
+
+
+@pytest.mark.parametrize("kind", COVARIANT_HEADS)
 def test_head_is_covariant(kind, lorentz):
     raw, scalars, visible = raw_input()
-    scale = torch.full((200,), 100.0, dtype=torch.float64)
+    scale, decay = torch.full((200,), 100.0, dtype=torch.float64), decay_products()
     head = Head(kind, M_TOP)
     torch.testing.assert_close(
-        head(raw @ lorentz.T, scalars, visible @ lorentz.T, scale),
-        head(raw, scalars, visible, scale) @ lorentz.T,
+        head(raw @ lorentz.T, scalars, visible @ lorentz.T, scale, decay @ lorentz.T),
+        head(raw, scalars, visible, scale, decay) @ lorentz.T,
     )
+
+
+def test_direct_head_keeps_the_vector_where_it_can():
+    raw, scalars, visible = raw_input()
+    scale = torch.full((200,), 100.0, dtype=torch.float64)
+    raw[..., 0] = (raw[..., 1:].square().sum(-1) + torch.linspace(25, 400, 200)[:, None]).sqrt()
+    squared = fourvector.mass_squared(100 * raw)
+    p4 = Head("direct", M_TOP)(raw, scalars, visible, scale)
+    a, smallest = (M_TOP / 2) ** 2, (M_TOP / 10) ** 2
+    torch.testing.assert_close(
+        fourvector.mass_squared(p4), 0.5 * (squared + (squared**2 + 4 * a**2).sqrt()) + smallest
+    )
+    # From 500 GeV on the mass changes by less than 0.2 %.
+    torch.testing.assert_close(p4, 100 * raw, rtol=0.0, atol=1.0)
+    # The part orthogonal to u is exact.
+    u = (visible / fourvector.mass(visible)[:, None])[:, None]
+    difference = p4 - 100 * raw
+    along = fourvector.dot(difference, u)[..., None] * u
+    torch.testing.assert_close(difference, along, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["direct", "projected"])
+def test_free_masses_of_spacelike_vectors(kind):
+    """Positive mass, positive energy and a gradient that leads back to a top."""
+    visible = torch.tensor([[500.0, 0.0, 0.0, 0.0]])
+    raw = torch.tensor([[[0.0, 5.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]], requires_grad=True)
+    head = Head(kind, M_TOP)
+    p4 = head(raw, raw.new_zeros(1, 2, 0), visible, torch.tensor([100.0]))
+    squared = fourvector.mass_squared(p4)[0]
+    if kind == "projected":
+        torch.testing.assert_close(squared, torch.full((2,), M_TOP**2), rtol=1e-4, atol=0.0)
+    else:
+        # v² = −(500 GeV)², far from any timelike vector, and v² = 0, halfway to one.
+        a = (M_TOP / 2) ** 2
+        expected = torch.tensor([a**2 / 500**2, a]) + (M_TOP / 10) ** 2
+        torch.testing.assert_close(squared, expected, rtol=1e-2, atol=0.0)
+    p4[..., 0].sum().backward()
+    assert raw.grad.isfinite().all()
+
+
+def test_direct_pairs_may_be_lighter_than_two_tops():
+    visible = torch.tensor([[500.0, 0.0, 0.0, 0.0]])
+    raw = torch.tensor([[[1.5, 0.0, 0.0, 0.0]] * 2])
+    p4 = Head("direct", M_TOP)(raw, raw.new_zeros(1, 2, 0), visible, torch.tensor([100.0]))
+    assert 250 < fourvector.mass(p4.sum(1)).item() < 2 * M_TOP
+
+
+def test_three_momentum_head_by_hand():
+    raw = torch.tensor([[[9.0, 1.0, 2.0, 2.0], [-9.0, 0.0, 0.0, -4.0]]])
+    visible, scale = torch.tensor([[500.0, 10.0, 20.0, 300.0]]), torch.tensor([100.0])
+    p4 = Head("three_momentum", 400.0)(raw, raw.new_zeros(1, 2, 0), visible, scale)
+    expected = [[[500.0, 100.0, 200.0, 200.0], [400 * 2**0.5, 0.0, 0.0, -400.0]]]
+    torch.testing.assert_close(p4, torch.tensor(expected))
+
+
+def test_neutrino_head_adds_a_massless_neutrino():
+    raw, scalars, visible = raw_input()
+    scale, decay = torch.full((200,), 100.0, dtype=torch.float64), decay_products()
+    p4 = Head("neutrinos", M_TOP)(raw, scalars[..., :0], visible, scale, decay)
+    neutrinos = p4 - decay
+    assert (neutrinos[..., 0] > 0).all()
+    # In units of energy, for a massless vector's mass is a difference of large numbers.
+    ratio = fourvector.mass_squared(neutrinos) / neutrinos[..., 0] ** 2
+    torch.testing.assert_close(ratio, torch.zeros_like(ratio), rtol=0.0, atol=1e-6)
+    # In the rest frame of the visible system its momentum is that of the raw vector.
+    at_rest = fourvector.to_rest_frame(neutrinos, visible[:, None])
+    torch.testing.assert_close(
+        at_rest[..., 1:], fourvector.to_rest_frame(100 * raw, visible[:, None])[..., 1:], rtol=1e-6, atol=1e-6
+    )
+
+
+def test_neutrino_head_of_a_collinear_decay_has_a_mass():
+    beam = torch.tensor([[[50.0, 0.0, 0.0, 50.0]] * 2])
+    visible, scale = torch.tensor([[500.0, 0.0, 0.0, 0.0]]), torch.tensor([100.0])
+    p4 = Head("neutrinos", M_TOP)(torch.zeros(1, 2, 4), torch.zeros(1, 2, 0), visible, scale, beam)
+    torch.testing.assert_close(p4[..., 1:], beam[..., 1:])
+    torch.testing.assert_close(fourvector.mass(p4), torch.full((1, 2), M_TOP / 10), rtol=1e-4, atol=0.0)
+
+
+def test_neutrino_head_needs_decay_products():
+    raw, scalars, visible = raw_input(4)
+    with pytest.raises(ValueError, match=r"head 'neutrinos': lepton and b quark of each top expected"):
+        Head("neutrinos", M_TOP)(raw, scalars[..., :0], visible, torch.ones(4, dtype=torch.float64))
+
+
+def test_soft_assignment_by_hand():
+    jets = torch.tensor([[[100.0, 60.0, 0.0, 80.0], [50.0, 0.0, 30.0, 40.0], [torch.nan] * 4]])
+    jets[0, 2] = 7.0
+    mask = torch.tensor([[True, True, False]])
+    logits = torch.tensor([[[math.log(3.0), 0.0, 9.0], [-50.0, 50.0, 99.0]]])
+    assigned = soft_assignment(logits, jets, mask)
+    torch.testing.assert_close(assigned[0, 0], 0.75 * jets[0, 0] + 0.25 * jets[0, 1])
+    torch.testing.assert_close(assigned[0, 1], jets[0, 1])
+    assert torch.equal(soft_assignment(logits, jets, mask & False), torch.zeros(1, 2, 4))
 
 
 def test_head_reaches_every_momentum():
@@ -497,6 +699,17 @@ def test_half_precision_inside_keeps_the_mass(small_config, kind):
     p4.mean().backward()
 
 
+def test_half_precision_inside_spares_the_jets():
+    """The weights may be rough, not the momenta that they multiply."""
+    objects = Objects.from_events(toy_events(50))
+    logits = torch.randn(50, 2, 12)
+    expected = soft_assignment(logits, objects.jets, objects.jet_mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assigned = soft_assignment(logits, objects.jets, objects.jet_mask)
+    assert assigned.dtype == torch.float32
+    torch.testing.assert_close(assigned, expected)
+
+
 @pytest.mark.parametrize("head", ["on_shell", "timelike"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_is_used(small_config, readout, kind, head):
@@ -517,6 +730,25 @@ def test_dropout_acts_in_training_only(kind, small_config):
     assert torch.equal(model(objects), model(objects))
 
 
+@pytest.mark.parametrize("head", OTHER_HEADS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_is_used_by_other_heads(small_config, kind, head):
+    model = build_network(small_config(kind, head=head))
+    model(Objects.from_events(toy_events(8))).square().mean().backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_weights_depend_on_the_head_only_through_its_scalars(small_config, head):
+    """Files of one head must not become unreadable because there are others."""
+    shapes = {
+        name: {key: tensor.shape for key, tensor in build_network(config).state_dict().items()}
+        for name, config in ((name, small_config("lgatr_slim", head=name)) for name in (head, "on_shell"))
+    }
+    differing = {key for key in shapes[head] if shapes[head][key] != shapes["on_shell"].get(key)}
+    assert bool(differing) == (head in ("timelike", "neutrinos"))
+
+
 @pytest.mark.parametrize("options", [
     {},
     {"charge_symmetric": True, "readout": "mean", "head": "timelike", "spurions": {"embed": "channel"},
@@ -524,6 +756,15 @@ def test_dropout_acts_in_training_only(kind, small_config):
 ], ids=["default", "everything-else"])  # fmt: skip
 @pytest.mark.parametrize("kind", KINDS)
 def test_export_for_any_number_of_events(small_config, kind, options):
+    check_export(small_config(kind, **options))
+
+
+@pytest.mark.parametrize("head", OTHER_HEADS)
+def test_export_with_other_heads(small_config, head):
+    check_export(small_config("lgatr_slim", head=head))
+
+
+def check_export(config):
     class Flat(torch.nn.Module):
         def __init__(self, network):
             super().__init__()
@@ -532,7 +773,6 @@ def test_export_for_any_number_of_events(small_config, kind, options):
         def forward(self, *fields):
             return self.network(Objects(*fields))
 
-    config = small_config(kind, **options)
     backbone = config.backbone.model_copy(update={"blocks": 1})
     model = build_network(config.model_copy(update={"backbone": backbone})).eval()
     objects, other = Objects.from_events(toy_events(4)), Objects.from_events(toy_events(9, seed=1))
@@ -555,6 +795,17 @@ def test_graph_is_unbroken(small_config, kind):
     torch.compiler.reset()
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+@pytest.mark.parametrize("head", OTHER_HEADS)
+def test_graph_is_unbroken_with_other_heads(small_config, head):
+    model = build_network(small_config("lgatr_slim", head=head)).eval()
+    objects = Objects.from_events(toy_events(4))
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(objects), model(objects))
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -569,6 +820,26 @@ def test_overfits_one_batch(sizes):
     objects = Objects.from_events(toy_events(4))
     model.fit_standardisation(objects)
     target = fourvector.from_three_momentum(150 * torch.randn(4, 2, 3), M_TOP)
+    check_overfits(model, objects, target)
+
+
+@pytest.mark.parametrize("head", OTHER_HEADS)
+def test_other_heads_overfit_one_batch(head):
+    sizes = {"kind": "lgatr_slim", "blocks": 2, "vector_channels": 16, "scalar_channels": 32}
+    model = build_network(ModelConfig.model_validate({"backbone": sizes, "head": head}))
+    objects = Objects.from_events(toy_events(4))
+    model.fit_standardisation(objects)
+    target = fourvector.from_three_momentum(150 * torch.randn(4, 2, 3), M_TOP)
+    if head == "neutrinos":
+        # Its tops are made of what is seen: here of one jet each and a neutrino.
+        leptons = torch.stack([objects.lepton_plus, objects.lepton_minus], 1)
+        target = (
+            leptons + objects.jets[:, :2] + fourvector.from_three_momentum(80 * torch.randn(4, 2, 3), 0.0)
+        )
+    check_overfits(model, objects, target)
+
+
+def check_overfits(model, objects, target):
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 200)
     losses = []

@@ -121,6 +121,54 @@ def test_learns_a_toy(config):
     assert metrics["validation_m_tt_correlation"] > 0.8
 
 
+@pytest.fixture
+def skim_with_leptons(tmp_path):
+    """As `skim`, with the reconstructed leptons for the true ones, one of them unknown."""
+    events = toy_events(N_EVENTS, max_jets=4)
+    truth = toy_truth(events)
+    truth.lepton[:] = np.stack([events.lepton_plus, events.lepton_minus], 1)
+    truth.lepton[5] = np.nan
+    with SkimWriter(tmp_path / "leptons.parquet") as writer:
+        writer.write(events, truth)
+    return writer.path
+
+
+AUXILIARY = ("m_tt", "top_mass", "pt_top", "c_hel")
+
+
+@pytest.mark.parametrize("head", ["direct", "neutrinos"])
+def test_auxiliary_losses_are_trained(config, skim_with_leptons, head, tmp_path):
+    """Each term alone, and all together: a term that is not in the loss would not move the weights."""
+    weights = {}
+    for name, loss in {
+        "none": {},
+        "all": dict.fromkeys(AUXILIARY, 0.5),
+        **{name: {name: 0.5} for name in AUXILIARY},
+    }.items():
+        path = quiet(
+            config(
+                epochs=1,
+                loss=loss,
+                model={"head": head},
+                data={"files": [skim_with_leptons]},
+                output=tmp_path / name,
+                augment_rotation=True,
+                augment_reflection=True,
+            )
+        )
+        weights[name] = torch.cat([p.flatten() for p in load_artefact(path).networks[0].parameters()])
+    for name, own in weights.items():
+        assert own.isfinite().all()
+        assert not any(torch.equal(own, other) for key, other in weights.items() if key != name), name
+
+
+def test_c_hel_needs_true_leptons(config):
+    with pytest.raises(
+        TrainingError, match=r"loss.c_hel: 0.1 found, but no event of data.files has both true leptons"
+    ):
+        quiet(config(loss={"c_hel": 0.1}))
+
+
 def test_output(config, tmp_path):
     path = quiet(config())
     assert path == tmp_path / "out" / "model.safetensors"

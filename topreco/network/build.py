@@ -4,7 +4,7 @@ Token building, normalisation, spurions, backbone, readout and head are all insi
 network is one thing that can be saved, exported and called.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,7 +12,7 @@ from lgatr import embed_vector
 from torch import Tensor, nn
 
 from topreco.config import LGATrConfig, LGATrSlimConfig, ModelConfig
-from topreco.network.heads import Head, visible_mass
+from topreco.network.heads import Head, soft_assignment, visible_mass
 from topreco.network.lgatr import LGATrBackbone
 from topreco.network.lgatr_slim import LGATrSlimBackbone
 from topreco.network.spurions import build_spurions, spurion_types, vector_spurions
@@ -70,6 +70,24 @@ def build_backbone(config: ModelConfig, in_channels: int, in_scalars: int, out_s
     return TransformerBackbone(backbone, in_channels, in_scalars, out_scalars)
 
 
+class _Raw(NamedTuple):
+    """What a backbone says about each top, before the head.
+
+    Attributes
+    ----------
+    vectors
+        In units of the scale, shape (n, 2, 4).
+    scalars
+        As many as the head needs, shape (n, 2, s).
+    jet_scalars
+        As many per jet as the head needs, shape (n, 2, J, t).
+    """
+
+    vectors: Float[Tensor, "n 2 4"]
+    scalars: Float[Tensor, "n 2 s"]
+    jet_scalars: Float[Tensor, "n 2 J t"]
+
+
 class TopNetwork(nn.Module):
     """A network from reconstructed objects to the four-momenta of top and antitop.
 
@@ -105,13 +123,14 @@ class TopNetwork(nn.Module):
         types = token_types(config.tokens)
         spurions = build_spurions(config.spurions)
         self._channels = config.spurions.embed == "channel"
+        self._jets = slice(FIRST_JET, FIRST_JET + config.tokens.max_jets)
 
         self.head = Head(config.head, config.m_top)
         self.backbone = build_backbone(
             config,
             in_channels=1 + len(spurions) if self._channels else 1,
             in_scalars=len(features),
-            out_scalars=2 * self.head.scalars,
+            out_scalars=2 * (self.head.scalars + self.head.jet_scalars),
         )
         if self.backbone.components == 4:
             # Complains about a bivector now rather than in the first event.
@@ -161,12 +180,13 @@ class TopNetwork(nn.Module):
             Reference multivectors in place of the model's, shape (k, 16).
         """
         spurions = self.spurions if spurions is None else spurions
-        raw, scalars = self._raw(tokens, scale, spurions)
+        raw = self._raw(tokens, scale, spurions)
         if self.config.charge_symmetric:
             exchanged = self._raw(self._charge_exchanged(tokens), scale, spurions)
-            raw = 0.5 * (raw + exchanged[0].flip(1))
-            scalars = 0.5 * (scalars + exchanged[1].flip(1))
-        return self.head(raw, scalars, self._visible(tokens), scale)
+            raw = _Raw(*(0.5 * (own + other.flip(1)) for own, other in zip(raw, exchanged, strict=True)))
+        return self.head(
+            raw.vectors, raw.scalars, self._visible(tokens), scale, self._decay(tokens, raw.jet_scalars)
+        )
 
     def scale(self, objects: Objects) -> Float[Tensor, "n"]:
         """Normalisation of each event in GeV, the number that divides its four-momenta, shape (n,).
@@ -214,6 +234,14 @@ class TopNetwork(nn.Module):
         """Sum of leptons and jets in GeV, shape (n, 4)."""
         return tokens.p4[:, : FIRST_JET + self.config.tokens.max_jets].sum(1)
 
+    def _decay(self, tokens: Tokens, jet_scalars: Float[Tensor, "n 2 J s"]) -> Float[Tensor, "n 2 4"] | None:
+        """Lepton and softly assigned jets of each top in GeV, shape (n, 2, 4), if the head wants them."""
+        if not self.head.jet_scalars:
+            return None
+        # The leptons stand in the order of their tops.
+        bottoms = soft_assignment(jet_scalars[..., 0], tokens.p4[:, self._jets], tokens.mask[:, self._jets])
+        return tokens.p4[:, :FIRST_JET] + bottoms
+
     def _charge_exchanged(self, tokens: Tokens) -> Tokens:
         rows = self._exchange_rows
         scalars = tokens.scalars[:, rows][..., self._exchange_columns] * self._exchange_signs
@@ -225,10 +253,8 @@ class TopNetwork(nn.Module):
             return scalars
         return torch.cat([scalars, scale.log()[:, None, None].expand(-1, scalars.shape[1], 1)], -1)
 
-    def _raw(
-        self, tokens: Tokens, scale: Float[Tensor, "n"], spurions: Float[Tensor, "k 16"]
-    ) -> tuple[Float[Tensor, "n 2 4"], Float[Tensor, "n 2 s"]]:
-        """The backbone's vectors in units of the scale, and its scalars, per top."""
+    def _raw(self, tokens: Tokens, scale: Float[Tensor, "n"], spurions: Float[Tensor, "k 16"]) -> _Raw:
+        """What the backbone says about each top."""
         n, n_objects = tokens.mask.shape
         geometry = tokens.p4 / scale[:, None, None]
         if self.backbone.components == 16:
@@ -261,10 +287,11 @@ class TopNetwork(nn.Module):
             geometry = torch.cat([geometry, constant], -2)
 
         vectors, out = self.backbone(geometry, scalars, mask)
-        out = out.reshape(*out.shape[:2], 2, self.head.scalars)
-        vectors, out = self._readout(vectors, out, tokens.mask, n_objects)
+        out = out.reshape(*out.shape[:2], 2, self.head.scalars + self.head.jet_scalars)
+        jet_scalars = out[:, self._jets, :, self.head.scalars :].transpose(1, 2)
+        vectors, out = self._readout(vectors, out[..., : self.head.scalars], tokens.mask, n_objects)
         # Under autocast a backbone may answer in half precision, in which momenta would lose their mass.
-        return vectors.to(tokens.p4), out.to(tokens.p4)
+        return _Raw(vectors.to(tokens.p4), out.to(tokens.p4), jet_scalars.to(tokens.p4))
 
     def _readout(
         self,

@@ -17,6 +17,7 @@ from topreco.errors import TopRecoError
 from topreco.events import DileptonEvents, Truth
 from topreco.network.splits import TEST, TRAIN, VALIDATION, fold_of, split_of
 from topreco.network.tokens import Objects
+from topreco.observables import c_hel
 from topreco.skim import Skim
 
 # Of a skim's metadata these say nothing about the content that a model file should repeat.
@@ -37,6 +38,9 @@ class TrainingData:
         Reconstructed objects.
     tops
         True four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4).
+    c_hel
+        c_hel of the true tops and leptons, those of τ decays included, NaN where a lepton is unknown,
+        shape (n,). Rotation and reflection leave it as it is.
     weight
         Signed event weights, shape (n,).
     split
@@ -51,6 +55,7 @@ class TrainingData:
 
     objects: Objects
     tops: Tensor
+    c_hel: Tensor
     weight: Tensor
     split: Tensor
     fold: Tensor
@@ -72,7 +77,8 @@ class TrainingData:
 
     def to(self, device: torch.device) -> Self:
         """The same data on a device."""
-        columns = {name: getattr(self, name).to(device) for name in ("tops", "weight", "split", "fold")}
+        names = ("tops", "c_hel", "weight", "split", "fold")
+        columns = {name: getattr(self, name).to(device) for name in names}
         return replace(self, objects=self.objects.to(device), **columns)
 
 
@@ -109,7 +115,7 @@ def read_training_data(config: DataConfig) -> TrainingData:
             raise TrainingError(f"{skim.path}: no events in this skim")
 
     objects: list[Objects] = []
-    columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    columns: list[tuple[Tensor, ...]] = []
     files: list[dict[str, Any]] = []
     datasets: set[int] = set()
     budget = config.max_events if config.max_events is not None else sum(map(len, skims))
@@ -132,6 +138,7 @@ def read_training_data(config: DataConfig) -> TrainingData:
             columns.append(
                 (
                     torch.from_numpy(truth.tops.astype(np.float32)),
+                    torch.from_numpy(c_hel(truth.tops, truth.lepton).astype(np.float32)),
                     torch.from_numpy(events.weight.astype(np.float32)),
                     torch.from_numpy(split_of(events, config)),
                     torch.from_numpy(fold_of(events, config.folds)),
@@ -147,13 +154,13 @@ def read_training_data(config: DataConfig) -> TrainingData:
         files.append({"name": skim.path.name, "events_read": read, "events_used": used, **kept})
 
     joined = Objects(*(torch.cat(parts) for parts in zip(*objects, strict=True)))
-    tops, weight, split, fold = (torch.cat(parts) for parts in zip(*columns, strict=True))
+    tops, spin, weight, split, fold = (torch.cat(parts) for parts in zip(*columns, strict=True))
     if len(weight) == 0:
         wanted = "two true tops, both decayed to leptons" if config.require_dileptonic else "two true tops"
         raise TrainingError(f"data.files: no event of {_names(skims)} has {wanted}")
     # JSON readers lose the digits of 64-bit integers.
     summary = {"files": files, "dataset_ids": [str(identity) for identity in sorted(datasets)]}
-    data = TrainingData(joined, tops, weight, split, fold, config.folds, summary)
+    data = TrainingData(joined, tops, spin, weight, split, fold, config.folds, summary)
     networks = [
         {
             name: {"events": len(index), "sum_of_weights": float(weight[index].double().sum())}

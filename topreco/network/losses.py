@@ -13,9 +13,16 @@ from torch.nn import functional
 
 from topreco import fourvector
 from topreco.config import LossConfig
+from topreco.observables import c_hel as c_hel_of
 
-# (m/m_true)² below which the m_tt error goes on as a straight line instead of diverging.
+# (m/m_true)² below which the error of a mass goes on as a straight line instead of diverging.
 _SMALLEST_RATIO = 0.01
+
+PT_SOFTENING = 30.0
+"""Transverse momentum in GeV below which relative errors of pT no longer count in full."""
+
+# Far below any top, far above the rounding of a double.
+_SMALLEST_MASS = 1.0
 
 
 def loss_weights(weight: Float[Tensor, " n"], negative: Literal["absolute", "clip"]) -> Float[Tensor, " n"]:
@@ -88,13 +95,87 @@ def m_tt_loss(
     loss
         Shape (n,).
     """
-    ratio = fourvector.mass_squared(pred.sum(1)) / fourvector.mass_squared(truth.sum(1))
-    # The clamp keeps the unused branch of `where` finite: its gradient would be NaN even times zero.
+    return _smooth_l1(_mass_error(pred.sum(1), truth.sum(1), kind))
+
+
+def top_mass_loss(pred: Float[Tensor, "n 2 4"], truth: Float[Tensor, "n 2 4"]) -> Float[Tensor, " n"]:
+    """Smooth-L1 loss of the relative error m/m_true − 1 of the masses of t and t̄, as in `m_tt_loss`.
+
+    Parameters
+    ----------
+    pred, truth
+        Four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4).
+
+    Returns
+    -------
+    loss
+        Mean over both quarks, shape (n,).
+    """
+    return _smooth_l1(_mass_error(pred, truth, "relative")).mean(1)
+
+
+def pt_top_loss(pred: Float[Tensor, "n 2 4"], truth: Float[Tensor, "n 2 4"]) -> Float[Tensor, " n"]:
+    """Smooth-L1 loss of the transverse momenta of t and t̄.
+
+    The error is ½ ln[(pT² + q²)/(pT_true² + q²)] with q = `PT_SOFTENING`: the logarithm of the ratio for
+    large pT, and smooth for pT → 0 on either side.
+
+    Parameters
+    ----------
+    pred, truth
+        Four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4).
+
+    Returns
+    -------
+    loss
+        Mean over both quarks, shape (n,).
+    """
+    logs = [(p4[..., 1:3].square().sum(-1) + PT_SOFTENING**2).log() for p4 in (pred, truth)]
+    return _smooth_l1(0.5 * (logs[0] - logs[1])).mean(1)
+
+
+def c_hel_loss(
+    pred: Float[Tensor, "n 2 4"], leptons: Float[Tensor, "n 2 4"], truth: Float[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """Smooth-L1 loss of c_hel, of predicted tops and reconstructed leptons against its true value.
+
+    It is evaluated in double precision, and a predicted top counts with at least 1 GeV of mass, so that it
+    and its gradient are finite.
+
+    Parameters
+    ----------
+    pred
+        Four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4).
+    leptons
+        Reconstructed ℓ⁺ and ℓ⁻ in GeV, shape (n, 2, 4).
+    truth
+        True c_hel, of true tops and true leptons, shape (n,); NaN where unknown.
+
+    Returns
+    -------
+    loss
+        Shape (n,), zero where the truth is unknown.
+    """
+    double = pred.double()
+    mass = fourvector.mass_squared(double).clamp(min=_SMALLEST_MASS**2).sqrt()
+    error = c_hel_of(fourvector.from_three_momentum(double[..., 1:], mass), leptons.double()) - truth.double()
+    # Filled before the loss, not after it: the gradient of NaN is NaN even times zero.
+    return _smooth_l1(error.masked_fill(truth.isnan(), 0.0)).to(pred.dtype)
+
+
+def _mass_error(
+    pred: Float[Tensor, "*n 4"], truth: Float[Tensor, "*n 4"], kind: Literal["log", "relative"]
+) -> Float[Tensor, "*n"]:
+    """Logarithmic or relative error of the mass, see `m_tt_loss`."""
+    ratio = fourvector.mass_squared(pred) / fourvector.mass_squared(truth)
+    # Clamps rather than `where`: the gradient of the branch not taken would be NaN even times zero.
     safe, below = ratio.clamp(min=_SMALLEST_RATIO), (ratio - _SMALLEST_RATIO).clamp(max=0)
     if kind == "log":
-        error = 0.5 * (safe.log() + below / _SMALLEST_RATIO)
-    else:
-        error = safe.sqrt() - 1 + 0.5 * below / _SMALLEST_RATIO**0.5
+        return 0.5 * (safe.log() + below / _SMALLEST_RATIO)
+    return safe.sqrt() - 1 + 0.5 * below / _SMALLEST_RATIO**0.5
+
+
+def _smooth_l1(error: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     return functional.smooth_l1_loss(error, torch.zeros_like(error), reduction="none")
 
 
@@ -103,6 +184,8 @@ def event_loss(
     truth: Float[Tensor, "n 2 4"],
     scale: Float[Tensor, " n"],
     config: LossConfig,
+    leptons: Float[Tensor, "n 2 4"] | None = None,
+    c_hel: Float[Tensor, " n"] | None = None,
 ) -> Float[Tensor, " n"]:
     """Loss of each event: the base loss plus the auxiliary terms with their coefficients.
 
@@ -114,15 +197,30 @@ def event_loss(
         Unit of each event in GeV, shape (n,).
     config
         Kinds and coefficients.
+    leptons, c_hel
+        What `c_hel_loss` needs: reconstructed leptons in GeV, shape (n, 2, 4), and true c_hel, shape (n,).
 
     Returns
     -------
     loss
         Unweighted, shape (n,).
+
+    Raises
+    ------
+    ValueError
+        If the coefficient of c_hel is not zero and leptons or c_hel are missing.
     """
     loss = four_momentum_loss(
         pred, truth, scale, base=config.base, component_weights=config.component_weights
     )
     if config.m_tt > 0:
         loss = loss + config.m_tt * m_tt_loss(pred, truth, kind=config.m_tt_kind)
+    if config.top_mass > 0:
+        loss = loss + config.top_mass * top_mass_loss(pred, truth)
+    if config.pt_top > 0:
+        loss = loss + config.pt_top * pt_top_loss(pred, truth)
+    if config.c_hel > 0:
+        if leptons is None or c_hel is None:
+            raise ValueError(f"loss.c_hel: {config.c_hel} found, which needs leptons and the true c_hel")
+        loss = loss + config.c_hel * c_hel_loss(pred, leptons, c_hel)
     return loss

@@ -34,6 +34,7 @@ from topreco.network.build import TopNetwork, build_network
 from topreco.network.checkpoint import save_artefact
 from topreco.network.data import TrainingData, TrainingError, augment, read_training_data
 from topreco.network.losses import event_loss, loss_weights
+from topreco.network.tokens import Objects
 from topreco.observables import OBSERVABLES
 
 __all__ = ["TrainingError", "learning_rate", "pair_metrics", "train"]
@@ -99,6 +100,10 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
     data = read_training_data(config.data)
     _check_same("the training data", state["data"] or data.summary, data.summary, output)
     state["data"] = data.summary
+    if config.loss.c_hel > 0 and not data.c_hel.isfinite().any():
+        raise TrainingError(
+            f"loss.c_hel: {config.loss.c_hel} found, but no event of data.files has both true leptons"
+        )
     data = data.to(fabric.device)
     fabric.barrier()
 
@@ -173,7 +178,9 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
                         group["lr"] = rate
 
                     pred = model(objects).float()
-                    per_event = event_loss(pred, tops, network.scale(objects), config.loss)
+                    per_event = event_loss(
+                        pred, tops, network.scale(objects), config.loss, _leptons(objects), data.c_hel[batch]
+                    )
                     loss = (weights[batch] * per_event).mean()
                     # The same number on all ranks, so that all go on or all stop.
                     value = float(cast("Tensor", fabric.all_reduce(loss.detach(), reduce_op="mean")))
@@ -403,6 +410,10 @@ def pair_metrics(pred: FloatArray, truth: FloatArray, weight: FloatArray) -> dic
     return {key: float(value) for key, value in results.items()} | {"efficiency": float(efficiency)}
 
 
+def _leptons(objects: Objects) -> Tensor:
+    return torch.stack([objects.lepton_plus, objects.lepton_minus], 1)
+
+
 @torch.no_grad()
 def _predicted(network: TopNetwork, data: TrainingData, index: Tensor, config: TrainConfig) -> list[Tensor]:
     """Predictions in GeV, shape (n, 2, 4), and losses, shape (n,), in full precision without dropout."""
@@ -413,7 +424,8 @@ def _predicted(network: TopNetwork, data: TrainingData, index: Tensor, config: T
         batch = index[start : start + _EVALUATION_BATCH]
         objects = data.objects.take(batch)
         pred = network(objects)
-        parts.append((pred, event_loss(pred, data.tops[batch], network.scale(objects), config.loss)))
+        scale, spin = network.scale(objects), data.c_hel[batch]
+        parts.append((pred, event_loss(pred, data.tops[batch], scale, config.loss, _leptons(objects), spin)))
     network.train(training)
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
