@@ -177,7 +177,7 @@ def _smeared(
 def _unsmeared(solver: str, events: DileptonEvents, config: SolverConfig) -> TopPair:
     """The solution of the smallest m_tt of the event as measured."""
     module = import_module(f"topreco.solvers.{solver}")
-    solutions = module.solve(*_visible(events), threads=config.threads, **_masses(config))
+    solutions = module.solve(*_visible(events), **_options(config))
     return _pair(events, solutions.neutrinos[:, 0], solutions.count > 0)
 
 
@@ -185,7 +185,7 @@ def _closest(events: DileptonEvents, config: SolverConfig) -> TopPair:
     """The ellipses' intersection or closest approach; quality is minus the distance in GeV."""
     from topreco.solvers import ellipse
 
-    result = ellipse.closest_approach(*_visible(events), threads=config.threads, **_masses(config))
+    result = ellipse.closest_approach(*_visible(events), **_options(config))
     return _pair(events, result.neutrinos, np.isfinite(result.distance), quality=-result.distance)
 
 
@@ -195,11 +195,8 @@ def _neutrino_weighting(events: DileptonEvents, config: SolverConfig) -> TopPair
 
     # At the maximum itself the method is the ellipses' closest approach once more. Solutions that MET's
     # resolution cannot tell from it are as good, and among them the smallest m_tt is right most often.
-    result = neutrino_weighting.solve(
-        *_visible(events), comparable=0.6, threads=config.threads, **_masses(config)
-    )
-    valid = np.isfinite(result.neutrinos).all(axis=(1, 2))
-    return _pair(events, result.neutrinos, valid, quality=result.weight)
+    result = neutrino_weighting.solve(*_visible(events), comparable=0.6, **_options(config))
+    return _pair(events, result.neutrinos, np.isfinite(result.weight), quality=result.weight)
 
 
 def _loose(events: DileptonEvents, config: SolverConfig) -> TopPair:
@@ -216,12 +213,14 @@ def _visible(events: DileptonEvents) -> tuple[FloatArray, ...]:
     return events.lepton_plus, events.lepton_minus, b[:, 0], b[:, 1], events.met
 
 
-def _masses(config: SolverConfig) -> dict[str, float]:
+def _options(config: SolverConfig) -> dict[str, Any]:
+    """Keywords that the solvers with a top mass share."""
     return {
         "m_top": config.m_top,
         "m_antitop": config.m_top,
         "m_w_plus": config.m_w,
         "m_w_minus": config.m_w,
+        "threads": config.threads,
     }
 
 

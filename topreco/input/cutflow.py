@@ -138,7 +138,7 @@ class Cutflow:
                 str(total.n),
                 "" if previous is None else _fraction(total, previous),
                 _fraction(total, first),
-                f"{total.sumw:.5g} ± {total.sumw2**0.5:.3g}",
+                f"{total.sumw:.6g} ± {total.sumw2**0.5:.3g}",
                 *(str(counts[label].n) if label in counts else "" for label in CHANNELS),
             )
             previous = total
