@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole chain on a laptop, called by `make demo`: simulate, skim, train, run network and
 # Sonnenschein's method on other events through coffea, plot.
-# Usage: scripts/demo.sh [FOLDER]   (default results/demo; about five minutes on two cores)
+# Usage: scripts/demo.sh [FOLDER]   (default results/demo; about six minutes on two cores)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=${1:-results/demo}
