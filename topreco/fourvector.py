@@ -13,8 +13,6 @@ import numpy as np
 # numpy arrays and torch tensors; no common type exists without importing torch here.
 Array = TypeVar("Array", bound=Any)
 
-METRIC = np.array([1.0, -1.0, -1.0, -1.0])
-
 
 def namespace(array: Any) -> Any:
     """Module (numpy or torch) whose functions act on an array.
