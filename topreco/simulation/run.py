@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from topreco.config import SimulationConfig
 from topreco.errors import TopRecoError
+from topreco.files import complete_file, write_text
 from topreco.simulation import lhe
 from topreco.simulation.nanoaod import nanoaod
 from topreco.simulation.pythia import MAX_PYTHIA_SEED, generate, require_sim, settings, start_pythia
@@ -212,9 +213,8 @@ def _simulate_block(block: _Block) -> int:
         "luminosityBlock": np.full(n_events, block.index + 1, np.uint32),
         "event": np.arange(n_events, dtype=np.uint64) + np.uint64(block.index * block.config.block_size + 1),
     }
-    temporary = block.part.with_name(f"{block.part.name}.{os.getpid()}.tmp")
-    ak.to_parquet(ak.zip(identity | branches, depth_limit=1), temporary, extensionarray=False)
-    temporary.replace(block.part)
+    with complete_file(block.part) as temporary:
+        ak.to_parquet(ak.zip(identity | branches, depth_limit=1), temporary, extensionarray=False)
     if block.lhe is not None:
         block.lhe.unlink()
     return block.n_events
@@ -332,9 +332,7 @@ def _open_parts(parts: Path, config: SimulationConfig) -> None:
             f"{parts} exists and was not made by topreco simulate: choose another output or remove it"
         )
     parts.mkdir(parents=True, exist_ok=True)
-    temporary = fingerprint.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    temporary.replace(fingerprint)
+    write_text(fingerprint, json.dumps(content, indent=2))
 
 
 def _merge(part_files: list[Path], output: Path) -> tuple[int, float]:
