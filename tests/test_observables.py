@@ -13,9 +13,14 @@ def tops():
     return fourvector.from_three_momentum(rng.normal(0, 150, (30, 2, 3)), np.array([172.5, 173.5]))
 
 
+@pytest.fixture
+def leptons():
+    return fourvector.from_three_momentum(np.random.default_rng(1).normal(0, 50, (30, 2, 3)), 0.0)
+
+
 @pytest.mark.parametrize("observable", OBSERVABLES.values(), ids=lambda o: o.name)
-def test_shape_label_and_residual(tops, observable):
-    values = observable.compute(tops, tops.sum(axis=1))
+def test_shape_label_and_residual(tops, leptons, observable):
+    values = observable.compute(tops, tops.sum(axis=1), leptons)
     assert values.shape == (30,)
     assert np.isfinite(values).all()
     assert observable.axis_label.endswith("[GeV]") is (observable.unit == "GeV")
@@ -25,7 +30,8 @@ def test_shape_label_and_residual(tops, observable):
 
 def test_back_to_back_pair():
     tops = fourvector.from_three_momentum(np.array([[[60.0, 80.0, 0.0], [-60.0, -80.0, 0.0]]]), 172.5)
-    values = {name: o.compute(tops, tops.sum(axis=1))[0] for name, o in OBSERVABLES.items()}
+    leptons = np.array([[[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]]])
+    values = {name: o.compute(tops, tops.sum(axis=1), leptons)[0] for name, o in OBSERVABLES.items()}
     assert values["m_tt"] == pytest.approx(2 * np.hypot(100, 172.5))
     assert m_tt(tops)[0] == pytest.approx(values["m_tt"])
     assert values["pt_top"] == pytest.approx(100)

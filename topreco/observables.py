@@ -25,15 +25,15 @@ class Observable:
     relative
         Residuals are (p − t)/t if true, else p − t, which is meant for quantities that cross zero.
     compute
-        From four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4), and of the tt̄ system, shape
-        (n, 4), to values of shape (n,).
+        From four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4), of the tt̄ system, shape
+        (n, 4), and of ℓ⁺ and ℓ⁻, shape (n, 2, 4), to values of shape (n,).
     """
 
     name: str
     label: str
     unit: str
     relative: bool
-    compute: Callable[[FloatArray, FloatArray], FloatArray]
+    compute: Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
 
     @property
     def axis_label(self) -> str:
@@ -64,8 +64,7 @@ def m_tt(tops: Any) -> Any:
 def c_hel(tops: Any, leptons: Any) -> Any:
     """Cosine of the angle between the leptons in the rest frames of their tops, c_hel = ℓ̂⁺·ℓ̂⁻ [1]_.
 
-    From the laboratory one boost to the tt̄ rest frame, from there each lepton by one boost along its top's
-    direction to that top's rest frame. Its mean measures the spin correlation, D = −3⟨c_hel⟩.
+    Its mean measures the spin correlation, D = −3⟨c_hel⟩. The boosts are those of `lepton_directions`.
 
     Parameters
     ----------
@@ -84,33 +83,55 @@ def c_hel(tops: Any, leptons: Any) -> Any:
     .. [1] CMS Collaboration, Measurement of the top quark polarization and tt̄ spin correlations using
        dilepton final states at √s = 13 TeV, arXiv:1907.03729.
     """
+    directions = lepton_directions(tops, leptons)
+    return (directions[..., 0, :] * directions[..., 1, :]).sum(-1)
+
+
+def lepton_directions(tops: Any, leptons: Any) -> Any:
+    """Directions of the leptons in the rest frames of their tops, on the axes of the tt̄ rest frame.
+
+    From the laboratory one boost to the tt̄ rest frame, from there each lepton by one boost along its top's
+    direction to that top's rest frame.
+
+    Parameters
+    ----------
+    tops
+        Four-momenta (E, px, py, pz) in GeV of t and t̄, shape (..., 2, 4).
+    leptons
+        Four-momenta in GeV of ℓ⁺, which goes with t, and ℓ⁻, shape (..., 2, 4).
+
+    Returns
+    -------
+    directions
+        Unit vectors, shape (..., 2, 3); NaN where a top is not timelike.
+    """
     system = tops.sum(-2)[..., None, :]
     # numpy would warn about spacelike tops, which are meant to become NaN.
     with np.errstate(invalid="ignore", divide="ignore"):
         parents = fourvector.to_rest_frame(tops, system)
         momenta = fourvector.to_rest_frame(fourvector.to_rest_frame(leptons, system), parents)[..., 1:]
-        directions = momenta / fourvector.namespace(momenta).sqrt((momenta**2).sum(-1))[..., None]
-    return (directions[..., 0, :] * directions[..., 1, :]).sum(-1)
+        return momenta / fourvector.namespace(momenta).sqrt((momenta**2).sum(-1))[..., None]
 
 
 OBSERVABLES: dict[str, Observable] = {
     observable.name: observable
     for observable in (
-        Observable("m_tt", r"$m_{t\bar{t}}$", "GeV", True, lambda tops, system: fourvector.mass(system)),
-        Observable("pt_tt", r"$p_{T}^{t\bar{t}}$", "GeV", False, lambda tops, system: fourvector.pt(system)),
-        Observable("y_tt", r"$y_{t\bar{t}}$", "", False, lambda tops, system: fourvector.rapidity(system)),
-        Observable("pt_top", r"$p_{T}^{t}$", "GeV", True, lambda tops, system: fourvector.pt(tops[:, 0])),
+        Observable("m_tt", r"$m_{t\bar{t}}$", "GeV", True, lambda tops, system, leptons: fourvector.mass(system)),
+        Observable("pt_tt", r"$p_{T}^{t\bar{t}}$", "GeV", False, lambda tops, system, leptons: fourvector.pt(system)),
+        Observable("y_tt", r"$y_{t\bar{t}}$", "", False, lambda tops, system, leptons: fourvector.rapidity(system)),
+        Observable("pt_top", r"$p_{T}^{t}$", "GeV", True, lambda tops, system, leptons: fourvector.pt(tops[:, 0])),
         Observable(
-            "pt_antitop", r"$p_{T}^{\bar{t}}$", "GeV", True, lambda tops, system: fourvector.pt(tops[:, 1])
+            "pt_antitop", r"$p_{T}^{\bar{t}}$", "GeV", True, lambda tops, system, leptons: fourvector.pt(tops[:, 1])
         ),
-        Observable("y_top", r"$y_{t}$", "", False, lambda tops, system: fourvector.rapidity(tops[:, 0])),
+        Observable("y_top", r"$y_{t}$", "", False, lambda tops, system, leptons: fourvector.rapidity(tops[:, 0])),
         Observable(
-            "y_antitop", r"$y_{\bar{t}}$", "", False, lambda tops, system: fourvector.rapidity(tops[:, 1])
+            "y_antitop", r"$y_{\bar{t}}$", "", False, lambda tops, system, leptons: fourvector.rapidity(tops[:, 1])
         ),
-        Observable("m_top", r"$m_{t}$", "GeV", True, lambda tops, system: fourvector.mass(tops[:, 0])),
+        Observable("m_top", r"$m_{t}$", "GeV", True, lambda tops, system, leptons: fourvector.mass(tops[:, 0])),
         Observable(
-            "m_antitop", r"$m_{\bar{t}}$", "GeV", True, lambda tops, system: fourvector.mass(tops[:, 1])
+            "m_antitop", r"$m_{\bar{t}}$", "GeV", True, lambda tops, system, leptons: fourvector.mass(tops[:, 1])
         ),
+        Observable("c_hel", r"$c_{hel}$", "", False, lambda tops, system, leptons: c_hel(tops, leptons)),
     )
 }
 """Every observable by name."""

@@ -48,7 +48,7 @@ def make_toy(n, *, seed=0, shrink=0.8, smear=0.2, efficiency=0.9, signed=False):
         tops=tops,
         w=unknown,
         b=unknown,
-        lepton=unknown,
+        lepton=np.stack([events.lepton_plus, events.lepton_minus], axis=1),
         neutrino=unknown,
         via_tau=np.zeros((n, 2), bool),
         dileptonic=np.ones(n, bool),

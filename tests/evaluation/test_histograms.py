@@ -5,12 +5,13 @@ import pickle
 import numpy as np
 import pytest
 
+from topreco import fourvector
 from topreco.config import HistogramConfig
 from topreco.evaluation.histograms import book, fill, histograms_of, observables_of
 from topreco.evaluation.metrics import Metrics, summarise_arrays
 from topreco.evaluation.summary import summarise
 from topreco.events import CHANNELS, TopPair
-from topreco.observables import OBSERVABLES
+from topreco.observables import OBSERVABLES, m_tt
 
 FEW = HistogramConfig(observables=("m_tt", "pt_top", "y_top"))
 QUANTILES = ("median", "width68", "width68_linearised")
@@ -34,11 +35,15 @@ def add(*histograms):
     return total
 
 
+def leptons(events):
+    return np.stack([events.lepton_plus, events.lepton_minus], axis=1)
+
+
 def unbinned(name, events, pair, truth):
     observable = OBSERVABLES[name]
     return summarise_arrays(
-        observable.compute(pair.p4, pair.system),
-        observable.compute(truth.tops, truth.tops.sum(axis=1)),
+        observable.compute(pair.p4, pair.system, leptons(events)),
+        observable.compute(truth.tops, truth.tops.sum(axis=1), truth.lepton),
         events.weight,
         relative=observable.relative,
     )
@@ -74,10 +79,10 @@ def test_linearised_width_from_histograms(toy, shrink, tolerance):
 def test_bins_are_those_of_the_events(toy):
     events, pair, truth = toy(20_000)
     found = summarise(filled(("tt", "a", (events, pair, truth))))["all"]["tt"]["a"]["all"]
-    m_tt = OBSERVABLES["m_tt"].compute(truth.tops, truth.tops.sum(axis=1))
-    pt = OBSERVABLES["pt_top"].compute(truth.tops, None)
+    mass = m_tt(truth.tops)
+    pt = fourvector.pt(truth.tops[:, 0])
     assert found["pt_top"].bins[1][:2] == (0, 20)
-    for bins, values in ((found["pt_top"].bins, pt), (found["pt_top"].bins_m_tt, m_tt)):
+    for bins, values in ((found["pt_top"].bins, pt), (found["pt_top"].bins_m_tt, mass)):
         assert sum(b.metrics.n for b in bins) == found["pt_top"].metrics.n
         for low, high, metrics in bins:
             inside = (values >= low) & (values < high)

@@ -52,6 +52,7 @@ DEFAULT_BINS: dict[str, tuple[float, ...]] = {
     "pt_top": (0, 20, 50, 80, 120, 160, 200, 250, 300, 400, 550, 800),
     "y_top": (-2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 2.5),
     "m_top": (165, 168, 170, 171, 172, 173, 174, 175, 177, 180),
+    "c_hel": (-1, -0.8, -0.6, -0.4, -0.2, 0, 0.2, 0.4, 0.6, 0.8, 1),
 }
 DEFAULT_BINS |= {f"{name}_antitop": DEFAULT_BINS[f"{name}_top"] for name in ("pt", "y", "m")}
 """Edges of the truth bins per observable, replaced by `HistogramConfig.bins`."""
@@ -63,6 +64,7 @@ SPECTRUM_BINS: dict[str, tuple[int, float, float]] = {
     "pt_top": (50, 0, 600),
     "y_top": (50, -2.5, 2.5),
     "m_top": (45, 150, 195),
+    "c_hel": (40, -1, 1),
 }
 SPECTRUM_BINS |= {f"{name}_antitop": SPECTRUM_BINS[f"{name}_top"] for name in ("pt", "y", "m")}
 """Number of bins and range of the spectra per observable."""
@@ -254,10 +256,12 @@ def fill(
     weight = np.asarray(events.weight, np.float64)
     check_weights(weight, f"events.weight ({dataset})")
     subsets = {"all": np.ones(n, np.bool_)} | ({} if common is None else {"common": np.asarray(common, bool)})
-    predicted = _values(histograms, pair.p4, pair.system, pair.valid)
+    leptons = np.stack([events.lepton_plus, events.lepton_minus], axis=1)
+    predicted = _values(histograms, pair.p4, pair.system, leptons, pair.valid)
     true: dict[str, Array] = {}
     if truth is not None:
-        true = _values(histograms, truth.tops, truth.tops.sum(axis=1), truth.valid, also="m_tt")
+        system = truth.tops.sum(axis=1)
+        true = _values(histograms, truth.tops, system, truth.lepton, truth.valid, also="m_tt")
 
     channel = events.channel.astype(np.intp)
     for name in observables_of(histograms):
@@ -326,7 +330,12 @@ def _fill_truth(
 
 
 def _values(
-    histograms: Mapping[str, hist.Hist], tops: Array, system: Array, valid: Array, also: str | None = None
+    histograms: Mapping[str, hist.Hist],
+    tops: Array,
+    system: Array,
+    leptons: Array,
+    valid: Array,
+    also: str | None = None,
 ) -> dict[str, Array]:
     """Observables of valid events, NaN elsewhere, each of shape (n,)."""
     found = {}
@@ -336,7 +345,7 @@ def _values(
         # A method's overflowing momenta are events without a value, not a reason to warn.
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             values[valid] = OBSERVABLES[name].compute(
-                np.asarray(tops[valid], np.float64), np.asarray(system[valid], np.float64)
+                *(np.asarray(p4[valid], np.float64) for p4 in (tops, system, leptons))
             )
         found[name] = values
     return found

@@ -27,6 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
 
+from topreco import fourvector
 from topreco.config import OptimiserConfig, TrainConfig
 from topreco.events import FloatArray
 from topreco.files import complete_file, writable_folder, write_text
@@ -35,7 +36,7 @@ from topreco.network.checkpoint import save_artefact
 from topreco.network.data import TrainingData, TrainingError, augment, read_training_data
 from topreco.network.losses import event_loss, loss_weights
 from topreco.network.tokens import Objects
-from topreco.observables import OBSERVABLES
+from topreco.observables import m_tt
 
 __all__ = ["TrainingError", "learning_rate", "pair_metrics", "train"]
 
@@ -390,11 +391,7 @@ def pair_metrics(pred: FloatArray, truth: FloatArray, weight: FloatArray) -> dic
         def mean(values: FloatArray) -> Any:
             return (normalised * values).sum() if len(values) else np.nan
 
-        def values(name: str) -> tuple[FloatArray, FloatArray]:
-            compute = OBSERVABLES[name].compute
-            return compute(pred, pred.sum(axis=1)), compute(truth, truth.sum(axis=1))
-
-        m_pred, m_true = values("m_tt")
+        m_pred, m_true = m_tt(pred), m_tt(truth)
         residual = m_pred / m_true - 1
         x, y = np.log(m_true), np.log(m_pred)
         x, y = x - mean(x), y - mean(y)
@@ -404,9 +401,8 @@ def pair_metrics(pred: FloatArray, truth: FloatArray, weight: FloatArray) -> dic
             "m_tt_correlation": mean(x * y) / np.sqrt(mean(x**2) * mean(y**2)),
             "m_tt_slope": mean(x * y) / mean(x**2),
         }
-        for kind in ("pt", "y"):
-            squares = [(p - t) ** 2 for p, t in (values(f"{kind}_top"), values(f"{kind}_antitop"))]
-            results[f"{kind}_top_rms"] = np.sqrt(0.5 * (mean(squares[0]) + mean(squares[1])))
+        for name, of in {"pt_top_rms": fourvector.pt, "y_top_rms": fourvector.rapidity}.items():
+            results[name] = np.sqrt(mean(((of(pred) - of(truth)) ** 2).mean(axis=1)))
     return {key: float(value) for key, value in results.items()} | {"efficiency": float(efficiency)}
 
 
