@@ -116,22 +116,24 @@ def lepton_directions(tops: Any, leptons: Any) -> Any:
 OBSERVABLES: dict[str, Observable] = {
     observable.name: observable
     for observable in (
-        Observable("m_tt", r"$m_{t\bar{t}}$", "GeV", True, lambda tops, system, leptons: fourvector.mass(system)),
-        Observable("pt_tt", r"$p_{T}^{t\bar{t}}$", "GeV", False, lambda tops, system, leptons: fourvector.pt(system)),
-        Observable("y_tt", r"$y_{t\bar{t}}$", "", False, lambda tops, system, leptons: fourvector.rapidity(system)),
-        Observable("pt_top", r"$p_{T}^{t}$", "GeV", True, lambda tops, system, leptons: fourvector.pt(tops[:, 0])),
+        Observable("m_tt", r"$m_{t\bar{t}}$", "GeV", True, lambda tops, system, _: fourvector.mass(system)),
         Observable(
-            "pt_antitop", r"$p_{T}^{\bar{t}}$", "GeV", True, lambda tops, system, leptons: fourvector.pt(tops[:, 1])
+            "pt_tt", r"$p_{T}^{t\bar{t}}$", "GeV", False, lambda tops, system, _: fourvector.pt(system)
         ),
-        Observable("y_top", r"$y_{t}$", "", False, lambda tops, system, leptons: fourvector.rapidity(tops[:, 0])),
+        Observable("y_tt", r"$y_{t\bar{t}}$", "", False, lambda tops, system, _: fourvector.rapidity(system)),
+        Observable("pt_top", r"$p_{T}^{t}$", "GeV", True, lambda tops, system, _: fourvector.pt(tops[:, 0])),
         Observable(
-            "y_antitop", r"$y_{\bar{t}}$", "", False, lambda tops, system, leptons: fourvector.rapidity(tops[:, 1])
+            "pt_antitop", r"$p_{T}^{\bar{t}}$", "GeV", True, lambda tops, system, _: fourvector.pt(tops[:, 1])
         ),
-        Observable("m_top", r"$m_{t}$", "GeV", True, lambda tops, system, leptons: fourvector.mass(tops[:, 0])),
+        Observable("y_top", r"$y_{t}$", "", False, lambda tops, system, _: fourvector.rapidity(tops[:, 0])),
         Observable(
-            "m_antitop", r"$m_{\bar{t}}$", "GeV", True, lambda tops, system, leptons: fourvector.mass(tops[:, 1])
+            "y_antitop", r"$y_{\bar{t}}$", "", False, lambda tops, system, _: fourvector.rapidity(tops[:, 1])
         ),
-        Observable("c_hel", r"$c_{hel}$", "", False, lambda tops, system, leptons: c_hel(tops, leptons)),
+        Observable("m_top", r"$m_{t}$", "GeV", True, lambda tops, system, _: fourvector.mass(tops[:, 0])),
+        Observable(
+            "m_antitop", r"$m_{\bar{t}}$", "GeV", True, lambda tops, system, _: fourvector.mass(tops[:, 1])
+        ),
+        Observable("c_hel", r"$c_{hel}$", "", False, lambda tops, _, leptons: c_hel(tops, leptons)),
     )
 }
 """Every observable by name."""

@@ -4,8 +4,8 @@
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
-from importlib import import_module
+from functools import cache, lru_cache, partial
+from importlib import import_module, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -39,12 +39,13 @@ class Reconstructor(Protocol):
 class NetworkReconstructor:
     """A trained network, read from its model file.
 
-    Pickles as the file's path alone: each process reads the file once, however many chunks it works on.
+    Pickles as the file's path alone, a shipped model as its name: each process reads the file once, however
+    many chunks it works on.
 
     Parameters
     ----------
     path
-        Model file (`.safetensors`) written by `topreco train`.
+        Model file (`.safetensors`) written by `topreco train`, or the name of one of `shipped_models`.
     name
         Name in histograms and tables; by default the file's stem.
     batch_size
@@ -61,11 +62,17 @@ class NetworkReconstructor:
     def __init__(
         self, path: str | Path, *, name: str | None = None, batch_size: int = 256, threads: int | None = None
     ) -> None:
-        self.path = Path(path).absolute()
+        # A shipped model may lie elsewhere in the worker that gets this object, and has the same name there.
+        self._source = str(path) if str(path) in shipped_models() else Path(path).absolute()
         self.name = self.path.stem if name is None else name
         self.batch_size = batch_size
         self.threads = threads
         _ = self.artefact  # Fail here, not in the first worker.
+
+    @property
+    def path(self) -> Path:
+        """The model file."""
+        return self._source if isinstance(self._source, Path) else shipped_models()[self._source]
 
     @property
     def artefact(self) -> "Artefact":
@@ -102,6 +109,13 @@ class NetworkReconstructor:
             return predict(self.artefact.networks, events, batch_size=self.batch_size)
         finally:
             torch.set_num_threads(threads)
+
+
+@cache
+def shipped_models() -> dict[str, Path]:
+    """Trained models that come with the package, by name; `docs/models` describes each."""
+    folder = Path(str(resources.files("topreco"))) / "models"
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
 @lru_cache(maxsize=8)
@@ -261,12 +275,12 @@ def load(
     threads: int | None = None,
     solvers: SolverConfig | None = None,
 ) -> Reconstructor:
-    """Reconstructor by model file or by the name of an analytic method.
+    """Reconstructor by model file, or by the name of a shipped model or an analytic method.
 
     Parameters
     ----------
     source
-        A model file (`.safetensors`), or one of `ANALYTIC_METHODS`.
+        A model file (`.safetensors`), one of `shipped_models`, or one of `ANALYTIC_METHODS`.
     name
         Name in histograms and tables in place of the file's stem or the method's name.
     threads
@@ -286,10 +300,9 @@ def load(
     """
     if str(source) in ANALYTIC_METHODS:
         return AnalyticReconstructor(str(source), solvers, name=name)
-    path = Path(source)
-    if path.suffix != ".safetensors":
+    if str(source) not in shipped_models() and Path(source).suffix != ".safetensors":
         raise TopRecoError(
             f"method {str(source)!r}: a .safetensors file written by `topreco train` expected, or one of "
-            f"{', '.join(ANALYTIC_METHODS)}"
+            f"{', '.join((*shipped_models(), *ANALYTIC_METHODS))}"
         )
-    return NetworkReconstructor(path, name=name, threads=threads)
+    return NetworkReconstructor(source, name=name, threads=threads)

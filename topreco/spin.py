@@ -99,7 +99,8 @@ def spin_correlation_weight(tops: Any, leptons: Any, initial: str) -> Any:
     cos_theta = np.clip(k[..., 2], -1.0, 1.0)
     # Along the beam r and n are arbitrary, and nothing depends on them.
     sin_theta = np.maximum(np.sqrt(1 - cos_theta**2), 1e-9)[..., None]
-    axes = np.stack([k, (beam - k * cos_theta[..., None]) / sin_theta, np.cross(beam, k) / sin_theta], axis=-2)
+    r, n = (beam - k * cos_theta[..., None]) / sin_theta, np.cross(beam, k) / sin_theta
+    axes = np.stack([k, r, n], axis=-2)
     q = np.einsum("...ai,...li->...la", axes, lepton_directions(tops, leptons))
     matrix = spin_correlation_matrix(np.minimum(beta, 1.0), cos_theta, initial)
     return 1 - np.einsum("...a,...ab,...b->...", q[..., 0, :], matrix, q[..., 1, :])

@@ -189,6 +189,18 @@ def test_augmentation_by_hand(events):
         assert torch.equal(getattr(turned, name), getattr(objects, name))
 
 
+def test_charge_exchange_by_hand(events):
+    objects, tops = Objects.from_events(events[:2]), torch.from_numpy(toy_truth(events[:2]).tops).float()
+    exchanged, exchanged_tops = augment(objects, tops, exchange=torch.tensor([False, True]))
+    other = objects.charge_exchanged()
+    for own, swapped, found in zip(objects, other, exchanged, strict=True):
+        assert torch.equal(found[0], own[0])
+        assert torch.equal(found[1], swapped[1])
+    assert not torch.equal(exchanged.lepton_plus[1], objects.lepton_plus[1])
+    assert torch.equal(exchanged_tops[0], tops[0])
+    assert torch.equal(exchanged_tops[1], tops[1].flip(0))
+
+
 def test_augmentation_transforms_input_and_target_alike(events, small_config):
     """A network with these symmetries predicts the transformed tops from the transformed objects."""
     network = build_network(small_config("lgatr_slim")).double()
@@ -201,6 +213,6 @@ def test_augmentation_transforms_input_and_target_alike(events, small_config):
 
 def test_no_augmentation_is_the_identity(events):
     objects, tops = Objects.from_events(events), torch.from_numpy(toy_truth(events).tops).float()
-    same, same_tops = augment(objects, tops, None, None)
+    same, same_tops = augment(objects, tops)
     assert torch.equal(same_tops, tops)
     assert all(torch.equal(a, b) for a, b in zip(same, objects, strict=True))

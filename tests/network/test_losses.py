@@ -6,11 +6,13 @@ import torch
 from topreco.config import LossConfig
 from topreco.fourvector import from_three_momentum
 from topreco.network.losses import (
+    NEIGHBOURS,
     PT_SOFTENING,
     c_hel_loss,
     event_loss,
     four_momentum_loss,
     loss_weights,
+    m_tt_bias_loss,
     m_tt_loss,
     pt_top_loss,
     top_mass_loss,
@@ -208,3 +210,47 @@ def test_event_loss_adds_the_auxiliary_terms():
     expected = base + 0.3 * m_tt_loss(PRED, TRUTH, kind="relative")
     assert event_loss(PRED, TRUTH, SCALE, config) == expected
     assert expected > base
+
+
+# ---- the bias at given truth -----------------------------------------------------------------------------
+
+
+def pairs_of_mass(mass):
+    """Tops at rest relative to each other, whose pair has the given mass, shape (n, 2, 4)."""
+    zero = torch.zeros_like(mass)
+    top = torch.stack([mass / 2, zero, zero, zero], -1)
+    return torch.stack([top, top], 1)
+
+
+def test_bias_loss_by_hand():
+    """Two groups of similar truth, all wrong by the same factor within each: the mean of the two squares."""
+    truth = torch.cat([torch.full((NEIGHBOURS,), 400.0), torch.full((NEIGHBOURS,), 800.0)])
+    factor = torch.cat([torch.full((NEIGHBOURS,), 1.1), torch.full((NEIGHBOURS,), 0.8)])
+    expected = (math.log(1.1) ** 2 + math.log(0.8) ** 2) / 2
+    order = torch.randperm(2 * NEIGHBOURS)
+    loss = m_tt_bias_loss(pairs_of_mass(truth * factor)[order], pairs_of_mass(truth)[order])
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    # Events that fill no group are left out, and there may be no group at all.
+    few = pairs_of_mass(truth[: NEIGHBOURS - 1])
+    assert m_tt_bias_loss(1.1 * few, few).item() == 0
+
+
+def test_bias_loss_sees_shrinkage_and_not_the_resolution():
+    generator = torch.Generator().manual_seed(0)
+    x = 0.3 * torch.randn(100_000, generator=generator, dtype=torch.float64)
+    noise = 0.2 * torch.randn(100_000, generator=generator, dtype=torch.float64)
+    truth, smeared = pairs_of_mass(500 * x.exp()), pairs_of_mass(500 * (x + noise).exp())
+    assert m_tt_bias_loss(smeared, truth).item() == pytest.approx(0, abs=2e-4)
+    shrunk = m_tt_bias_loss(pairs_of_mass(500 * (0.7 * (x + noise)).exp()), truth)
+    assert shrunk.item() == pytest.approx(0.3**2 * 0.3**2, rel=0.03)
+
+
+def test_bias_loss_has_a_finite_gradient_for_spacelike_pairs():
+    pred = pairs_of_mass(torch.linspace(300, 900, 2 * NEIGHBOURS))
+    truth = 1.1 * pred
+    pred[3, :, 0] = 0.0
+    pred[3, :, 3] = 100.0
+    pred.requires_grad_()
+    m_tt_bias_loss(pred, truth).backward()
+    assert pred.grad.isfinite().all()
+    assert pred.grad[3].abs().sum() > 0

@@ -229,8 +229,10 @@ def test_same_seed_same_bytes_other_seed_other_weights(config, tmp_path):
 
 
 VARIANTS = {
-    "adamw": {"augment_rotation": True, "augment_reflection": True},
+    "adamw": {"augment_rotation": True, "augment_reflection": True, "augment_charge_exchange": True},
+    "bias": {"loss": {"m_tt_bias": 1.0}},
     "folds": {"data": {"folds": 2}},
+    "muon": {"optimiser": {"kind": "muon"}},
     "schedulefree": {"optimiser": {"kind": "schedulefree"}},
     "no_average": {"optimiser": {"ema_decay": None, "clip_norm": None, "schedule": "constant"}},
 }
@@ -472,18 +474,53 @@ def test_each_step_has_its_rate_and_a_clipped_gradient(config, monkeypatch):
 
 def test_schedulefree_is_evaluated_at_its_averages(config, monkeypatch):
     made, modes = [], []
-    create, evaluate = training._optimiser, training._evaluate
+    create, evaluate = training._optimisers, training._evaluate
 
     def evaluating(*arguments):
         modes.append({group["train_mode"] for group in made[0].param_groups})
         return evaluate(*arguments)
 
     monkeypatch.setattr(
-        training, "_optimiser", lambda *arguments: made.append(create(*arguments)) or made[-1]
+        training, "_optimisers", lambda *arguments: made.extend(create(*arguments)) or made[-1:]
     )
     monkeypatch.setattr(training, "_evaluate", evaluating)
     quiet(config(optimiser={"kind": "schedulefree"}))
     assert modes == [{False}] * 3
+
+
+def test_bias_at_given_truth_is_trained(config):
+    """The coefficient reaches both the gradient and the validation loss."""
+    runs = {}
+    for coefficient in (0.0, 5.0):
+        changes = {"loss": {"m_tt_bias": coefficient}, "output": config().output / str(coefficient)}
+        path = quiet(config(**changes, epochs=1))
+        runs[coefficient] = rows(path.parent)[0], next(load_artefact(path).networks[0].parameters())
+    (plain, weights), (biased, other) = runs.values()
+    assert biased["train_loss"] != plain["train_loss"]
+    assert biased["validation_loss"] != plain["validation_loss"]
+    assert not torch.equal(weights, other)
+
+
+def test_compiled_trains_as_eager(config, tmp_path, monkeypatch):
+    """Captured as a graph; making machine code of it takes a minute and is torch's own matter."""
+    calls = []
+
+    def capture(network, **options):
+        calls.append(options)
+        return compile_(network, **options | {"backend": "aot_eager"})
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", capture)
+    # Without dropout, which would draw other numbers.
+    model = {"backbone": {"kind": "lgatr_slim", "dropout": None}}
+    eager, compiled = (
+        rows(quiet(config(compile=choice, epochs=2, model=model, output=tmp_path / str(choice))).parent)
+        for choice in (False, True)
+    )
+    assert calls
+    for a, b in zip(eager, compiled, strict=True):
+        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-4)
+        assert b["validation_loss"] == pytest.approx(a["validation_loss"], rel=1e-4)
 
 
 def test_bf16_trains(config):
@@ -739,3 +776,22 @@ def test_evaluation_uses_no_dropout_and_restores_the_mode(config, skim):
     assert first == second
     assert network.training
     assert len(Objects._fields) == len(data.objects)
+
+
+@pytest.mark.parametrize("kind", ["lgatr", "lgatr_slim", "transformer"])
+def test_muon_takes_the_hidden_matrices_and_nothing_else(kind):
+    backbone = {"kind": kind, "blocks": 1}
+    network = build_network(TrainConfig.model_validate({"model": {"backbone": backbone}}).model)
+    muon, adamw = training._optimisers(OptimiserConfig(kind="muon"), network, 10)
+    owners = {
+        id(p): optimiser
+        for optimiser in (muon, adamw)
+        for group in optimiser.param_groups
+        for p in group["params"]
+    }
+    names = {name for name, p in network.named_parameters() if owners[id(p)] is muon}
+    assert names
+    assert all(".blocks.0." in name and "norm" not in name for name in names)
+    # Each parameter has one owner.
+    assert len(owners) == sum(len(g["params"]) for o in (muon, adamw) for g in o.param_groups)
+    assert len(owners) == len(list(network.parameters()))

@@ -172,9 +172,13 @@ def read_training_data(config: DataConfig) -> TrainingData:
 
 
 def augment(
-    objects: Objects, tops: Tensor, angle: Tensor | None, reflect: Tensor | None
+    objects: Objects,
+    tops: Tensor,
+    angle: Tensor | None = None,
+    reflect: Tensor | None = None,
+    exchange: Tensor | None = None,
 ) -> tuple[Objects, Tensor]:
-    """Rotate events about the beam and reflect them along it, exact symmetries of proton collisions.
+    """Rotate events about the beam and reflect them along it, exact symmetries, and exchange charges.
 
     Parameters
     ----------
@@ -186,12 +190,24 @@ def augment(
         Angle of each event, shape (n,); None leaves them.
     reflect
         Whether pz changes sign, shape (n,); None leaves them.
+    exchange
+        Whether ℓ⁺ and ℓ⁻, their b candidates, and t and t̄ change places, shape (n,); None leaves them. A
+        symmetry but for the charge asymmetry of about one percent.
 
     Returns
     -------
     objects, tops
-        Transformed copies.
+        The same events seen from elsewhere.
     """
+    if exchange is not None:
+        exchanged = objects.charge_exchanged()
+        objects = Objects(
+            *(
+                torch.where(exchange.reshape(-1, *[1] * (own.ndim - 1)), other, own)
+                for own, other in zip(objects, exchanged, strict=True)
+            )
+        )
+        tops = torch.where(exchange[:, None, None], tops.flip(1), tops)
     matrix = torch.eye(4, dtype=tops.dtype, device=tops.device).repeat(len(tops), 1, 1)
     if angle is not None:
         cos, sin = angle.cos(), angle.sin()

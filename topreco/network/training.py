@@ -9,12 +9,13 @@ is drawn anew from (seed, fold, epoch). It keeps its data in memory, see `toprec
 import copy
 import csv
 import io
+import itertools
 import json
 import math
 import os
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -34,7 +35,7 @@ from topreco.files import complete_file, writable_folder, write_text
 from topreco.network.build import TopNetwork, build_network
 from topreco.network.checkpoint import save_artefact
 from topreco.network.data import TrainingData, TrainingError, augment, read_training_data
-from topreco.network.losses import event_loss, loss_weights
+from topreco.network.losses import event_loss, loss_weights, m_tt_bias_loss
 from topreco.network.tokens import Objects
 from topreco.observables import m_tt
 
@@ -42,7 +43,7 @@ __all__ = ["TrainingError", "learning_rate", "pair_metrics", "train"]
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.ckpt"
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 # Where and how fast a training runs is not what is trained.
 _MAY_DIFFER = {"output", "accelerator", "devices", "threads", "mlflow"}
 _EVALUATION_BATCH = 1024
@@ -137,12 +138,14 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
             stride = math.ceil(len(train_index) / _STANDARDISATION_EVENTS)
             network.fit_standardisation(data.objects.take(train_index[::stride]).to("cpu"))
             network.to(fabric.device)
-            optimiser = _optimiser(config.optimiser, network, total_steps)
+            optimisers = _optimisers(config.optimiser, network, total_steps)
             average = copy.deepcopy(network) if _uses_average(config.optimiser) else None
             first_epoch, step, best = 0, 0, _Best()
             if state["current"] is not None:
-                first_epoch, step, best = _restore(state["current"], network, optimiser, average)
-            model, optimiser_step = fabric.setup(network, optimiser)
+                first_epoch, step, best = _restore(state["current"], network, optimisers, average)
+            # A compiled module is a module, whatever torch's hints say.
+            runs = cast("TopNetwork", torch.compile(network, dynamic=False)) if config.compile else network
+            model, *steppers = fabric.setup(runs, *optimisers)
             evaluated = network if average is None else average
             task = bar.add_task("", total=total_steps, completed=step, loss="", rate="")
 
@@ -154,28 +157,26 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
                 draw = torch.Generator().manual_seed(_seed(config.seed, fold, epoch))
                 torch.manual_seed(_seed(config.seed, fold, epoch, fabric.global_rank))
                 order = train_index[torch.randperm(len(train_index), generator=draw).to(fabric.device)]
-                angle = reflect = None
+                angle = reflect = exchange = None
                 if config.augment_rotation:
                     angle = (2 * math.pi * torch.rand(len(order), generator=draw)).to(fabric.device)
                 if config.augment_reflection:
                     reflect = (torch.rand(len(order), generator=draw) < 0.5).to(fabric.device)
+                if config.augment_charge_exchange:
+                    exchange = (torch.rand(len(order), generator=draw) < 0.5).to(fabric.device)
 
                 model.train()
-                _schedulefree_mode(optimiser, training=True)
+                _schedulefree_mode(optimisers, training=True)
                 started, train_loss = time.perf_counter(), 0.0
                 for start in range(fabric.global_rank, steps * batch_size, batch_size):
                     mine = slice(start, start - fabric.global_rank + batch_size, fabric.world_size)
                     batch = order[mine]
                     objects, tops = data.objects.take(batch), data.tops[batch]
-                    if angle is not None or reflect is not None:
-                        objects, tops = augment(
-                            objects,
-                            tops,
-                            None if angle is None else angle[mine],
-                            None if reflect is None else reflect[mine],
-                        )
+                    drawn = [None if each is None else each[mine] for each in (angle, reflect, exchange)]
+                    if any(each is not None for each in drawn):
+                        objects, tops = augment(objects, tops, *drawn)
                     rate = learning_rate(step, total_steps, config.optimiser)
-                    for group in optimiser.param_groups:
+                    for group in itertools.chain(*(each.param_groups for each in optimisers)):
                         group["lr"] = rate
 
                     pred = model(objects).float()
@@ -183,16 +184,18 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
                         pred, tops, network.scale(objects), config.loss, _leptons(objects), data.c_hel[batch]
                     )
                     loss = (weights[batch] * per_event).mean()
+                    if config.loss.m_tt_bias > 0:
+                        loss = loss + config.loss.m_tt_bias * m_tt_bias_loss(pred, tops)
                     # The same number on all ranks, so that all go on or all stop.
                     value = float(cast("Tensor", fabric.all_reduce(loss.detach(), reduce_op="mean")))
                     if not math.isfinite(value):
                         raise TrainingError(f"loss is {value} in step {step} (epoch {epoch}, network {fold})")
-                    optimiser.zero_grad(set_to_none=True)
+                    network.zero_grad(set_to_none=True)
                     fabric.backward(loss)
                     if config.optimiser.clip_norm is not None:
                         norm = fabric.clip_gradients(
                             model,
-                            optimiser_step,
+                            steppers[0],
                             max_norm=config.optimiser.clip_norm,
                             error_if_nonfinite=False,
                         )
@@ -200,7 +203,8 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
                             raise TrainingError(
                                 f"gradient is {float(norm)} in step {step} (epoch {epoch}, network {fold})"
                             )
-                    optimiser_step.step()
+                    for stepper in steppers:
+                        stepper.step()
                     if average is not None:
                         _update_average(average, network, step, config.optimiser)
                     step += 1
@@ -209,7 +213,7 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
                     speed = (start // batch_size + 1) * batch_size / seconds
                     bar.update(task, completed=step, loss=f"{value:.4f}", rate=f"{speed:,.0f}")
 
-                _schedulefree_mode(optimiser, training=False)
+                _schedulefree_mode(optimisers, training=False)
                 row: dict[str, Any] = {
                     "fold": fold,
                     "epoch": epoch,
@@ -229,7 +233,7 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
                         f"network {fold})"
                     )
                 best = best.updated(row, evaluated)
-                _schedulefree_mode(optimiser, training=True)
+                _schedulefree_mode(optimisers, training=True)
                 # Times after `best`: a model file is the same however fast it was made.
                 row = row | {"seconds": seconds, "events_per_second": steps * batch_size / seconds}
                 state["history"].append(row)
@@ -237,7 +241,7 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
                     "epoch": epoch + 1,
                     "step": step,
                     "network": network.state_dict(),
-                    "optimiser": optimiser.state_dict(),
+                    "optimisers": [each.state_dict() for each in optimisers],
                     "average": None if average is None else average.state_dict(),
                     "best": vars(best),
                 }
@@ -302,31 +306,50 @@ def learning_rate(step: int, total_steps: int, config: OptimiserConfig) -> float
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _optimiser(
-    config: OptimiserConfig, network: nn.Module, total_steps: int
-) -> torch.optim.AdamW | AdamWScheduleFree:
+def _optimisers(config: OptimiserConfig, network: nn.Module, total_steps: int) -> list[torch.optim.Optimizer]:
     # Decay pulls matrices towards simplicity; biases and norms it would only shift.
-    parameters = list(network.parameters())
+    named = dict(network.named_parameters())
+    matrices = {name: p for name, p in named.items() if p.ndim >= 2}
+    vectors = [p for p in named.values() if p.ndim < 2]
+    # Muon is for matrices between hidden layers; what leads in and out of the network is AdamW's.
+    hidden = {
+        name: p for name, p in matrices.items() if ".blocks." in name and ".norm" not in name and p.ndim == 2
+    }
+    muon: list[torch.optim.Optimizer] = []
+    if config.kind == "muon":
+        muon.append(
+            torch.optim.Muon(
+                hidden.values(),
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    else:
+        hidden = {}
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in matrices.items() if name not in hidden],
+            "weight_decay": config.weight_decay,
+        },
+        {"params": vectors, "weight_decay": 0.0},
     ]
     if config.kind == "schedulefree":
-        return AdamWScheduleFree(
-            groups, lr=config.learning_rate, warmup_steps=round(config.warmup * total_steps)
-        )
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+        warmup = round(config.warmup * total_steps)
+        return [AdamWScheduleFree(groups, lr=config.learning_rate, warmup_steps=warmup)]
+    return [*muon, torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)]
 
 
-def _schedulefree_mode(optimiser: torch.optim.Optimizer, *, training: bool) -> None:
+def _schedulefree_mode(optimisers: Sequence[torch.optim.Optimizer], *, training: bool) -> None:
     """Exchange the weights at which ScheduleFree takes gradients for those that it recommends, or back."""
-    if isinstance(optimiser, AdamWScheduleFree):
-        optimiser.train() if training else optimiser.eval()
+    for optimiser in optimisers:
+        if isinstance(optimiser, AdamWScheduleFree):
+            optimiser.train() if training else optimiser.eval()
 
 
 def _uses_average(config: OptimiserConfig) -> bool:
     # ScheduleFree's weights are averages already.
-    return config.ema_decay is not None and config.kind == "adamw"
+    return config.ema_decay is not None and config.kind != "schedulefree"
 
 
 @torch.no_grad()
@@ -441,6 +464,8 @@ def _summarised(
 ) -> dict[str, float]:
     weights = loss_weights(data.weight[index], config.loss.negative_weights).double()
     mean_loss = float((weights * loss.double()).sum() / weights.sum())
+    if config.loss.m_tt_bias > 0:
+        mean_loss += config.loss.m_tt_bias * float(m_tt_bias_loss(pred.double(), data.tops[index].double()))
     arrays = (x.double().cpu().numpy() for x in (pred, data.tops[index], data.weight[index]))
     return {"loss": mean_loss} | pair_metrics(*arrays)
 
@@ -544,12 +569,13 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _restore(
     current: dict[str, Any],
     network: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimisers: Sequence[torch.optim.Optimizer],
     average: nn.Module | None,
 ) -> tuple[int, int, _Best]:
     """Continue from a saved epoch: the next epoch, the number of steps, the best so far."""
     network.load_state_dict(current["network"])
-    optimiser.load_state_dict(current["optimiser"])
+    for optimiser, saved in zip(optimisers, current["optimisers"], strict=True):
+        optimiser.load_state_dict(saved)
     if average is not None:
         average.load_state_dict(current["average"])
     return current["epoch"], current["step"], _Best(**current["best"])
