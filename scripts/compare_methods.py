@@ -2,7 +2,7 @@ r"""Compare methods of reconstruction on the same simulated events: one JSON, on
 
     python scripts/compare_methods.py FILES... [KEY=VALUE...] --methods dilepton.safetensors,sonnenschein \
         --json comparison.json [--output FOLDER] [--dataset NAME] [--config skim-tight.yaml] \
-        [--test-split dilepton.safetensors]
+        [--test-split dilepton.safetensors] [--spin-correlation add|remove]
 
 FILES are NanoAOD files or skims with truth, not both. Methods are model files or names that `topreco.load`
 knows. Overrides set `selection` (NanoAOD only), `solvers`, `histograms`, `tree` and `step_size`, such as
@@ -15,6 +15,10 @@ observable, and there each metric of `METRICS` and its statistical error as ``<m
 in bins of the true m_tt as a list ``bins`` with ``low`` and ``high``. Numbers that are undefined, and the
 open ends of the outermost bins, are null.
 
+With ``--spin-correlation`` events are weighted such that the tt̄ spin correlation of leading-order QCD is added
+to a sample without it, such as Pythia's own, or removed from one that has it: what a method makes of c_hel,
+beside what its training has seen, is then seen from the difference.
+
 A network must not be judged on what it was trained on. With ``--test-split`` only those events are used that
 the split of this model's training has set apart; repeat it for several models.
 """
@@ -24,7 +28,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +44,7 @@ from topreco.evaluation.metrics import Metrics
 from topreco.evaluation.plotting import save_all
 from topreco.evaluation.report import print_report, write_report
 from topreco.evaluation.summary import ALL_CHANNELS, Summary, summarise
-from topreco.events import BoolArray, DileptonEvents, Truth
+from topreco.events import BoolArray, DileptonEvents, FloatArray, Truth
 from topreco.files import complete_file, writable_folder
 from topreco.input.nano import inspect_file, is_remote, iterate_events
 from topreco.input.selection import OPTIONAL_BRANCHES, needed_branches, select
@@ -48,6 +52,7 @@ from topreco.input.truth import NEEDED_BRANCHES, TRUTH_BRANCHES, read_truth
 from topreco.network.splits import TEST, split_of
 from topreco.reconstruct import NetworkReconstructor, Reconstructor
 from topreco.skim import Skim
+from topreco.spin import event_spin_weight
 from topreco.versions import versions
 
 METRICS = (
@@ -238,6 +243,7 @@ def compare(
     config: HistogramConfig,
     splits: Sequence[TestSplit] = (),
     *,
+    spin_correlation: str | None = None,
     progress: bool = True,
 ) -> tuple[dict[str, Any], int]:
     """Histograms of all methods on one sample, and the number of events in them.
@@ -256,6 +262,8 @@ def compare(
             for split in splits:
                 keep &= split(events)
             kept = events[keep]
+            if spin_correlation is not None:
+                kept = replace(kept, weight=kept.weight * spin_factor(truth[keep], spin_correlation))
             fill_methods(histograms, methods, dataset=sample.dataset, events=kept, truth=truth[keep])
             n_events += len(kept)
             bar.advance(task, n_read)
@@ -263,6 +271,23 @@ def compare(
         passed = "the selection and the test split" if splits else "the selection"
         raise TopRecoError(f"{sample.dataset}: none of {sample.length} events passed {passed}")
     return histograms, n_events
+
+
+def spin_factor(truth: Truth, change: str) -> FloatArray:
+    """Factor of each event's weight that adds or removes the spin correlation, shape (n,).
+
+    Raises
+    ------
+    TopRecoError
+        If it is not known for all events.
+    """
+    weight = event_spin_weight(truth)
+    if unknown := int((~np.isfinite(weight)).sum()):
+        raise TopRecoError(
+            f"--spin-correlation {change}: {unknown} of {len(weight)} events were made by neither gg nor qq̄, "
+            "or their W bosons or neutrinos are not in the truth"
+        )
+    return weight if change == "add" else 1 / weight
 
 
 def to_plain(summary: Summary, dataset: str) -> dict[str, Any]:
@@ -321,6 +346,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--test-split", action="append", default=[], metavar="MODEL", help="only what it was not trained on"
     )
+    parser.add_argument(
+        "--spin-correlation", choices=("add", "remove"), help="weight events to have it, or not to have it"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_intermixed_args(arguments)
 
@@ -350,7 +378,14 @@ def run(arguments: Sequence[str] | None = None) -> None:
     with complete_file(given.json) as temporary:
         if given.output is not None:
             writable_folder(given.output)
-        histograms, n_events = compare(sample, methods, settings.histograms, splits, progress=not given.quiet)
+        histograms, n_events = compare(
+            sample,
+            methods,
+            settings.histograms,
+            splits,
+            spin_correlation=given.spin_correlation,
+            progress=not given.quiet,
+        )
         summary = summarise(histograms)
         solvers = settings.solvers.model_dump(mode="json")
         if settings.solvers.response is not None:
@@ -362,6 +397,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
                 "methods": {method.name: describe(method) for method in methods},
                 "solvers": solvers,
                 "selection": sample.selection,
+                "spin_correlation": given.spin_correlation,
                 "test_split": [Path(split.model).name for split in splits],
                 "n_read": sample.length,
                 "n_events": n_events,

@@ -1,12 +1,16 @@
 """The script that compares methods: equal numbers from NanoAOD and skim, their structure, bad input."""
 
+import dataclasses
 import importlib.util
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import topreco
+from topreco import fourvector
 from topreco.config import (
     DataConfig,
     LGATrSlimConfig,
@@ -15,10 +19,12 @@ from topreco.config import (
     TrainConfig,
 )
 from topreco.evaluation.summary import summarise
-from topreco.events import dataset_id
+from topreco.events import PRODUCTIONS, dataset_id
 from topreco.input.skimming import make_skim
 from topreco.network.splits import TEST, split_of
+from topreco.observables import m_tt
 from topreco.skim import Skim, SkimWriter
+from topreco.spin import event_spin_weight
 
 pytestmark = pytest.mark.sim
 
@@ -239,6 +245,43 @@ def test_split_of_another_dataset_says_nothing(script, simulated, trained, tmp_p
         n_events(script, simulated, model, tmp_path, "--dataset", "other")
     assert "not trained on this dataset" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+# ---- spin correlation ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["add", "remove"])
+def test_events_are_weighted_with_the_spin_correlation(script, skim, tmp_path, change):
+    out = tmp_path / "out.json"
+    options = ["--methods", "loose", "--json", str(out), "--quiet", "histograms.observables=[m_tt]"]
+    script.main([str(skim), *options, "--spin-correlation", change])
+    content = json.loads(out.read_text())
+    assert content["metadata"]["spin_correlation"] == change
+    events, truth = Skim(skim).read()
+    factor = event_spin_weight(truth) ** (1 if change == "add" else -1)
+    pair = topreco.load("loose")(events)
+    residual = fourvector.mass(pair.ttbar) / m_tt(truth.tops) - 1
+    weight = (events.weight * factor)[pair.valid]
+    expected = np.average(residual[pair.valid], weights=weight)
+    assert content["all"]["loose"]["m_tt"]["rb"] == pytest.approx(expected, rel=1e-6)
+    assert abs(expected - residual[pair.valid].mean()) > 1e-5
+
+
+def test_unknown_production_has_no_spin_correlation(script, skim, tmp_path, capsys):
+    events, truth = Skim(skim).read()
+    other = np.full_like(truth.production, PRODUCTIONS.index("other"))
+    with SkimWriter(tmp_path / "other.parquet") as writer:
+        writer.write(events, dataclasses.replace(truth, production=other))
+    out = tmp_path / "out.json"
+    with pytest.raises(SystemExit):
+        script.main(
+            [
+                *(str(writer.path), "--methods", "loose", "--json", str(out), "--quiet"),
+                *("--spin-correlation", "add"),
+            ]
+        )
+    assert "neither gg nor" in capsys.readouterr().err
+    assert not out.exists()
 
 
 # ---- errors ----------------------------------------------------------------------------------------------

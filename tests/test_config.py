@@ -16,7 +16,7 @@ from topreco.config import (
     shipped_configs,
 )
 
-KINDS = {"run": RunConfig, "skim": SkimConfig, "simulate": SimulationConfig}
+KINDS = {"run": RunConfig, "skim": SkimConfig, "sim": SimulationConfig}
 
 
 def kind_of(name):
