@@ -15,7 +15,7 @@ observable, and there each metric of `METRICS` and its statistical error as ``<m
 in bins of the true m_tt as a list ``bins`` with ``low`` and ``high``. Numbers that are undefined, and the
 open ends of the outermost bins, are null.
 
-With ``--spin-correlation`` events are weighted such that the tt̄ spin correlation of leading-order QCD is added
+With ``--spin-correlation`` events are weighted such that the tt̄ spin correlation of LO QCD is added
 to a sample without it, such as Pythia's own, or removed from one that has it: what a method makes of c_hel,
 beside what its training has seen, is then seen from the difference.
 

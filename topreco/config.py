@@ -281,6 +281,9 @@ class DataConfig(Config):
     """With k > 1, k networks, each trained without the events of its fold, which it alone reconstructs."""
     max_events: PositiveInt | None = None
     """Read at most so many events, for quick trials."""
+    normalise_weights: bool = True
+    """Scale the weights of each dataset to a mean of 1 in absolute value: generators differ in what they call
+    a weight, and the one with the largest numbers would be all that is learnt."""
     require_dileptonic: bool = True
     """Train only on events whose W bosons both gave an electron or a muon."""
 

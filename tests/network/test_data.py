@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from topreco.config import DataConfig
-from topreco.events import DileptonEvents, Truth, toy_events
+from topreco.events import DileptonEvents, Truth, dataset_id, toy_events
 from topreco.network.build import build_network
 from topreco.network.data import TrainingError, augment, read_training_data
 from topreco.network.splits import fold_of, split_of
@@ -170,6 +170,29 @@ def test_padded_slots_may_hold_anything(tmp_path, events):
     jets = np.where(events.jet_mask[..., None], events.jets, np.nan)
     path = write(tmp_path / "pad.parquet", dataclasses.replace(events, jets=jets), toy_truth(events))
     assert len(read_training_data(DataConfig(files=(path,)))) == 100
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_no_dataset_drowns_another(tmp_path, events, normalise):
+    """Generators differ in their unit of weight; within a dataset ratios and signs stay."""
+    weight = np.where(np.arange(100) % 4 == 0, -1.0, 2.0)
+    files = []
+    for name, unit in (("a", 1.0), ("b", 5000.0)):
+        own = dataclasses.replace(
+            events, weight=unit * weight, dataset=np.full(100, dataset_id(name), np.uint64)
+        )
+        files.append(write(tmp_path / f"{name}.parquet", own, toy_truth(events)))
+    data = read_training_data(DataConfig(files=tuple(files), normalise_weights=normalise))
+    units = (1 / 1.75, 1 / 1.75) if normalise else (1.0, 5000.0)
+    for part, unit in zip(data.weight.split(100), units, strict=True):
+        np.testing.assert_allclose(part, unit * weight, rtol=1e-6)
+    assert data.summary["dataset_ids"] == [str(i) for i in sorted(dataset_id(n) for n in "ab")]
+
+
+def test_weights_of_zero_stay_zero(tmp_path, events):
+    empty = dataclasses.replace(events, weight=np.zeros(100))
+    path = write(tmp_path / "zero.parquet", empty, toy_truth(events))
+    assert (read_training_data(DataConfig(files=(path,))).weight == 0).all()
 
 
 def test_augmentation_by_hand(events):

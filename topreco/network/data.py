@@ -42,7 +42,8 @@ class TrainingData:
         c_hel of the true tops and leptons, those of τ decays included, NaN where a lepton is unknown,
         shape (n,). Rotation and reflection leave it as it is.
     weight
-        Signed event weights, shape (n,).
+        Signed event weights, those of each dataset with a mean of 1 in absolute value if so configured,
+        shape (n,).
     split
         `TRAIN`, `VALIDATION` or `TEST`, shape (n,).
     fold
@@ -117,7 +118,7 @@ def read_training_data(config: DataConfig) -> TrainingData:
     objects: list[Objects] = []
     columns: list[tuple[Tensor, ...]] = []
     files: list[dict[str, Any]] = []
-    datasets: set[int] = set()
+    identities: list[Tensor] = []
     budget = config.max_events if config.max_events is not None else sum(map(len, skims))
     for skim in skims:
         read = used = 0
@@ -144,7 +145,7 @@ def read_training_data(config: DataConfig) -> TrainingData:
                     torch.from_numpy(fold_of(events, config.folds)),
                 )
             )
-            datasets.update(np.unique(events.dataset).tolist())
+            identities.append(torch.from_numpy(events.dataset.view(np.int64)))
             if objects[-1].jets.shape[1:] != objects[0].jets.shape[1:]:
                 raise TrainingError(
                     f"{skim.path}: {objects[-1].jets.shape[1]} padded jets per event, "
@@ -158,8 +159,12 @@ def read_training_data(config: DataConfig) -> TrainingData:
     if len(weight) == 0:
         wanted = "two true tops, both decayed to leptons" if config.require_dileptonic else "two true tops"
         raise TrainingError(f"data.files: no event of {_names(skims)} has {wanted}")
+    datasets, member = torch.cat(identities).unique(return_inverse=True)
+    if config.normalise_weights:
+        weight = weight / _mean_weights(weight, member, len(datasets))[member]
     # JSON readers lose the digits of 64-bit integers.
-    summary = {"files": files, "dataset_ids": [str(identity) for identity in sorted(datasets)]}
+    unsigned = sorted(datasets.numpy().view(np.uint64).tolist())
+    summary = {"files": files, "dataset_ids": [str(identity) for identity in unsigned]}
     data = TrainingData(joined, tops, spin, weight, split, fold, config.folds, summary)
     networks = [
         {
@@ -169,6 +174,13 @@ def read_training_data(config: DataConfig) -> TrainingData:
         for number in range(config.folds)
     ]
     return replace(data, summary=summary | {"events": len(data), "networks": networks})
+
+
+def _mean_weights(weight: Tensor, member: Tensor, n: int) -> Tensor:
+    """Mean of |weight| in each of n datasets, 1 where all weights are zero, shape (n,)."""
+    size = torch.bincount(member, minlength=n)
+    mean = torch.bincount(member, weights=weight.abs().double(), minlength=n) / size
+    return torch.where(mean > 0, mean, 1.0).to(weight.dtype)
 
 
 def augment(

@@ -15,6 +15,7 @@ import math
 import os
 import pickle
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,7 +111,10 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
     fabric.barrier()
 
     writes = fabric.is_global_zero
-    with _progress_bar(console) as bar, _tracking(tracker if writes else None, config, state) as log:
+    tracking = _tracking(tracker if writes else None, config, state)
+    with _progress_bar(console) as bar, tracking as log, warnings.catch_warnings():
+        # Of lgatr's cached constants, which do not change.
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
         for fold in range(len(state["finished"]), config.data.folds):
             train_index, validation_index, _ = data.indices(fold)
             weights = loss_weights(data.weight, config.loss.negative_weights)
