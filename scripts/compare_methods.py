@@ -12,7 +12,8 @@ files are streamed into histograms, so memory does not grow with them.
 The JSON holds, besides ``metadata``, the sample sets ``all`` (selected events; each method has its own
 efficiency) and ``common`` (events that every method solves, as a fraction of all selected ones), then method,
 observable, and there each metric of `METRICS` and its statistical error as ``<metric>_error``, and the same
-in bins of the true m_tt as a list ``bins`` with ``low`` and ``high``. Numbers that are undefined, and the
+in bins of the true m_tt as a list ``bins`` with ``low`` and ``high``. Observables whose residual is a
+difference, such as c_hel, also have ``mean_true`` and ``mean_reco`` of the solved events. Numbers that are undefined, and the
 open ends of the outermost bins, are null.
 
 With ``--spin-correlation`` events are weighted such that the tt̄ spin correlation of LO QCD is added
@@ -43,7 +44,7 @@ from topreco.evaluation.histograms import book
 from topreco.evaluation.metrics import Metrics
 from topreco.evaluation.plotting import save_all
 from topreco.evaluation.report import print_report, write_report
-from topreco.evaluation.summary import ALL_CHANNELS, Summary, summarise
+from topreco.evaluation.summary import ALL_CHANNELS, Result, Summary, summarise
 from topreco.events import BoolArray, DileptonEvents, FloatArray, Truth
 from topreco.files import complete_file, writable_folder
 from topreco.input.nano import inspect_file, is_remote, iterate_events
@@ -297,6 +298,7 @@ def to_plain(summary: Summary, dataset: str) -> dict[str, Any]:
             method: {
                 name: {
                     **_numbers(result.metrics),
+                    **_means(result),
                     "n_selected": result.n_selected,
                     "n_solved": result.n_solved,
                     "bins": [
@@ -317,6 +319,16 @@ def _numbers(metrics: Metrics) -> dict[str, float | int | None]:
     # A number of events is a Poisson count.
     found["n_error"] = math.sqrt(metrics.n)
     return {key: _finite(found[key]) for name in METRICS for key in (name, f"{name}_error")}
+
+
+def _means(result: Result) -> dict[str, float | None]:
+    """Mean of truth and of reconstruction, for observables whose residual is a difference."""
+    means = {"mean_true": result.mean_truth, "mean_reco": result.mean_pred}
+    return {
+        f"{name}{suffix}": _finite(value)
+        for name, estimate in means.items()
+        for suffix, value in zip(("", "_error"), estimate, strict=True)
+    }
 
 
 def _finite(value: float) -> float | None:

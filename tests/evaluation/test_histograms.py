@@ -288,3 +288,32 @@ def test_histograms_of_a_processor_output():
     assert histograms_of(histograms | {"metadata": {}}).keys() == histograms.keys()
     with pytest.raises(ValueError, match=r"no topreco histograms.*'cutflow'"):
         histograms_of({"cutflow": 1})
+
+
+# ---- means -----------------------------------------------------------------------------------------------
+
+
+def test_means_of_truth_and_prediction(toy):
+    """Of the solved events, weighted, with the error of a weighted mean; D = −3⟨c_hel⟩ follows from them."""
+    events, pair, truth = toy(20_000, signed=True)
+    found = summarise(
+        filled(
+            ("tt", "a", (events, pair, truth)), config=HistogramConfig(observables=("c_hel", "y_tt", "m_tt"))
+        )
+    )
+    found = found["all"]["tt"]["a"]["all"]
+    weight = events.weight[pair.valid]
+    for name in ("c_hel", "y_tt"):
+        compute = OBSERVABLES[name].compute
+        values = {
+            "mean_pred": compute(pair.p4, pair.system, leptons(events))[pair.valid],
+            "mean_truth": compute(truth.tops, truth.tops.sum(axis=1), truth.lepton)[pair.valid],
+        }
+        for field, value in values.items():
+            mean, error = getattr(found[name], field)
+            expected = np.average(value, weights=weight)
+            assert mean == pytest.approx(expected, abs=1e-9)
+            spread = np.sqrt((weight**2 * (value - expected) ** 2).sum()) / weight.sum()
+            assert error == pytest.approx(spread, rel=1e-6)
+    assert np.isnan(found["m_tt"].mean_pred).all()
+    assert np.isnan(found["m_tt"].mean_truth).all()

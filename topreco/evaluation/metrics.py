@@ -21,7 +21,7 @@ References
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -258,6 +258,21 @@ def _response(moments: Mapping[str, Array]) -> _Response:
         _central(moments["wvv"] / w, v * v),
         ww,
     )
+
+
+def mean(moments: Mapping[str, Array], of: Literal["truth", "pred"]) -> Estimate:
+    """Mean of the truth or of the prediction in the response coordinate, ψ = (x − x̄)/Σw.
+
+    Parameters
+    ----------
+    moments
+        Sums by name, of any one shape.
+    of
+        Which of the two.
+    """
+    x = _response(moments)
+    name, power = ("wu", (1, 0)) if of == "truth" else ("wv", (0, 1))
+    return _estimate(moments, moments[name] / x.norm, _not_negative(x.variance({power: 1})))
 
 
 def correlation(moments: Mapping[str, Array]) -> Estimate:

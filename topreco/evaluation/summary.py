@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import hist
 import numpy as np
@@ -65,6 +65,9 @@ class Result(NamedTuple):
     metrics
         Of all events with truth; its efficiency is of all selected events. `width68_linearised` exists here
         only.
+    mean_truth, mean_pred
+        Mean of truth and prediction of those events, each with its error; NaN for observables whose residual
+        is relative.
     bins
         In truth bins of the observable.
     bins_m_tt
@@ -78,6 +81,8 @@ class Result(NamedTuple):
     n_selected: int
     n_solved: int
     metrics: Metrics
+    mean_truth: tuple[float, float]
+    mean_pred: tuple[float, float]
     bins: tuple[Bin, ...]
     bins_m_tt: tuple[Bin, ...]
     migration: Migration
@@ -202,11 +207,23 @@ def _result(contents: _Contents, grid: list[int]) -> Result:
         int(events["selected"]["n"]),
         int(events["solved"]["n"]),
         overall[0],
+        _mean(contents, total, "truth"),
+        _mean(contents, total, "pred"),
         _bins(contents, "") if moments["n_selected"].any() else (),
         _bins(contents, "_m_tt") if moments["n_selected"].any() else (),
         _migration(migration, fine, coarse, overall[0].n_eff),
         _migration(migration, fine, grid, overall[0].n_eff),
     )
+
+
+def _mean(
+    contents: _Contents, total: Mapping[str, Array], of: Literal["truth", "pred"]
+) -> tuple[float, float]:
+    """Mean and its error; a mean of logarithms would not be what its name says."""
+    if OBSERVABLES[contents.name].relative:
+        return math.nan, math.nan
+    found = metrics.mean(total, of)
+    return float(found.value[0]) + reference(contents.axis("moments", "truth").edges), float(found.error[0])
 
 
 def _about_line(
