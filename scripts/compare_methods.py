@@ -13,8 +13,8 @@ The JSON holds, besides ``metadata``, the sample sets ``all`` (selected events; 
 efficiency) and ``common`` (events that every method solves, as a fraction of all selected ones), then method,
 observable, and there each metric of `METRICS` and its statistical error as ``<metric>_error``, and the same
 in bins of the true m_tt as a list ``bins`` with ``low`` and ``high``. Observables whose residual is a
-difference, such as c_hel, also have ``mean_true`` and ``mean_reco`` of the solved events. Numbers that are undefined, and the
-open ends of the outermost bins, are null.
+difference, such as c_hel, also have ``mean_true`` and ``mean_reco`` of the solved events. Numbers that are
+undefined, and the open ends of the outermost bins, are null.
 
 With ``--spin-correlation`` events are weighted such that the tt̄ spin correlation of LO QCD is added
 to a sample without it, such as Pythia's own, or removed from one that has it: what a method makes of c_hel,

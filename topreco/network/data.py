@@ -14,7 +14,7 @@ from torch import Tensor
 
 from topreco.config import DataConfig
 from topreco.errors import TopRecoError
-from topreco.events import DileptonEvents, Truth
+from topreco.events import DileptonEvents, IntArray, Truth
 from topreco.network.splits import TEST, TRAIN, VALIDATION, fold_of, split_of
 from topreco.network.tokens import Objects
 from topreco.observables import c_hel
@@ -118,7 +118,7 @@ def read_training_data(config: DataConfig) -> TrainingData:
     objects: list[Objects] = []
     columns: list[tuple[Tensor, ...]] = []
     files: list[dict[str, Any]] = []
-    identities: list[Tensor] = []
+    identities: list[IntArray] = []
     budget = config.max_events if config.max_events is not None else sum(map(len, skims))
     for skim in skims:
         read = used = 0
@@ -145,7 +145,7 @@ def read_training_data(config: DataConfig) -> TrainingData:
                     torch.from_numpy(fold_of(events, config.folds)),
                 )
             )
-            identities.append(torch.from_numpy(events.dataset.view(np.int64)))
+            identities.append(events.dataset)
             if objects[-1].jets.shape[1:] != objects[0].jets.shape[1:]:
                 raise TrainingError(
                     f"{skim.path}: {objects[-1].jets.shape[1]} padded jets per event, "
@@ -159,12 +159,11 @@ def read_training_data(config: DataConfig) -> TrainingData:
     if len(weight) == 0:
         wanted = "two true tops, both decayed to leptons" if config.require_dileptonic else "two true tops"
         raise TrainingError(f"data.files: no event of {_names(skims)} has {wanted}")
-    datasets, member = torch.cat(identities).unique(return_inverse=True)
+    datasets, member = np.unique(np.concatenate(identities), return_inverse=True)
     if config.normalise_weights:
-        weight = weight / _mean_weights(weight, member, len(datasets))[member]
+        weight = _normalised(weight, torch.from_numpy(member))
     # JSON readers lose the digits of 64-bit integers.
-    unsigned = sorted(datasets.numpy().view(np.uint64).tolist())
-    summary = {"files": files, "dataset_ids": [str(identity) for identity in unsigned]}
+    summary = {"files": files, "dataset_ids": [str(identity) for identity in datasets]}
     data = TrainingData(joined, tops, spin, weight, split, fold, config.folds, summary)
     networks = [
         {
@@ -176,11 +175,10 @@ def read_training_data(config: DataConfig) -> TrainingData:
     return replace(data, summary=summary | {"events": len(data), "networks": networks})
 
 
-def _mean_weights(weight: Tensor, member: Tensor, n: int) -> Tensor:
-    """Mean of |weight| in each of n datasets, 1 where all weights are zero, shape (n,)."""
-    size = torch.bincount(member, minlength=n)
-    mean = torch.bincount(member, weights=weight.abs().double(), minlength=n) / size
-    return torch.where(mean > 0, mean, 1.0).to(weight.dtype)
+def _normalised(weight: Tensor, dataset: Tensor) -> Tensor:
+    """Weights whose mean of |weight| is 1 in each dataset, all zeros excepted, shape (n,)."""
+    mean = torch.bincount(dataset, weights=weight.abs().double()) / torch.bincount(dataset)
+    return weight / torch.where(mean > 0, mean, 1.0).to(weight.dtype)[dataset]
 
 
 def augment(
