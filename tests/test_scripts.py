@@ -1,0 +1,178 @@
+"""The small scripts beside the package: perfect inputs, tables, and the shell recipes."""
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from topreco import fourvector
+from topreco.events import Truth, toy_events
+from topreco.skim import Skim, SkimWriter
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- perfect inputs --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sample():
+    """Events whose b quark of t is the third jet and that of t̄ the first, both badly measured."""
+    events = toy_events(20, seed=2)
+    events = dataclasses.replace(events, jet_mask=np.arange(12) < np.full((20, 1), 4))
+    b = 1.3 * events.jets[:, [2, 0]]
+    lepton = 1.1 * np.stack([events.lepton_plus, events.lepton_minus], 1)
+    neutrino = fourvector.from_three_momentum(np.random.default_rng(0).normal(0, 60, (20, 2, 3)), 0.0)
+    w = lepton + neutrino
+    via_tau = np.zeros((20, 2), bool)
+    via_tau[3, 1] = True
+    flags = np.ones(20, bool)
+    return events, Truth(w + b, w, b, lepton, neutrino, via_tau, flags, np.zeros(20, np.int8))
+
+
+def far_apart(events):
+    """Whether the first four jets leave no doubt about which is nearest."""
+    jets = events.jets[:, :4]
+    distance = fourvector.delta_r(jets[:, :, None], jets[:, None]) + 10 * np.eye(4)
+    return distance.min(axis=(1, 2)) > 0.4
+
+
+def test_each_part_is_replaced_and_nothing_else(sample):
+    perfected = load("perfect_inputs").perfected
+    events, truth = sample
+    assert perfected(events, truth, ["none"]) is events
+    clear = far_apart(events)
+    assert clear.sum() > 5
+    paired = perfected(events, truth, ["pairing"])
+    np.testing.assert_array_equal(paired.b_candidates[clear], [[2, 0]] * clear.sum())
+    assert paired.jets is events.jets
+
+    met = perfected(events, truth, ["met"])
+    np.testing.assert_allclose(met.met, truth.neutrino.sum(1)[:, 1:3])
+    assert met.lepton_plus is events.lepton_plus
+
+    everything = perfected(events, truth, ["jets", "leptons", "met"])
+    np.testing.assert_allclose(everything.lepton_minus, truth.lepton[:, 1])
+    assert (everything.n_jets == 2).all()
+    np.testing.assert_allclose(everything.b_candidate_p4, truth.b)
+    assert (np.diff(fourvector.pt(everything.jets[:, :2]), axis=1) <= 0).all()
+
+
+def test_quarks_without_jets_have_no_candidates(sample):
+    events, truth = sample
+    away = dataclasses.replace(truth, b=truth.b[:, [0, 0]])  # both at the same jet
+    assert (load("perfect_inputs").perfected(events, away, ["pairing"]).b_candidates == -1).all()
+    away = dataclasses.replace(truth, b=truth.b * np.array([1.0, -1.0, -1.0, -1.0]))
+    found = load("perfect_inputs").perfected(events, away, ["pairing"]).b_candidates
+    assert (found[far_apart(events)] == -1).any()
+
+
+def test_perfect_skim(sample, tmp_path):
+    events, truth = sample
+    with SkimWriter(tmp_path / "in.parquet") as writer:
+        writer.metadata["selection"] = {"met_min": 40}
+        writer.write(events, truth)
+    out = tmp_path / "out.parquet"
+    command = [sys.executable, SCRIPTS / "perfect_inputs.py", writer.path, "--replace", "met", "-o", out]
+    subprocess.run(command, check=True, capture_output=True)
+    skim = Skim(out)
+    # The event with a τ is gone.
+    assert len(skim) == 19
+    assert skim.metadata["perfect"] == ["met"]
+    assert skim.metadata["selection"] == {"met_min": 40}
+    np.testing.assert_allclose(skim.read()[0].met[4], truth.neutrino.sum(1)[5, 1:3], rtol=1e-6)
+
+    command[4] = "everything"
+    failed = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert failed.returncode != 0
+    assert "'everything'; allowed are none, pairing" in failed.stderr
+    command[2:5] = [tmp_path / "gone.parquet", "--replace", "met"]
+    failed = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: ")
+    assert failed.stderr.count("\n") == 1
+
+
+# ---- tables ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def comparison(tmp_path):
+    def numbers(scale, *, mean=None):
+        names = ("efficiency", "rb", "median", "slope", "correlation")
+        widths = ("res", "width68", "rms_linearised", "width68_linearised")
+        content = {"n": 50, **dict.fromkeys(names, 0.5), **dict.fromkeys(widths, 0.2 * scale)}
+        content |= {f"{name}_error": 0.01 for name in (*names, *widths)}
+        content |= {"mean_true": mean, "mean_true_error": 0.01, "mean_reco": mean, "mean_reco_error": 0.01}
+        bins = [(None, 300), (300, 400), (400, None)]
+        content["bins"] = [{"low": a, "high": b, **content} for a, b in bins]
+        return content
+
+    def method(scale):
+        return {"m_tt": numbers(scale), "c_hel": numbers(scale, mean=0.12)}
+
+    methods = {"dilepton": method(0.7), "sonnenschein": method(1.0)}
+    path = tmp_path / "comparison.json"
+    path.write_text(json.dumps({"metadata": {"dataset": "tt"}, "all": methods, "common": methods}))
+    return path
+
+
+def test_tables(comparison, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["results_tables.py", str(comparison), "--observables", "m_tt", "c_hel"])
+    load("results_tables").main()
+    printed = capsys.readouterr().out
+    assert "m_tt, tt, events that all methods solve:" in printed
+    # Thirty percent less than the reference, which is compared with nothing.
+    assert "| dilepton | 50 | 0.500(10) | 0.500(10) | 0.140(10) (−30.0 %) |" in printed
+    assert "| sonnenschein | 50 | 0.500(10) | 0.500(10) | 0.200(10) |" in printed
+    assert "| Res in true m(tt̄) [GeV] | 300–400 |" in printed
+    assert "| dilepton | 0.120(10) | 0.120(10) | 0.500(10) |" in printed
+
+
+def test_tables_of_an_unknown_observable(comparison, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["results_tables.py", str(comparison), "--observables", "m_t"])
+    with pytest.raises(SystemExit):
+        load("results_tables").main()
+    assert "no observable 'm_t'" in capsys.readouterr().err
+
+
+# ---- shell -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the recipes are bash scripts")
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.sh")), ids=lambda path: path.name)
+def test_shell_scripts_parse(script):
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_make_samples_goes_on_where_it_stopped(tmp_path):
+    """With files that exist already, only the skims are made, each with a dataset of its own."""
+    from topreco.config import SimulationConfig
+    from topreco.simulation import simulate
+
+    for seed in (101, 201):
+        config = SimulationConfig(n_events=300, mpi=False, seed=seed)
+        simulate(config, tmp_path / f"tt_{seed}.root", workers=1, progress=False)
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    command = ["bash", SCRIPTS / "make_samples.sh", tmp_path, "1", "1"]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    skims = [Skim(tmp_path / name) for name in ("tt_101_loose.parquet", "tt_201_tight.parquet")]
+    assert [list(skim.metadata["datasets"]) for skim in skims] == [["tt_101"], ["tt_201"]]
+    before = [skim.path.stat().st_mtime_ns for skim in skims]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    assert [skim.path.stat().st_mtime_ns for skim in skims] == before
