@@ -2,7 +2,7 @@
 
 Run it as a script on NanoAOD files,
 
-    python ttbar_dilepton.py model.safetensors nano_1.root nano_2.root
+    python ttbar_dilepton.py dilepton nano_1.root nano_2.root
 
 or import `TTbarDilepton` and give it to a coffea Runner of your own.
 """
@@ -38,7 +38,7 @@ class TTbarDilepton(DileptonProcessor):
 
 
 if __name__ == "__main__":
-    model, *files = sys.argv[1:]
+    method, *files = sys.argv[1:]
     run = processor.Runner(processor.FuturesExecutor(workers=2), schema=NanoAODSchema)
-    output = run({"ttbar": {"treename": "Events", "files": files}}, processor_instance=TTbarDilepton(model))
+    output = run({"ttbar": {"treename": "Events", "files": files}}, processor_instance=TTbarDilepton(method))
     print_report(summarise(output["histograms"]))

@@ -68,7 +68,7 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
     if not config.fileset:
         raise TopRecoError("fileset: no input files; give them as arguments or in the configuration")
     if not config.methods:
-        raise TopRecoError("methods: none given; name a model file (--method model.safetensors)")
+        raise TopRecoError("methods: none given; name a model or a model file (--method dilepton)")
     # Everything that can be wrong with the input is found before the first worker starts.
     branches = needed_branches(config.selection)
     entries = [check_file(file, config.tree, branches) for files in config.fileset.values() for file in files]
