@@ -2,7 +2,7 @@
 # Output heads and auxiliary losses on one budget: the same events, steps and seed for each, then all of them
 # on the same other events. What it found is in docs/RESULTS.md.
 # Usage: scripts/compare_heads.sh FOLDER TEST_SKIM TRAINING_SKIM...
-#        (14 trainings of 5 epochs on 30 000 events, 40 minutes on one core; continues where it stopped)
+#        (14 trainings of 4 epochs on 30 000 events, 20 minutes on one core; continues where it stopped)
 set -euo pipefail
 if [ $# -lt 3 ]; then
   sed -n '2,5s/^# //p' "$0" >&2
@@ -14,7 +14,7 @@ shift 2
 here=$(dirname "${BASH_SOURCE[0]}")
 
 # A smaller network than the shipped one, but otherwise its recipe.
-budget=(data.test_fraction=0.0 data.max_events=30000 epochs=5
+budget=(data.test_fraction=0.0 data.max_events=30000 epochs=4
   model.backbone.blocks=4 model.backbone.vector_channels=16 model.backbone.scalar_channels=48)
 files=$(IFS=,; echo "$*")
 models=()
