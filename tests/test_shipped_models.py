@@ -18,9 +18,10 @@ import pytest
 
 import topreco
 from topreco import fourvector
+from topreco.config import SelectionConfig
 from topreco.constants import M_TOP
 from topreco.errors import TopRecoError
-from topreco.events import toy_events
+from topreco.events import DileptonEvents, Truth, toy_events
 from topreco.input.nano import iterate_events
 from topreco.input.selection import OPTIONAL_BRANCHES, needed_branches, select
 from topreco.input.truth import TRUTH_BRANCHES, read_truth
@@ -116,11 +117,14 @@ def test_an_unknown_name_lists_those_there_are():
 
 
 def selected_with_truth(file):
-    selection = topreco.config.SelectionConfig()
+    selection = SelectionConfig()
     branches = (*needed_branches(selection), *OPTIONAL_BRANCHES, *TRUTH_BRANCHES)
-    (events,) = iterate_events(file, "Events", step_size=10_000, branches=branches)
-    selected = select(events, selection, dataset="tt")
-    return selected.events, read_truth(events[selected.index])
+    events, truth = [], []
+    for chunk in iterate_events(file, "Events", step_size=10_000, branches=branches):
+        selected = select(chunk, selection, dataset="tt")
+        events.append(selected.events)
+        truth.append(read_truth(chunk[selected.index]))
+    return DileptonEvents.concatenate(events), Truth.concatenate(truth)
 
 
 @pytest.mark.sim

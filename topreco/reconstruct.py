@@ -115,7 +115,7 @@ class NetworkReconstructor:
 def shipped_models() -> dict[str, Path]:
     """Trained models that come with the package, by name; `docs/models` describes each."""
     folder = Path(str(resources.files("topreco"))) / "models"
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"), key=lambda path: path.stem)}
 
 
 @lru_cache(maxsize=8)
