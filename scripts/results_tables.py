@@ -4,8 +4,8 @@
         [--reference sonnenschein]
 
 For each observable a row per method, with the number of events, every metric and its error, and behind
-RMS lin. and width68 lin. by how much they are smaller than those of the reference; then RB and Res in bins of
-the true m_tt. For c_hel, whose mean is what is measured, true and reconstructed mean.
+Res, RMS lin. and width68 lin. by how much they are smaller than those of the reference; then RB and
+Res in bins of the true m_tt. For c_hel, whose mean is what is measured, true and reconstructed mean.
 """
 
 import argparse

@@ -317,20 +317,10 @@ def _optimisers(config: OptimiserConfig, network: nn.Module, total_steps: int) -
     vectors = [p for p in named.values() if p.ndim < 2]
     # Muon is for matrices between hidden layers; what leads in and out of the network is AdamW's.
     hidden = {
-        name: p for name, p in matrices.items() if ".blocks." in name and ".norm" not in name and p.ndim == 2
+        name: p
+        for name, p in matrices.items()
+        if config.kind == "muon" and ".blocks." in name and ".norm" not in name and p.ndim == 2
     }
-    muon: list[torch.optim.Optimizer] = []
-    if config.kind == "muon":
-        muon.append(
-            torch.optim.Muon(
-                hidden.values(),
-                lr=config.learning_rate,
-                weight_decay=config.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
-    else:
-        hidden = {}
     groups = [
         {
             "params": [p for name, p in matrices.items() if name not in hidden],
@@ -341,7 +331,16 @@ def _optimisers(config: OptimiserConfig, network: nn.Module, total_steps: int) -
     if config.kind == "schedulefree":
         warmup = round(config.warmup * total_steps)
         return [AdamWScheduleFree(groups, lr=config.learning_rate, warmup_steps=warmup)]
-    return [*muon, torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)]
+    adamw = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    if config.kind == "adamw":
+        return [adamw]
+    muon = torch.optim.Muon(
+        hidden.values(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [muon, adamw]
 
 
 def _schedulefree_mode(optimisers: Sequence[torch.optim.Optimizer], *, training: bool) -> None:
