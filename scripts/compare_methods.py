@@ -48,7 +48,8 @@ from topreco.evaluation.summary import ALL_CHANNELS, Result, Summary, summarise
 from topreco.events import BoolArray, DileptonEvents, FloatArray, Truth
 from topreco.files import complete_file, writable_folder
 from topreco.input.nano import inspect_file, is_remote, iterate_events
-from topreco.input.selection import OPTIONAL_BRANCHES, needed_branches, select
+from topreco.input.objects import OPTIONAL_BRANCHES, needed_branches
+from topreco.input.selection import select
 from topreco.input.truth import NEEDED_BRANCHES, TRUTH_BRANCHES, read_truth
 from topreco.network.splits import TEST, split_of
 from topreco.reconstruct import NetworkReconstructor, Reconstructor

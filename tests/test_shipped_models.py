@@ -23,7 +23,8 @@ from topreco.constants import M_TOP
 from topreco.errors import TopRecoError
 from topreco.events import DileptonEvents, Truth, toy_events
 from topreco.input.nano import iterate_events
-from topreco.input.selection import OPTIONAL_BRANCHES, needed_branches, select
+from topreco.input.objects import OPTIONAL_BRANCHES, needed_branches
+from topreco.input.selection import select
 from topreco.input.truth import TRUTH_BRANCHES, read_truth
 from topreco.network.training import pair_metrics
 from topreco.reconstruct import shipped_models

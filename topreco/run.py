@@ -18,7 +18,7 @@ from topreco.evaluation.report import write_report
 from topreco.evaluation.summary import Summary, summarise
 from topreco.files import complete_file, writable_folder, write_text
 from topreco.input.nano import QuietNanoAODSchema, check_file
-from topreco.input.selection import needed_branches
+from topreco.input.objects import needed_branches
 from topreco.processor import DileptonProcessor
 from topreco.versions import versions
 

@@ -25,7 +25,8 @@ from topreco.evaluation.histograms import book, fill
 from topreco.events import DileptonEvents, Truth
 from topreco.files import write_text
 from topreco.input.nano import open_events
-from topreco.input.selection import needed_branches, select
+from topreco.input.objects import needed_branches
+from topreco.input.selection import select
 from topreco.input.truth import read_truth
 from topreco.network.build import build_network
 from topreco.network.inference import predict

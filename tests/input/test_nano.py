@@ -12,7 +12,8 @@ from topreco.input.nano import (
     open_events,
     read_branch,
 )
-from topreco.input.selection import needed_branches, select
+from topreco.input.objects import needed_branches
+from topreco.input.selection import select
 
 
 def test_good_file(nano_file, emu):

@@ -7,7 +7,8 @@ from topreco.config import ElectronSelection, JetSelection, MuonSelection, Selec
 from topreco.events import CHANNELS, DileptonEvents, dataset_id
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import InputError, QuietNanoAODSchema, iterate_events, open_events
-from topreco.input.selection import OPTIONAL_BRANCHES, needed_branches, select
+from topreco.input.objects import OPTIONAL_BRANCHES, needed_branches
+from topreco.input.selection import select
 
 GENERATOR = (
     "GenPart",

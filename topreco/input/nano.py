@@ -242,16 +242,16 @@ def read_finite(events: Any, name: str, *, key: str | None = None) -> FloatArray
         If the branch is missing, cannot be read, or holds a NaN or an infinity.
     """
     values = read_branch(events, name, key=key).astype(np.float64)
-    require_finite(events, name, values)
+    require_finite(origin_of(events), name, values)
     return values
 
 
-def require_finite(events: Any, name: str, values: FloatArray) -> None:
-    """Raise `InputError` if values that came from a branch are NaN or infinite."""
+def require_finite(origin: str, name: str, values: FloatArray) -> None:
+    """Raise `InputError` if values that came from a branch of a file are NaN or infinite."""
     n_bad = int(np.count_nonzero(~np.isfinite(values)))
     if n_bad:
         raise InputError(
-            f"{_origin(events)}: branch {name!r} has {n_bad} of {values.size} values NaN or infinite, "
+            f"{origin}: branch {name!r} has {n_bad} of {values.size} values NaN or infinite, "
             "finite ones expected"
         )
 
@@ -265,14 +265,14 @@ def _column(events: Any, name: str, key: str | None) -> Any:
             for collection in layout.fields
             for field in layout[collection].fields or [""]
         ]
-        raise InputError(f"{_origin(events)}: {_missing(name, names, key)}")
+        raise InputError(f"{origin_of(events)}: {_missing(name, names, key)}")
     if name in layout.fields:
         return ak.Array(layout[name])
     collection, _, field = name.partition("_")
     return ak.Array(layout[collection][field])
 
 
-def _origin(events: Any) -> str:
+def origin_of(events: Any) -> str:
     """File of the events where known."""
     metadata = getattr(events, "metadata", None) or {}
     return str(metadata.get("filename", "events"))
@@ -280,7 +280,7 @@ def _origin(events: Any) -> str:
 
 def _unreadable(events: Any, what: str, error: Exception) -> InputError:
     reason = _first_line(error)
-    return InputError(f"{_origin(events)}: {what} cannot be read, the file may be damaged ({reason})")
+    return InputError(f"{origin_of(events)}: {what} cannot be read, the file may be damaged ({reason})")
 
 
 def _missing(name: str, present: Iterable[str], key: str | None = None) -> str:

@@ -13,7 +13,8 @@ from topreco.events import dataset_id
 from topreco.files import write_text
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import FileSummary, InputError, inspect_file, is_remote, iterate_events
-from topreco.input.selection import OPTIONAL_BRANCHES, needed_branches, select
+from topreco.input.objects import OPTIONAL_BRANCHES, needed_branches
+from topreco.input.selection import select
 from topreco.input.truth import NEEDED_BRANCHES, TRUTH_BRANCHES, read_truth
 from topreco.skim import SkimWriter
 from topreco.versions import versions
