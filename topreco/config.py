@@ -240,7 +240,9 @@ class LossConfig(Config):
     """Weights of (E, px, py, pz)."""
     m_tt: NonNegative = 0.0
     """Coefficient of the auxiliary loss on m_tt."""
-    m_tt_kind: Literal["log", "relative"] = "log"
+    m_tt_kind: Literal["log", "relative", "ratio"] = "log"
+    """Smooth-L1 of ln(m/m_true) or of m/m_true − 1, or m/m_true − 1 − ln(m/m_true), whose minimum has no
+    relative bias."""
     top_mass: NonNegative = 0.0
     """Coefficient of the auxiliary loss on the masses of t and t̄, for heads that predict them."""
     pt_top: NonNegative = 0.0
@@ -248,7 +250,7 @@ class LossConfig(Config):
     c_hel: NonNegative = 0.0
     """Coefficient of the auxiliary loss on the cosine between the leptons in their tops' rest frames."""
     m_tt_bias: NonNegative = 0.0
-    """Coefficient of the loss on the mean of ln(m_tt/true) at given true m_tt, which trades resolution for a
+    """Coefficient of the loss on RB of m_tt at given true m_tt, which trades resolution for a
     response without shrinkage. It needs batches of some hundred events."""
     negative_weights: Literal["absolute", "clip"] = "absolute"
     """What a negative event weight counts in the loss: |w|, or 0. Metrics use signed weights."""

@@ -79,7 +79,26 @@ def test_m_tt_loss_by_hand(factor, kind, error):
     assert m_tt_loss(pred, TRUTH, kind=kind).item() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["log", "relative"])
+def test_ratio_loss_by_hand():
+    pred = TRUTH * torch.tensor([1.5, 1.0, 1.0, 1.0])
+    assert m_tt_loss(TRUTH, TRUTH, kind="ratio").item() == pytest.approx(0, abs=1e-6)
+    assert m_tt_loss(pred, TRUTH, kind="ratio").item() == pytest.approx(0.5 - math.log(1.5))
+
+
+def test_minimum_of_the_ratio_loss_has_no_relative_bias():
+    """One prediction for several true masses: the best has a mean ratio of 1, that of the logarithm does not."""
+    truth = pairs_of_mass(torch.tensor([350.0, 400.0, 450.0, 600.0, 900.0]))
+    masses = torch.arange(350.0, 800.0, 0.5)
+    best = {}
+    for kind in ("ratio", "log"):
+        losses = torch.stack([m_tt_loss(pairs_of_mass(m.repeat(5)), truth, kind=kind).mean() for m in masses])
+        mass = masses[losses.argmin()]
+        best[kind] = (mass / truth.sum(1)[:, 0] - 1).mean().item()
+    assert best["ratio"] == pytest.approx(0, abs=1e-3)
+    assert best["log"] > 0.04
+
+
+@pytest.mark.parametrize("kind", ["log", "relative", "ratio"])
 def test_m_tt_loss_is_safe_for_spacelike_and_null_predictions(kind):
     # Momentum of the pair along x: far spacelike, lightlike, zero, just above and below the threshold.
     system = [(10.0, 5000.0), (900.0, 900.0), (0.0, 0.0), (90.1, 0.0), (89.9, 0.0)]
@@ -226,7 +245,7 @@ def test_bias_loss_by_hand():
     """Two groups of similar truth, all wrong by the same factor within each: the mean of the two squares."""
     truth = torch.cat([torch.full((NEIGHBOURS,), 400.0), torch.full((NEIGHBOURS,), 800.0)])
     factor = torch.cat([torch.full((NEIGHBOURS,), 1.1), torch.full((NEIGHBOURS,), 0.8)])
-    expected = (math.log(1.1) ** 2 + math.log(0.8) ** 2) / 2
+    expected = (0.1**2 + 0.2**2) / 2
     order = torch.randperm(2 * NEIGHBOURS)
     loss = m_tt_bias_loss(pairs_of_mass(truth * factor)[order], pairs_of_mass(truth)[order])
     assert loss.item() == pytest.approx(expected, rel=1e-4)
@@ -239,10 +258,14 @@ def test_bias_loss_sees_shrinkage_and_not_the_resolution():
     generator = torch.Generator().manual_seed(0)
     x = 0.3 * torch.randn(100_000, generator=generator, dtype=torch.float64)
     noise = 0.2 * torch.randn(100_000, generator=generator, dtype=torch.float64)
-    truth, smeared = pairs_of_mass(500 * x.exp()), pairs_of_mass(500 * (x + noise).exp())
+    truth = pairs_of_mass(500 * x.exp())
+    smeared = pairs_of_mass(500 * (x.exp() * (1 + noise)).clamp(min=0.01))
     assert m_tt_bias_loss(smeared, truth).item() == pytest.approx(0, abs=2e-4)
     shrunk = m_tt_bias_loss(pairs_of_mass(500 * (0.7 * (x + noise)).exp()), truth)
-    assert shrunk.item() == pytest.approx(0.3**2 * 0.3**2, rel=0.03)
+    # RB of exp(−0.3 x + 0.7 noise), squared and averaged over x.
+    mean = math.exp((0.7 * 0.2) ** 2 / 2)
+    expected = mean**2 * math.exp(2 * 0.09**2) - 2 * mean * math.exp(0.09**2 / 2) + 1
+    assert shrunk.item() == pytest.approx(expected, rel=0.03)
 
 
 def test_bias_loss_has_a_finite_gradient_for_spacelike_pairs():

@@ -79,25 +79,29 @@ def four_momentum_loss(
 
 
 def m_tt_loss(
-    pred: Float[Tensor, "n 2 4"], truth: Float[Tensor, "n 2 4"], *, kind: Literal["log", "relative"]
+    pred: Float[Tensor, "n 2 4"], truth: Float[Tensor, "n 2 4"], *, kind: Literal["log", "relative", "ratio"]
 ) -> Float[Tensor, " n"]:
-    """Smooth-L1 loss of the mass of the tt̄ system.
+    """Loss of the mass of the tt̄ system, about half the squared relative error near the truth.
 
-    The error is ln(m/m_true) or m/m_true − 1. As a function of m²/m_true² it goes on as its tangent below
-    0.01, so that it and its gradient are finite for spacelike predictions too and point back.
+    With r = m/m_true: smooth-L1 of ln r or of r − 1, or r − 1 − ln r (the Itakura–Saito distance), whose
+    minimum has ⟨r⟩ = 1, that is RB = 0. As functions of r² the two errors go on as their tangents below 0.01,
+    so that the loss and its gradient are finite for spacelike predictions too and point back.
 
     Parameters
     ----------
     pred, truth
         Four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4).
     kind
-        Logarithmic or relative error.
+        Which of the three.
 
     Returns
     -------
     loss
         Shape (n,).
     """
+    if kind == "ratio":
+        pair, true_pair = pred.sum(1), truth.sum(1)
+        return _mass_error(pair, true_pair, "relative") - _mass_error(pair, true_pair, "log")
     return _smooth_l1(_mass_error(pred.sum(1), truth.sum(1), kind))
 
 
@@ -167,7 +171,7 @@ def c_hel_loss(
 
 
 def m_tt_bias_loss(pred: Float[Tensor, "n 2 4"], truth: Float[Tensor, "n 2 4"]) -> Float[Tensor, ""]:
-    """Squared mean of ln(m/m_true) of m_tt among events of similar true m_tt: what a regression shrinks.
+    """Squared RB of m_tt among events of similar true m_tt: what a regression shrinks.
 
     Every other loss has its minimum at the mean or median of what the event may have been, which lies toward
     the middle of the training sample. This one has it where the mean at given *truth* is right, as tuned
@@ -187,7 +191,7 @@ def m_tt_bias_loss(pred: Float[Tensor, "n 2 4"], truth: Float[Tensor, "n 2 4"]) 
     loss
         One number for the batch; zero for fewer than `NEIGHBOURS` events.
     """
-    error = _mass_error(pred.sum(1), truth.sum(1), "log")
+    error = _mass_error(pred.sum(1), truth.sum(1), "relative")
     groups = len(error) // NEIGHBOURS
     if groups == 0:
         return 0 * error.sum()
