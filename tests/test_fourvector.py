@@ -1,14 +1,17 @@
 """`topreco.fourvector` against the package `vector`, for numpy and torch."""
 
+import awkward as ak
 import numpy as np
 import pytest
 import torch
 import vector
+from coffea.nanoevents.methods import vector as coffea_vector
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from topreco import fourvector
+from topreco.errors import TopRecoError
 
 momenta = st.floats(-2000, 2000, allow_nan=False)
 three_momenta = arrays(np.float64, (5, 3), elements=momenta)
@@ -80,3 +83,57 @@ def test_delta_phi_wraps():
     b = fourvector.from_pt_eta_phi_mass(*(np.array([x]) for x in (1.0, 0.0, -3.1, 0.0)))
     assert fourvector.delta_phi(a, b)[0] == pytest.approx(6.2 - 2 * np.pi)
     assert fourvector.delta_r(a, b)[0] == pytest.approx(2 * np.pi - 6.2)
+
+
+# ---- awkward arrays --------------------------------------------------------------------------------------
+
+
+def test_awkward_round_trip(p4):
+    records = fourvector.to_awkward(p4)
+    assert isinstance(records, vector.Momentum)
+    np.testing.assert_array_equal(fourvector.from_awkward(records), p4)
+    np.testing.assert_allclose(ak.to_numpy(records.pt), fourvector.pt(p4))
+
+
+def polar(p4):
+    coordinates = {name: getattr(fourvector, name)(p4) for name in ("pt", "eta", "phi", "mass")}
+    return ak.zip({**coordinates, "charge": np.ones(len(p4), int)})
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda p4: ak.zip(dict(zip(("E", "px", "py", "pz"), p4.T, strict=True))),
+        polar,
+        lambda p4: ak.with_name(polar(p4), "PtEtaPhiMLorentzVector"),
+        lambda p4: ak.with_name(polar(p4), "PtEtaPhiMLorentzVector", behavior=coffea_vector.behavior),
+        lambda p4: ak.firsts(ak.singletons(fourvector.to_awkward(p4))),
+    ],
+    ids=["plain", "plain polar", "coffea without behaviour", "coffea", "option"],
+)
+def test_all_kinds_of_records(p4, convert):
+    np.testing.assert_allclose(fourvector.from_awkward(convert(p4)), p4, rtol=1e-9, atol=1e-9)
+
+
+def test_missing_records_are_nan(p4):
+    present = np.arange(len(p4)) % 2 == 0
+    found = fourvector.from_awkward(ak.mask(fourvector.to_awkward(p4), present))
+    np.testing.assert_array_equal(found, np.where(present[:, None], p4, np.nan))
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        (ak.Array([1.0, 2.0]), r"\(pt, eta, phi, mass\) expected, 2 \* float64 found"),
+        (ak.Array([{"pt": 1.0, "eta": 0.0}]), "expected, 1 .* found"),
+        (ak.Array([{"px": 1.0, "py": 0.0, "pz": 0.0}]), "expected, 1 .* found"),
+        (
+            ak.Array([[{"px": 1.0, "py": 1.0, "pz": 1.0, "E": 3.0}], []]),
+            r"one record per event expected, 2 \* var",
+        ),
+    ],
+    ids=["numbers", "two coordinates", "no energy", "several per event"],
+)
+def test_other_awkward_arrays_are_refused(records, message):
+    with pytest.raises(TopRecoError, match=message):
+        fourvector.from_awkward(records)

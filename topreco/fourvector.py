@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from topreco.errors import TopRecoError
+
 # numpy arrays and torch tensors; no common type exists without importing torch here.
 Array = TypeVar("Array", bound=Any)
 
@@ -80,6 +82,50 @@ def from_three_momentum(momentum: Array, mass: Array | float) -> Array:
     xp = namespace(momentum)
     energy = xp.sqrt((momentum**2).sum(-1) + mass**2)
     return xp.concatenate([energy[..., None], momentum], -1)
+
+
+def from_awkward(records: Any) -> Any:
+    """Four-momenta from an awkward array of records, one per event.
+
+    Parameters
+    ----------
+    records
+        `ak.Array` of Lorentz vectors of `vector` or coffea, or of plain records with a complete set of
+        coordinates such as (px, py, pz, E) or (pt, eta, phi, mass), in GeV. A missing record is no momentum.
+
+    Returns
+    -------
+    p4
+        Four-momenta (E, px, py, pz) in GeV, numpy array of shape (n, 4); NaN where missing.
+
+    Raises
+    ------
+    TopRecoError
+        If these are no four-momenta, or not one per event.
+    """
+    import awkward as ak
+    import vector
+    from vector.backends.awkward import behavior
+
+    try:
+        known = isinstance(records, vector.Lorentz)
+        vectors = records if known else ak.with_name(records, "Momentum4D", behavior=behavior)
+        columns = [getattr(vectors, name) for name in ("E", "px", "py", "pz")]
+    except (AttributeError, TypeError) as error:
+        raise TopRecoError(
+            f"awkward four-momenta: records with (px, py, pz, E) or (pt, eta, phi, mass) expected, "
+            f"{records.type} found"
+        ) from error
+    if records.ndim != 1:
+        raise TopRecoError(f"awkward four-momenta: one record per event expected, {records.type} found")
+    return np.stack([ak.to_numpy(ak.fill_none(column, np.nan)) for column in columns], axis=-1)
+
+
+def to_awkward(p4: Array) -> Any:
+    """Awkward array of `vector` records ``Momentum4D`` from four-momenta (E, px, py, pz) in GeV, (n, 4)."""
+    import vector
+
+    return vector.zip(dict(zip(("E", "px", "py", "pz"), np.moveaxis(p4, -1, 0), strict=True)))
 
 
 def dot(a: Array, b: Array) -> Array:
