@@ -188,6 +188,11 @@ class DileptonEvents(_Struct):
         return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     @property
+    def lepton_p4(self) -> FloatArray:
+        """Four-momenta (E, px, py, pz) of ℓ⁺ and ℓ⁻ in GeV, shape (n, 2, 4)."""
+        return np.stack([self.lepton_plus, self.lepton_minus], axis=1)
+
+    @property
     def b_candidate_p4(self) -> FloatArray:
         """Four-momenta of the b candidates for ℓ⁺ and ℓ⁻ in GeV, NaN where there is none, shape (n, 2, 4)."""
         picked = np.take_along_axis(self.jets, np.maximum(self.b_candidates, 0)[..., None], axis=1)

@@ -242,8 +242,7 @@ def _pair(
     events: DileptonEvents, neutrinos: FloatArray, valid: BoolArray, quality: FloatArray | None = None
 ) -> TopPair:
     """Tops t = ℓ⁺ + b + ν and t̄ = ℓ⁻ + b̄ + ν̄, from neutrinos (n, 2, 4)."""
-    leptons = np.stack([events.lepton_plus, events.lepton_minus], axis=1)
-    p4 = leptons + events.b_candidate_p4 + neutrinos
+    p4 = events.lepton_p4 + events.b_candidate_p4 + neutrinos
     return TopPair(np.where(valid[:, None, None], p4, np.nan), valid, quality=quality)
 
 

@@ -291,7 +291,7 @@ def _fill(filled: dict[tuple[str, str], _Filled], events: DileptonEvents, truth:
     index = match_jets(truth.b, events.jets, events.jet_mask)
     matched_jet = index >= 0
     jet = np.take_along_axis(events.jets, np.maximum(index, 0)[..., None], axis=1)
-    lepton = np.stack([events.lepton_plus, events.lepton_minus], axis=1)
+    lepton = events.lepton_p4
     with np.errstate(invalid="ignore"):
         matched_lepton = delta_r(lepton, truth.lepton) < _LEPTON_CONE
     weight = np.repeat(events.weight[:, None], 2, axis=1)
