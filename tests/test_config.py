@@ -15,6 +15,7 @@ from topreco.config import (
     load_config,
     shipped_configs,
 )
+from topreco.observables import OBSERVABLE_GROUPS
 
 KINDS = {"run": RunConfig, "skim": SkimConfig, "sim": SimulationConfig}
 
@@ -44,6 +45,17 @@ def test_backbone_without_kind_is_the_default():
     assert load_config(TrainConfig, None, ["model.backbone.blocks=2"]).model.backbone == LGATrSlimConfig(
         blocks=2
     )
+
+
+def test_groups_of_observables():
+    """A group stands for its members, each once, in the order given."""
+    config = load_config(RunConfig, None, ["histograms.observables=[pt_top, default, spin, m_lb]"])
+    found = config.histograms.observables
+    assert found[0] == "pt_top"
+    assert found[-1] == "m_lb"
+    assert set(found) == {*OBSERVABLE_GROUPS["default"], *OBSERVABLE_GROUPS["spin"], "m_lb"}
+    assert len(found) == len(set(found))
+    assert RunConfig().histograms.observables == OBSERVABLE_GROUPS["default"]
 
 
 def test_overrides():

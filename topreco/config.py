@@ -14,11 +14,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from topreco.constants import M_TOP, M_W, M_Z
 from topreco.errors import TopRecoError
-from topreco.observables import OBSERVABLES
+from topreco.observables import OBSERVABLE_GROUPS
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -328,9 +337,15 @@ class TrainConfig(Config):
 class HistogramConfig(Config):
     """What the processor fills."""
 
-    observables: tuple[str, ...] = tuple(OBSERVABLES)
+    observables: tuple[str, ...] = OBSERVABLE_GROUPS["default"]
+    """Names of observables, or of groups of them: default, angles, polarisation, correlation, spin, all."""
     bins: dict[str, tuple[float, ...]] = {}
     """Edges per observable in place of the defaults."""
+
+    @field_validator("observables")
+    @classmethod
+    def _members_of_groups(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(o for name in names for o in OBSERVABLE_GROUPS.get(name, (name,))))
 
 
 class SkimConfig(Config):

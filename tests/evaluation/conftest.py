@@ -44,11 +44,14 @@ def make_toy(n, *, seed=0, shrink=0.8, smear=0.2, efficiency=0.9, signed=False):
     valid = rng.random(n) < efficiency
     pred[~valid] = np.nan
     unknown = np.full((n, 2, 4), np.nan)
+    leptons = events.lepton_p4
+    rng = np.random.default_rng([seed, 1])
+    true_leptons = fourvector.from_three_momentum(leptons[..., 1:] + rng.normal(0, 3, (n, 2, 3)), 0.0)
     truth = Truth(
         tops=tops,
         w=unknown,
         b=unknown,
-        lepton=np.stack([events.lepton_plus, events.lepton_minus], axis=1),
+        lepton=true_leptons,
         neutrino=unknown,
         via_tau=np.zeros((n, 2), bool),
         dileptonic=np.ones(n, bool),

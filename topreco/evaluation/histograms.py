@@ -36,7 +36,7 @@ from topreco.evaluation.metrics import (
     response_coordinate,
 )
 from topreco.events import CHANNELS, BoolArray, DileptonEvents, TopPair, Truth
-from topreco.observables import OBSERVABLES, Observable
+from topreco.observables import OBSERVABLE_GROUPS, OBSERVABLES, Observable
 
 SUBSETS = ("all", "common")
 COUNTS = ("n", "w", "ww")
@@ -52,9 +52,17 @@ DEFAULT_BINS: dict[str, tuple[float, ...]] = {
     "pt_top": (0, 20, 50, 80, 120, 160, 200, 250, 300, 400, 550, 800),
     "y_top": (-2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 2.5),
     "m_top": (165, 168, 170, 171, 172, 173, 174, 175, 177, 180),
-    "c_hel": (-1, -0.8, -0.6, -0.4, -0.2, 0, 0.2, 0.4, 0.6, 0.8, 1),
+    "delta_abs_y": (-2, -1.5, -1, -0.6, -0.3, 0, 0.3, 0.6, 1, 1.5, 2),
+    "delta_phi_ll": tuple(math.pi * i / 10 for i in range(11)),
 }
 DEFAULT_BINS |= {f"{name}_antitop": DEFAULT_BINS[f"{name}_top"] for name in ("pt", "y", "m")}
+DEFAULT_BINS |= dict.fromkeys(
+    ("cos_theta_star", *OBSERVABLE_GROUPS["spin"]), (-1, -0.8, -0.6, -0.4, -0.2, 0, 0.2, 0.4, 0.6, 0.8, 1)
+)
+# The product of two cosines is small most often.
+DEFAULT_BINS |= dict.fromkeys(
+    OBSERVABLE_GROUPS["correlation"], (-1, -0.6, -0.4, -0.2, -0.1, 0, 0.1, 0.2, 0.4, 0.6, 1)
+)
 """Edges of the truth bins per observable, replaced by `HistogramConfig.bins`."""
 
 SPECTRUM_BINS: dict[str, tuple[int, float, float]] = {
@@ -64,9 +72,11 @@ SPECTRUM_BINS: dict[str, tuple[int, float, float]] = {
     "pt_top": (50, 0, 600),
     "y_top": (50, -2.5, 2.5),
     "m_top": (45, 150, 195),
-    "c_hel": (40, -1, 1),
+    "delta_abs_y": (50, -2.5, 2.5),
+    "delta_phi_ll": (40, 0, math.pi),
 }
 SPECTRUM_BINS |= {f"{name}_antitop": SPECTRUM_BINS[f"{name}_top"] for name in ("pt", "y", "m")}
+SPECTRUM_BINS |= dict.fromkeys(("cos_theta_star", *OBSERVABLE_GROUPS["spin"]), (40, -1, 1))
 """Number of bins and range of the spectra per observable."""
 
 _FINE_TRUTH_BINS = 60
@@ -94,7 +104,10 @@ def book(config: HistogramConfig | None = None) -> dict[str, hist.Hist]:
     config = HistogramConfig() if config is None else config
     for name in (*config.observables, *config.bins):
         if name not in OBSERVABLES:
-            raise ConfigError(f"histograms: unknown observable {name!r}; allowed: {', '.join(OBSERVABLES)}")
+            raise ConfigError(
+                f"histograms: unknown observable {name!r}; allowed: {', '.join(OBSERVABLES)}, "
+                f"and the groups {', '.join(OBSERVABLE_GROUPS)}"
+            )
     m_tt_edges = _edges(config, "m_tt")
     histograms = {
         "events": _hist(
@@ -256,8 +269,7 @@ def fill(
     weight = np.asarray(events.weight, np.float64)
     check_weights(weight, f"events.weight ({dataset})")
     subsets = {"all": np.ones(n, np.bool_)} | ({} if common is None else {"common": np.asarray(common, bool)})
-    leptons = np.stack([events.lepton_plus, events.lepton_minus], axis=1)
-    predicted = _values(histograms, pair.p4, pair.system, leptons, pair.valid)
+    predicted = _values(histograms, pair.p4, pair.system, events.lepton_p4, pair.valid)
     true: dict[str, Array] = {}
     if truth is not None:
         system = truth.tops.sum(axis=1)
