@@ -2,7 +2,7 @@ r"""Compare methods of reconstruction on the same simulated events: one JSON, on
 
     python scripts/compare_methods.py FILES... [KEY=VALUE...] --methods dilepton.safetensors,sonnenschein \
         --json comparison.json [--output FOLDER] [--dataset NAME] [--config skim-tight.yaml] \
-        [--test-split dilepton.safetensors] [--spin-correlation add|remove]
+        [--test-split dilepton.safetensors] [--spin-correlation add|remove|KAPPA]
 
 FILES are NanoAOD files or skims with truth, not both. Methods are model files or names that `topreco.load`
 knows. Overrides set `selection` (NanoAOD only), `solvers`, `histograms`, `tree` and `step_size`, such as
@@ -17,8 +17,8 @@ difference, such as c_hel, also have ``mean_true`` and ``mean_reco`` of the solv
 undefined, and the open ends of the outermost bins, are null.
 
 With ``--spin-correlation`` events are weighted such that the tt̄ spin correlation of LO QCD is added
-to a sample without it, such as Pythia's own, or removed from one that has it: what a method makes of c_hel,
-beside what its training has seen, is then seen from the difference.
+to a sample without it, such as Pythia's own, removed from one that has it, or made KAPPA times as large
+there: what a method makes of c_hel, beside what its training has seen, is then seen from the difference.
 
 A network must not be judged on what it was trained on. With ``--test-split`` only those events are used that
 the split of this model's training has set apart; repeat it for several models.
@@ -245,7 +245,7 @@ def compare(
     config: HistogramConfig,
     splits: Sequence[TestSplit] = (),
     *,
-    spin_correlation: str | None = None,
+    spin_correlation: str | float | None = None,
     progress: bool = True,
 ) -> tuple[dict[str, Any], int]:
     """Histograms of all methods on one sample, and the number of events in them.
@@ -275,21 +275,35 @@ def compare(
     return histograms, n_events
 
 
-def spin_factor(truth: Truth, change: str) -> FloatArray:
-    """Factor of each event's weight that adds or removes the spin correlation, shape (n,).
+def spin_factor(truth: Truth, change: str | float) -> FloatArray:
+    """Factor of each event's weight that adds, removes or scales the spin correlation, shape (n,).
 
     Raises
     ------
     TopRecoError
         If it is not known for all events.
     """
-    weight = event_spin_weight(truth)
+    scale, present = {"add": (1.0, 0.0), "remove": (0.0, 1.0)}.get(change, (change, 1.0))
+    weight = event_spin_weight(truth, scale, present=present)
     if unknown := int((~np.isfinite(weight)).sum()):
         raise TopRecoError(
             f"--spin-correlation {change}: {unknown} of {len(weight)} events were made by neither gg nor qq̄, "
             "or their W bosons or neutrinos are not in the truth"
         )
-    return weight if change == "add" else 1 / weight
+    return weight
+
+
+def _spin_change(text: str) -> str | float:
+    """Value of --spin-correlation."""
+    if text in {"add", "remove"}:
+        return text
+    try:
+        kappa = float(text)
+    except ValueError:
+        kappa = math.nan
+    if not math.isfinite(kappa):
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed are add, remove, or a finite number")
+    return kappa
 
 
 def to_plain(summary: Summary, dataset: str) -> dict[str, Any]:
@@ -360,7 +374,10 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--test-split", action="append", default=[], metavar="MODEL", help="only what it was not trained on"
     )
     parser.add_argument(
-        "--spin-correlation", choices=("add", "remove"), help="weight events to have it, or not to have it"
+        "--spin-correlation",
+        type=_spin_change,
+        metavar="add|remove|KAPPA",
+        help="weight events to have it, not to have it, or to have KAPPA times as much of it",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_intermixed_args(arguments)

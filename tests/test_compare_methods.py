@@ -250,21 +250,30 @@ def test_split_of_another_dataset_says_nothing(script, simulated, trained, tmp_p
 # ---- spin correlation ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", ["add", "remove"])
+@pytest.mark.parametrize("change", ["add", "remove", 0.5])
 def test_events_are_weighted_with_the_spin_correlation(script, skim, tmp_path, change):
     out = tmp_path / "out.json"
     options = ["--methods", "loose", "--json", str(out), "--quiet", "histograms.observables=[m_tt]"]
-    script.main([str(skim), *options, "--spin-correlation", change])
+    script.main([str(skim), *options, "--spin-correlation", str(change)])
     content = json.loads(out.read_text())
     assert content["metadata"]["spin_correlation"] == change
     events, truth = Skim(skim).read()
-    factor = event_spin_weight(truth) ** (1 if change == "add" else -1)
+    add = event_spin_weight(truth)
+    factor = {"add": add, "remove": 1 / add, 0.5: (1 + add) / (2 * add)}[change]
     pair = topreco.load("loose")(events)
     residual = fourvector.mass(pair.ttbar) / m_tt(truth.tops) - 1
     weight = (events.weight * factor)[pair.valid]
     expected = np.average(residual[pair.valid], weights=weight)
     assert content["all"]["loose"]["m_tt"]["rb"] == pytest.approx(expected, rel=1e-6)
     assert abs(expected - residual[pair.valid].mean()) > 1e-5
+
+
+@pytest.mark.parametrize("change", ["scale", "nan"])
+def test_other_changes_of_the_spin_correlation_are_refused(script, tmp_path, capsys, change):
+    arguments = ["x.parquet", "--methods", "loose", "--json", str(tmp_path / "out.json")]
+    with pytest.raises(SystemExit):
+        script.main([*arguments, "--spin-correlation", change])
+    assert f"'{change}'; allowed are add, remove, or a finite number" in capsys.readouterr().err
 
 
 def test_unknown_production_has_no_spin_correlation(script, skim, tmp_path, capsys):
