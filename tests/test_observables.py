@@ -1,5 +1,7 @@
 """Observables of pairs with known kinematics, their symmetries, and the values that a sample stores."""
 
+from pathlib import Path
+
 import awkward as ak
 import numpy as np
 import pytest
@@ -60,6 +62,17 @@ def test_back_to_back_pair():
     assert values["pt_tt"] == pytest.approx(0, abs=1e-9)
     assert values["m_top"] == pytest.approx(172.5)
     assert values["y_tt"] == pytest.approx(0)
+
+
+def test_every_observable_is_documented():
+    path = Path(__file__).parents[1] / "docs" / "OBSERVABLES.md"
+    if not path.exists():
+        pytest.skip("no folder docs, as in a source distribution")
+    rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    for name in OBSERVABLES:
+        (row,) = (line for line in rows if f"`{name}`" in line.split("|")[1])
+        groups = {group.strip() for group in row.replace("\\|", "").split("|")[4].split(",")}
+        assert groups == {g for g, members in OBSERVABLE_GROUPS.items() if name in members} - {"all"}, name
 
 
 # ---- c_hel -----------------------------------------------------------------------------------------------

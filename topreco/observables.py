@@ -341,7 +341,7 @@ def spin_cosines(tops: Any, leptons: Any) -> Any:
     """
     axes = spin_basis(tops)[..., None, :, :]
     directions = lepton_directions(tops, leptons)[..., None, :]
-    cosines = (axes * directions).sum(-1)
+    cosines = _bounded((axes * directions).sum(-1))
     xp = fourvector.namespace(cosines)
     return xp.stack([cosines[..., 0, :], -cosines[..., 1, :]], -2)
 
