@@ -52,7 +52,7 @@ from topreco.input.objects import OPTIONAL_BRANCHES, needed_branches
 from topreco.input.selection import select
 from topreco.input.truth import NEEDED_BRANCHES, TRUTH_BRANCHES, read_truth
 from topreco.network.splits import TEST, split_of
-from topreco.reconstruct import NetworkReconstructor, Reconstructor
+from topreco.reconstructors import NetworkReconstructor, Reconstructor
 from topreco.skim import Skim
 from topreco.spin import event_spin_weight
 from topreco.versions import versions

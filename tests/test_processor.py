@@ -17,7 +17,7 @@ from topreco.input.cutflow import Cutflow
 from topreco.input.nano import QuietNanoAODSchema, open_events
 from topreco.input.selection import select
 from topreco.processor import DileptonProcessor
-from topreco.reconstruct import load
+from topreco.reconstructors import load
 
 pytestmark = pytest.mark.sim
 
@@ -63,9 +63,9 @@ def test_model_is_read_once_per_process(simulated, instance, monkeypatch):
     read = []
     original = checkpoint.load_artefact
     monkeypatch.setattr(checkpoint, "load_artefact", lambda path: read.append(path) or original(path))
-    from topreco import reconstruct
+    from topreco import reconstructors
 
-    reconstruct._read_artefact.cache_clear()
+    reconstructors._read_artefact.cache_clear()
     run(simulated, cloudpickle.loads(cloudpickle.dumps(instance)), chunksize=300)
     assert len(read) == 1
 

@@ -27,7 +27,7 @@ from topreco.input.objects import OPTIONAL_BRANCHES, needed_branches
 from topreco.input.selection import select
 from topreco.input.truth import TRUTH_BRANCHES, read_truth
 from topreco.network.training import pair_metrics
-from topreco.reconstruct import shipped_models
+from topreco.reconstructors import shipped_models
 
 REPOSITORY = Path(__file__).parents[1]
 APPROVED = Path(__file__).parent / "approved" / "models.json"

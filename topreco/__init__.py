@@ -3,6 +3,6 @@
 from topreco import observables
 from topreco.errors import TopRecoError
 from topreco.events import DileptonEvents, TopPair, Truth
-from topreco.reconstruct import Reconstructor, load
+from topreco.reconstructors import Reconstructor, load
 
 __all__ = ["DileptonEvents", "Reconstructor", "TopPair", "TopRecoError", "Truth", "load", "observables"]

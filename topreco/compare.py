@@ -10,7 +10,7 @@ from topreco.config import SolverConfig
 from topreco.errors import TopRecoError
 from topreco.evaluation.histograms import fill
 from topreco.events import DileptonEvents, Truth
-from topreco.reconstruct import Reconstructor, load
+from topreco.reconstructors import Reconstructor, load
 
 
 def load_methods(

@@ -11,7 +11,7 @@ from topreco.config import HistogramConfig, SelectionConfig, SolverConfig
 from topreco.evaluation.histograms import book
 from topreco.input.selection import select
 from topreco.input.truth import has_truth, read_truth
-from topreco.reconstruct import Reconstructor
+from topreco.reconstructors import Reconstructor
 
 
 class DileptonProcessor(ProcessorABC):  # type: ignore[misc]

@@ -31,7 +31,7 @@ from topreco.input.truth import read_truth
 from topreco.network.build import build_network
 from topreco.network.inference import predict
 from topreco.network.tokens import Objects, build_tokens
-from topreco.reconstruct import load
+from topreco.reconstructors import load
 from topreco.versions import versions
 
 REPEATS = 5

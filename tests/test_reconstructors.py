@@ -13,7 +13,7 @@ from topreco.config import SolverConfig
 from topreco.constants import M_B, M_MUON, M_TOP, M_W
 from topreco.errors import TopRecoError
 from topreco.events import toy_events
-from topreco.reconstruct import ANALYTIC_METHODS
+from topreco.reconstructors import ANALYTIC_METHODS
 
 
 def test_a_model_is_a_callable_on_events(toy_model):
