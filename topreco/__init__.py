@@ -4,5 +4,15 @@ from topreco import observables
 from topreco.errors import TopRecoError
 from topreco.events import DileptonEvents, TopPair, Truth
 from topreco.reconstructors import Reconstructor, load
+from topreco.tops import reconstruct
 
-__all__ = ["DileptonEvents", "Reconstructor", "TopPair", "TopRecoError", "Truth", "load", "observables"]
+__all__ = [
+    "DileptonEvents",
+    "Reconstructor",
+    "TopPair",
+    "TopRecoError",
+    "Truth",
+    "load",
+    "observables",
+    "reconstruct",
+]

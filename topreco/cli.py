@@ -125,6 +125,9 @@ def run(
     ] = None,
     dataset: Annotated[str, typer.Option(help="Name of the sample of the file arguments.")] = "default",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.")] = None,
+    output_columns: Annotated[
+        Path | None, typer.Option(help="Folder for the results of each event, as friend trees.")
+    ] = None,
     plots: Annotated[bool, typer.Option(help="Make the figures too.")] = True,
     quiet: Quiet = False,
 ) -> None:
@@ -143,12 +146,15 @@ def run(
         changes["methods"] = tuple(method)
     if output is not None:
         changes["output"] = output
+    if output_columns is not None:
+        changes["output_columns"] = output_columns
     result = run_processor(settings.model_copy(update=changes), progress=not quiet)
     for name, cutflow in result.cutflow.items():
         _console().print(Cutflow.from_dict(cutflow).table(name))
     print_report(result.summary, observables=_HEADLINE, console=_console())
     if plots:
         save_all(result.histograms, result.folder / "plots")
+    typer.echo(result.statistics)
     typer.echo(f"results: {result.folder}")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from topreco.config import SolverConfig
 from topreco.errors import TopRecoError
 from topreco.evaluation.histograms import fill
-from topreco.events import DileptonEvents, Truth
+from topreco.events import DileptonEvents, TopPair, Truth
 from topreco.reconstructors import Reconstructor, load
 
 
@@ -18,6 +18,7 @@ def load_methods(
     *,
     threads: int | None = None,
     solvers: SolverConfig | None = None,
+    ship: bool = False,
 ) -> list[Reconstructor]:
     """Reconstructors with names of their own.
 
@@ -29,6 +30,8 @@ def load_methods(
         Threads per call of the networks that are loaded; None leaves torch's setting.
     solvers
         Settings of the analytic methods that are given by name.
+    ship
+        Pickle the model files that are loaded with their content.
 
     Returns
     -------
@@ -40,7 +43,10 @@ def load_methods(
     TopRecoError
         If a method cannot be loaded, or two have the same name.
     """
-    loaded = [load(m, threads=threads, solvers=solvers) if isinstance(m, str | Path) else m for m in methods]
+    loaded = [
+        load(m, threads=threads, solvers=solvers, ship=ship) if isinstance(m, str | Path) else m
+        for m in methods
+    ]
     names = [method.name for method in loaded]
     if len(set(names)) < len(names):
         raise TopRecoError(f"methods: every method needs a name of its own, found {', '.join(names)}")
@@ -54,7 +60,7 @@ def fill_methods(
     dataset: str,
     events: DileptonEvents,
     truth: Truth | None = None,
-) -> None:
+) -> dict[str, TopPair]:
     """Reconstruct events by every method and fill histograms, the subset "common" included.
 
     Parameters
@@ -69,6 +75,11 @@ def fill_methods(
         Selected events.
     truth
         Generated tops, None in data.
+
+    Returns
+    -------
+    pairs
+        What each method gave, by its name.
     """
     pairs = {method.name: method(events) for method in methods}
     common = np.ones(len(events), dtype=bool)
@@ -84,3 +95,4 @@ def fill_methods(
             truth=truth,
             common=common,
         )
+    return pairs

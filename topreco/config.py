@@ -379,6 +379,18 @@ class SolverConfig(Config):
     threads: PositiveInt = 1
 
 
+class ClusterConfig(Config):
+    """Where the workers of the executors `dask`, `parsl` and `taskvine` run."""
+
+    kind: Literal["local", "htcondor", "slurm"] = "local"
+    """On this machine, or as jobs of a batch system."""
+    address: str | None = None
+    """Address of a running Dask scheduler (tcp://host:8786), in place of starting one."""
+    options: dict[str, Any] = {}
+    """Passed on: to dask_jobqueue's HTCondorCluster or SLURMCluster or to LocalCluster, to parsl's
+    CondorProvider, SlurmProvider or LocalProvider, to coffea's TaskVineExecutor."""
+
+
 class RunConfig(Config):
     """`topreco run`: files through a coffea Runner to histograms."""
 
@@ -391,13 +403,38 @@ class RunConfig(Config):
     """Of the analytic methods."""
     selection: SelectionConfig = SelectionConfig()
     histograms: HistogramConfig = HistogramConfig()
-    executor: Literal["iterative", "futures", "dask"] = "iterative"
+    executor: Literal["iterative", "futures", "dask", "parsl", "taskvine"] = "iterative"
     workers: PositiveInt = 1
-    scheduler: str | None = None
-    """Address of a running Dask scheduler; null starts a local cluster."""
+    """Processes on this machine, or jobs of the batch system."""
+    cluster: ClusterConfig = ClusterConfig()
+    ship_model: bool = False
+    """Send the files of `methods` to the workers, which otherwise read them under the same path."""
     chunk_size: PositiveInt = 100_000
     max_chunks: PositiveInt | None = None
+    skip_bad_files: bool = False
+    """Go on without files, or chunks of them, that cannot be read, and list them in `run.json`."""
+    checkpoint: Path | None = None
+    """Folder that keeps each finished chunk, so that the same command continues where it was stopped."""
     output: Path = Path("results/run")
+    output_columns: Path | None = None
+    """Folder for the results of each event, as friends of the input files."""
+    columns_format: Literal["parquet", "root"] = "parquet"
+
+    @model_validator(mode="after")
+    def _cluster_used(self) -> Self:
+        if self.executor in ("iterative", "futures") and self.cluster != ClusterConfig():
+            raise ValueError(
+                f"cluster: executor '{self.executor}' runs on this machine and has none; "
+                "executor dask, parsl or taskvine expected"
+            )
+        if self.cluster.address is not None and (
+            self.executor != "dask" or self.cluster.kind != "local" or self.cluster.options
+        ):
+            raise ValueError(
+                "cluster.address: belongs to a Dask scheduler that runs already; executor dask and no other "
+                "key of cluster expected beside it"
+            )
+        return self
 
 
 # ---- reading ---------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Writing files so that none is ever half-written under its final name."""
 
-import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +32,9 @@ def complete_file(path: str | Path) -> Iterator[Path]:
     writable_folder(path.parent)
     if path.is_dir():
         raise TopRecoError(f"{path}: is a folder, a file name expected")
-    # The suffix stays, since some writers choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    # The suffix stays, since some writers choose the format by it. Workers on several machines may write one
+    # file at a time, so a process' number would not do.
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)

@@ -3,6 +3,8 @@
 `load` finds one by name or file; networks and analytic methods look the same to the rest of the program.
 """
 
+import hashlib
+import tempfile
 from collections.abc import Callable
 from functools import cache, lru_cache, partial
 from importlib import import_module, resources
@@ -14,6 +16,7 @@ import numpy as np
 from topreco.config import SolverConfig
 from topreco.errors import TopRecoError
 from topreco.events import BoolArray, DileptonEvents, FloatArray, TopPair
+from topreco.files import complete_file
 
 if TYPE_CHECKING:
     from topreco.network.checkpoint import Artefact
@@ -39,8 +42,8 @@ class Reconstructor(Protocol):
 class NetworkReconstructor:
     """A trained network, read from its model file.
 
-    Pickles as the file's path alone, a shipped model as its name: each process reads the file once, however
-    many chunks it works on.
+    Pickles as the file's path alone, a model that comes with the package as its name: each process reads the
+    file once, however many chunks it works on.
 
     Parameters
     ----------
@@ -52,6 +55,8 @@ class NetworkReconstructor:
         Events per forward pass. It changes memory and speed, not results.
     threads
         Torch threads during a call; None leaves torch's setting. Workers that share a machine want 1.
+    ship
+        Pickle with the file's content, for workers that cannot see the file.
 
     Raises
     ------
@@ -60,14 +65,33 @@ class NetworkReconstructor:
     """
 
     def __init__(
-        self, path: str | Path, *, name: str | None = None, batch_size: int = 256, threads: int | None = None
+        self,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        batch_size: int = 256,
+        threads: int | None = None,
+        ship: bool = False,
     ) -> None:
         # A shipped model may lie elsewhere in the worker that gets this object, and has the same name there.
         self._source = str(path) if str(path) in shipped_models() else Path(path).absolute()
         self.name = self.path.stem if name is None else name
         self.batch_size = batch_size
         self.threads = threads
+        self.ship = ship
         _ = self.artefact  # Fail here, not in the first worker.
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self.ship and isinstance(self._source, Path):
+            state["content"] = self._source.read_bytes()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        content = state.pop("content", None)
+        self.__dict__.update(state)
+        if content is not None:
+            self._source = _unpack(content)
 
     @property
     def path(self) -> Path:
@@ -80,6 +104,11 @@ class NetworkReconstructor:
         # The modification time makes a file that was written anew a different model.
         changed = self.path.stat().st_mtime_ns if self.path.exists() else 0
         return _read_artefact(self.path, changed)
+
+    @property
+    def uses_event_key(self) -> bool:
+        """Whether (dataset, run, lumi, event) matters: it decides which of several folds reconstructs."""
+        return len(self.artefact.networks) > 1
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -118,6 +147,21 @@ def shipped_models() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"), key=lambda path: path.stem)}
 
 
+@cache
+def _unpacked() -> tempfile.TemporaryDirectory[str]:
+    """Folder of this process for the model files that were sent to it."""
+    return tempfile.TemporaryDirectory(prefix="topreco-", ignore_cleanup_errors=True)
+
+
+def _unpack(content: bytes) -> Path:
+    """Path of a model file with this content, written the first time this process gets it."""
+    path = Path(_unpacked().name) / f"{hashlib.sha256(content).hexdigest()}.safetensors"
+    if not path.exists():
+        with complete_file(path) as temporary:
+            temporary.write_bytes(content)
+    return path
+
+
 @lru_cache(maxsize=8)
 def _read_artefact(path: Path, changed: int) -> "Artefact":  # noqa: ARG001 - part of the cache's key
     from topreco.network.checkpoint import load_artefact
@@ -151,6 +195,11 @@ class AnalyticReconstructor:
         self.name = method if name is None else name
         if method in _SMEARED:
             _read_response(self.config.response)  # Fail here, not in the first worker.
+
+    @property
+    def uses_event_key(self) -> bool:
+        """Whether (dataset, run, lumi, event) matters: it seeds the smearing."""
+        return self.method in _SMEARED
 
     def __call__(self, events: DileptonEvents) -> TopPair:
         """Reconstruct the top-quark pair of each event.
@@ -273,6 +322,7 @@ def load(
     name: str | None = None,
     threads: int | None = None,
     solvers: SolverConfig | None = None,
+    ship: bool = False,
 ) -> Reconstructor:
     """Reconstructor by model file, or by the name of a shipped model or an analytic method.
 
@@ -286,6 +336,8 @@ def load(
         Threads per call of a network; None leaves torch's setting.
     solvers
         Settings of an analytic method.
+    ship
+        Pickle a model file with its content, for workers that cannot see the file.
 
     Returns
     -------
@@ -304,4 +356,4 @@ def load(
             f"method {str(source)!r}: a .safetensors file written by `topreco train` expected, or one of "
             f"{', '.join((*shipped_models(), *ANALYTIC_METHODS))}"
         )
-    return NetworkReconstructor(source, name=name, threads=threads)
+    return NetworkReconstructor(source, name=name, threads=threads, ship=ship)

@@ -1,26 +1,91 @@
 """Drive the processor over a fileset with a coffea Runner and save what it gives."""
 
+import ast
 import io
 import json
+import re
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import coffea.util
 from coffea import processor
+from coffea.processor.executor import FileMeta, WorkItem
+from rich.progress import track
 
+from topreco.checkpoints import ChunkCheckpointer, claim_folder, describe_configuration
+from topreco.columns import ColumnWriter, folder_name
+from topreco.compare import load_methods
 from topreco.config import RunConfig
 from topreco.errors import TopRecoError
 from topreco.evaluation.report import write_report
 from topreco.evaluation.summary import Summary, summarise
+from topreco.executors import WORKER_LOST, open_executor
 from topreco.files import complete_file, writable_folder, write_text
-from topreco.input.nano import QuietNanoAODSchema, check_file
+from topreco.input.nano import (
+    XROOTD_TIMEOUT,
+    FileSummary,
+    InputError,
+    QuietNanoAODSchema,
+    check_distinct,
+    inspect_file,
+    is_remote,
+)
 from topreco.input.objects import needed_branches
 from topreco.processor import DileptonProcessor
 from topreco.versions import versions
+
+_FILES_AT_A_TIME = 16
+"""Opening a file far away is waiting."""
+
+
+@dataclass(frozen=True)
+class RunStatistics:
+    """How much a run did, and what it left out.
+
+    Attributes
+    ----------
+    files
+        Number of input files that could be opened.
+    chunks, chunks_resumed
+        Number of chunks of them, and of those that an earlier run had finished.
+    events, events_selected
+        Number of events read, in this run or an earlier one, and of those that passed.
+    seconds
+        Duration, without checking the files and starting the workers.
+    events_per_second
+        Rate of the chunks that were not resumed.
+    bytes_read
+        As requested from the files.
+    skipped
+        Bad files, and chunks of them: ``dataset``, ``file``, ``entrystart`` and ``entrystop`` (None for a
+        whole file) and ``reason``.
+    """
+
+    files: int
+    chunks: int
+    chunks_resumed: int
+    events: int
+    events_selected: int
+    seconds: float
+    events_per_second: float
+    bytes_read: int
+    skipped: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        resumed = f" ({self.chunks_resumed} done before)" if self.chunks_resumed else ""
+        read = f"{self.events} events of {self.files} files in {self.chunks} chunks{resumed}"
+        rate = f"{self.events_per_second:.0f} events/s, {self.bytes_read / 1e6:.1f} MB read"
+        lines = [f"{read}, {self.events_selected} selected; {self.seconds:.0f} s, {rate}"]
+        for bad in self.skipped:
+            part = "" if bad["entrystop"] is None else f" entries {bad['entrystart']} to {bad['entrystop']}"
+            lines.append(f"skipped: {bad['file']}{part} ({bad['reason']})")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -35,6 +100,8 @@ class RunResult:
         Cutflow by dataset, as dictionaries.
     summary
         Metrics of every method, see `topreco.evaluation.summary.summarise`.
+    statistics
+        How much was read and what was left out.
     folder
         Where they were saved.
     """
@@ -42,6 +109,7 @@ class RunResult:
     histograms: dict[str, Any]
     cutflow: dict[str, Any]
     summary: Summary
+    statistics: RunStatistics
     folder: Path
 
 
@@ -53,12 +121,13 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
     config
         Files, methods, cuts and execution.
     progress
-        Show coffea's progress bars.
+        Show progress bars.
 
     Returns
     -------
     result
-        Also saved in `config.output`: ``histograms.coffea``, ``results.json`` and ``.md``, ``cutflow.json``.
+        Also saved in `config.output`: ``histograms.coffea``, ``results.json`` and ``.md``, ``cutflow.json``,
+        ``run.json``, and with `config.output_columns` its manifest ``columns.json``.
 
     Raises
     ------
@@ -70,35 +139,203 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
     if not config.methods:
         raise TopRecoError("methods: none given; name a model or a model file (--method dilepton)")
     # Everything that can be wrong with the input is found before the first worker starts.
-    branches = needed_branches(config.selection)
-    entries = [check_file(file, config.tree, branches) for files in config.fileset.values() for file in files]
-    if not any(entries):
-        raise TopRecoError(f"fileset: tree {config.tree!r} has no entries in any of {len(entries)} files")
-    instance = DileptonProcessor(config.methods, config.selection, config.histograms, config.solvers)
+    inputs, skipped = _inspect(config, progress)
+    methods = load_methods(config.methods, threads=1, solvers=config.solvers, ship=config.ship_model)
+    description = describe_configuration(config, methods)
     with _output_folder(config.output) as folder:
-        output = _run(config, instance, progress)
+        checkpointer = None
+        if config.checkpoint is not None:
+            claim_folder(config.checkpoint.absolute(), description, "checkpoint")
+            checkpointer = ChunkCheckpointer(config.checkpoint.absolute())
+        writer = _column_writer(config, description, inputs)
+        instance = DileptonProcessor(methods, config.selection, config.histograms, columns=writer)
+        output, statistics = _run(config, instance, inputs, skipped, checkpointer, progress)
         summary = summarise(output["histograms"])
-        metadata = {"config": config.model_dump(mode="json"), "versions": versions()}
+        files = sorted(output.pop("columns", []), key=lambda entry: entry["path"])
+        metadata = {
+            "config": config.model_dump(mode="json"),
+            "versions": versions(),
+            "run": asdict(statistics),
+        }
         with complete_file(folder / "histograms.coffea") as temporary:
             coffea.util.save({**output, "metadata": metadata}, temporary)
         write_report(summary, folder / "results.json")
         write_report(summary, folder / "results.md")
         write_text(folder / "cutflow.json", json.dumps(output["cutflow"], indent=1))
-    return RunResult(output["histograms"], output["cutflow"], summary, folder)
+        write_text(folder / "run.json", json.dumps(metadata["run"], indent=1) + "\n")
+        if writer is not None:
+            manifest = {"folder": str(writer.folder), "format": writer.file_format, "files": files}
+            write_text(folder / "columns.json", json.dumps(manifest, indent=1) + "\n")
+            _require_files(writer.folder, files, folder)
+    return RunResult(output["histograms"], output["cutflow"], summary, statistics, folder)
 
 
-def _run(config: RunConfig, instance: DileptonProcessor, progress: bool) -> dict[str, Any]:
-    """The merged output of the processor."""
+_Inputs = dict[tuple[str, str], FileSummary]
+"""What was found in each file that can be used, by dataset and file."""
+
+
+def _inspect(config: RunConfig, progress: bool) -> tuple[_Inputs, list[dict[str, Any]]]:
+    """Open every file once: those that can be used, and those to skip if that is asked for."""
+    for files in config.fileset.values():
+        check_distinct(files)
+    branches = needed_branches(config.selection)
+    names = [(dataset, file) for dataset, files in config.fileset.items() for file in files]
+
+    def inspect(name: tuple[str, str]) -> FileSummary | InputError:
+        try:
+            return inspect_file(name[1], config.tree, branches)
+        except InputError as error:
+            return error
+
+    inputs: _Inputs = {}
+    skipped = []
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        found = pool.map(inspect, names)
+        for (dataset, file), summary in zip(
+            names,
+            track(found, "Checking files", len(names), disable=not progress, transient=True),
+            strict=True,
+        ):
+            if isinstance(summary, FileSummary):
+                inputs[dataset, file] = summary
+            elif config.skip_bad_files:
+                skipped.append(_bad(dataset, file, str(summary)))
+            else:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise summary
+    if not inputs:
+        raise TopRecoError(f"fileset: none of {len(names)} files can be read, such as {skipped[0]['reason']}")
+    if not any(summary.n_entries for summary in inputs.values()):
+        raise TopRecoError(f"fileset: tree {config.tree!r} has no entries in any of {len(inputs)} files")
+    return inputs, skipped
+
+
+def _bad(
+    dataset: str, file: str, reason: str, entrystart: int | None = None, entrystop: int | None = None
+) -> dict[str, Any]:
+    return {
+        "dataset": dataset,
+        "file": file,
+        "entrystart": entrystart,
+        "entrystop": entrystop,
+        "reason": reason.removeprefix(f"{file}: "),
+    }
+
+
+def _column_writer(config: RunConfig, description: Mapping[str, Any], inputs: _Inputs) -> ColumnWriter | None:
+    """Writer of each event's results, whose folder holds no rows of other files, chunks or cuts."""
+    if config.output_columns is None:
+        return None
+    folder = config.output_columns.absolute()
+    chunks = {"chunk_size": config.chunk_size, "max_chunks": config.max_chunks}
+    for dataset in {dataset for dataset, _ in inputs}:
+        files = {file: summary.uuid.hex() for (of, file), summary in inputs.items() if of == dataset}
+        claim_folder(
+            folder / folder_name(dataset), {**description, **chunks, "files": files}, "output_columns"
+        )
+    return ColumnWriter(folder, config.columns_format)
+
+
+def _require_files(folder: Path, files: Sequence[Mapping[str, Any]], results: Path) -> None:
+    missing = [entry["path"] for entry in files if not (folder / entry["path"]).is_file()]
+    if missing:
+        raise TopRecoError(
+            f"output_columns {folder}: {len(missing)} of {len(files)} files of the workers are not there, "
+            f"such as {missing[0]}; a folder that all machines share expected. All else is in {results}"
+        )
+
+
+class _SkipBadChunks(processor.ProcessorABC):  # type: ignore[misc]
+    """A processor whose chunks that cannot be read give a note in place of a result."""
+
+    def __init__(self, instance: DileptonProcessor) -> None:
+        self.instance = instance
+
+    def process(self, events: Any) -> dict[str, Any]:
+        try:
+            return self.instance.process(events)
+        except InputError as error:
+            source = events.metadata
+            return {
+                "skipped": [
+                    _bad(
+                        source["dataset"],
+                        source["filename"],
+                        str(error),
+                        source["entrystart"],
+                        source["entrystop"],
+                    )
+                ]
+            }
+
+    def postprocess(self, accumulator: dict[str, Any]) -> dict[str, Any]:
+        return accumulator
+
+
+def _run(
+    config: RunConfig,
+    instance: DileptonProcessor,
+    inputs: _Inputs,
+    skipped: list[dict[str, Any]],
+    checkpointer: ChunkCheckpointer | None,
+    progress: bool,
+) -> tuple[dict[str, Any], RunStatistics]:
+    """The merged output of the processor, and what it took."""
     # coffea's executors show their bars whatever their `status` says.
     quiet = nullcontext() if progress else redirect_stdout(io.StringIO())
-    with quiet, _one_error(), _executor(config, progress) as executor:
+    # Reading again helps where a network lies between, and only there.
+    retries = 3 if any(is_remote(file) for _, file in inputs) else 0
+    fileset: dict[str, dict[str, Any]] = {}
+    for dataset, file in inputs:
+        fileset.setdefault(dataset, {"treename": config.tree, "files": []})["files"].append(file)
+    with quiet, _one_error(), open_executor(config, progress=progress, retries=retries) as executor:
         runner = processor.Runner(
-            executor, schema=QuietNanoAODSchema, chunksize=config.chunk_size, maxchunks=config.max_chunks
+            executor,
+            schema=QuietNanoAODSchema,
+            chunksize=config.chunk_size,
+            maxchunks=config.max_chunks,
+            # What coffea would open every file once more for.
+            metadata_cache={
+                FileMeta(dataset, file, config.tree): {"numentries": summary.n_entries, "uuid": summary.uuid}
+                for (dataset, file), summary in inputs.items()
+            },
+            skipbadfiles=(OSError,) if config.skip_bad_files else False,
+            xrootdtimeout=XROOTD_TIMEOUT,
+            savemetrics=True,
+            checkpointer=checkpointer,
         )
-        fileset = {
-            name: {"treename": config.tree, "files": list(files)} for name, files in config.fileset.items()
-        }
-        return runner(fileset, processor_instance=instance)
+        chunks: list[WorkItem] = list(runner.preprocess(fileset))
+        resumed = [chunk for chunk in chunks if checkpointer is not None and checkpointer.has(chunk)]
+        start = time.perf_counter()
+        result = runner.run(chunks, _SkipBadChunks(instance) if config.skip_bad_files else instance)
+        seconds = time.perf_counter() - start
+    output = result["out"]
+    bad = output.pop("skipped", [])
+    noted = {(entry["dataset"], entry["file"], entry["entrystart"]) for entry in bad}
+    done = result["processed"]
+    bad += [
+        _bad(chunk.dataset, chunk.filename, "a worker could not open it", chunk.entrystart, chunk.entrystop)
+        for chunk in chunks
+        if chunk not in done and (chunk.dataset, chunk.filename, chunk.entrystart) not in noted
+    ]
+    bad.sort(key=lambda entry: (entry["dataset"], entry["file"], entry["entrystart"]))
+    if "histograms" not in output:
+        raise TopRecoError(
+            f"none of {len(chunks)} chunks can be read, such as {bad[0]['file']}: {bad[0]['reason']}"
+        )
+    cutflows = [list(cutflow.values()) for cutflow in output["cutflow"].values()]
+    events = sum(steps[0]["total"]["n"] for steps in cutflows)
+    return output, RunStatistics(
+        files=len(inputs),
+        chunks=len(chunks),
+        chunks_resumed=len(resumed),
+        events=events,
+        events_selected=sum(steps[-1]["total"]["n"] for steps in cutflows),
+        seconds=round(seconds, 3),
+        events_per_second=round((events - sum(map(len, resumed))) / seconds, 1),
+        bytes_read=int(result["metrics"].get("bytesread", 0)),
+        skipped=skipped + bad,
+    )
 
 
 @contextmanager
@@ -142,38 +379,38 @@ def _one_error() -> Iterator[None]:
         with redirect_stderr(captured):
             yield
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, TopRecoError):
-                raise cause from None
-            cause = cause.__cause__ or cause.__context__
+        failure = _failure(error)
+        if failure is not None:
+            raise failure from None
         sys.stderr.write(captured.getvalue())
         raise
     sys.stderr.write(captured.getvalue())
 
 
-@contextmanager
-def _executor(config: RunConfig, progress: bool) -> Iterator[Any]:
-    # Reading again helps where a network lies between, and only there.
-    remote = any("://" in file for files in config.fileset.values() for file in files)
-    retries = 3 if remote else 0
-    if config.executor == "iterative":
-        yield processor.IterativeExecutor(status=progress, retries=retries)
-    elif config.executor == "futures":
-        yield processor.FuturesExecutor(workers=config.workers, retries=retries, status=progress)
-    else:
-        try:
-            from distributed import Client, LocalCluster
-        except ImportError as error:
-            raise TopRecoError("executor 'dask' needs the extra: pip install 'topreco[dask]'") from error
-        if config.scheduler is not None:
-            with Client(config.scheduler) as client:
-                yield processor.DaskExecutor(client=client, retries=retries, status=progress)
-        else:
-            with (
-                LocalCluster(
-                    n_workers=config.workers, threads_per_worker=1, dashboard_address=None
-                ) as cluster,
-                Client(cluster) as client,
-            ):
-                yield processor.DaskExecutor(client=client, retries=retries, status=progress)
+def _failure(error: BaseException) -> TopRecoError | None:
+    """What the user can mend behind an exception of an executor; None if that is not known."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, TopRecoError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    # Some executors bring back the outermost exception only, in whose text coffea quotes the one within.
+    text = str(error)
+    if quoted := re.search(r"The error was: (\w+)\((.*)\)\.$", text, re.DOTALL):
+        kind, arguments = quoted.groups()
+        if kind in _names_of_errors(TopRecoError):
+            return TopRecoError(ast.literal_eval(arguments))
+        file = re.search(r"filename='([^']*)'", text)
+        if text.startswith("Failed to open file") and file:
+            return TopRecoError(f"{file[1]}: a worker cannot open it ({kind}: {arguments})")
+    lost = isinstance(error, BrokenExecutor) or type(error).__name__ in WORKER_LOST
+    if lost or "KilledWorker" in text:
+        return TopRecoError(
+            "a worker died, which most often means out of memory: lower chunk_size, or give each worker more "
+            f"memory ({text.splitlines()[0]})"
+        )
+    return None
+
+
+def _names_of_errors(kind: type[TopRecoError]) -> set[str]:
+    return {kind.__name__}.union(*(_names_of_errors(sub) for sub in kind.__subclasses__()))

@@ -19,6 +19,9 @@ from topreco.events import FloatArray
 EVENT_KEY = ("run", "luminosityBlock", "event")
 """Branches that every file must have."""
 
+XROOTD_TIMEOUT = 60
+"""Seconds after which a request to an XRootD server fails; its client alone waits for many minutes."""
+
 
 class InputError(TopRecoError):
     """An input file or its content that cannot be used."""
@@ -52,11 +55,14 @@ class FileSummary:
     generated
         Number of the events that were generated for the file, whether it still has them or not, and the sum
         of their weights, from its ``Runs`` tree; None without, as in data.
+    uuid
+        What ROOT calls the file, other for each file written.
     """
 
     n_entries: int
     branches: frozenset[str]
     generated: tuple[int, float] | None
+    uuid: bytes
 
     def has(self, branches: Iterable[str]) -> bool:
         """Whether all these branches are there."""
@@ -91,7 +97,7 @@ def inspect_file(path: str | Path, tree: str = "Events", branches: Iterable[str]
             generated = _generator_sums(file)
         except Exception as error:
             raise InputError(f"{path}: damaged, tree 'Runs' cannot be read ({_first_line(error)})") from error
-        return FileSummary(int(found.num_entries), frozenset(found.keys()), generated)
+        return FileSummary(int(found.num_entries), frozenset(found.keys()), generated, file.file.uuid.bytes)
 
 
 def check_file(path: str | Path, tree: str = "Events", branches: Iterable[str] = ()) -> int:
@@ -168,6 +174,18 @@ def iterate_events(
         n = int(_find_tree(file, path, tree, ()).num_entries)
         for start in range(0, max(n, 1), step_size):
             yield _nano_events(file, path, tree, start, min(start + step_size, n), branches)
+
+
+def check_distinct(files: Iterable[str | Path]) -> None:
+    """Raise `InputError` if there are no files, or one is given twice under whatever spelling."""
+    seen: set[str] = set()
+    for file in files:
+        name = str(file) if is_remote(file) else str(Path(file).resolve())
+        if name in seen:
+            raise InputError(f"{file}: given twice, its events would count twice")
+        seen.add(name)
+    if not seen:
+        raise InputError("no input files; at least one ROOT file expected")
 
 
 def is_remote(path: str | Path) -> bool:
@@ -299,8 +317,9 @@ def _open(path: str | Path) -> Any:
     if not is_remote(path):
         path = Path(path)
         _check_local(path)
+    options = {"timeout": XROOTD_TIMEOUT} if str(path).startswith(("root://", "roots://")) else {}
     try:
-        return uproot.open(path)
+        return uproot.open(path, **options)
     # FSSpec, XRootD and ROOT's own format fail in ways of their own.
     except Exception as error:
         raise InputError(f"{path}: cannot be opened as a ROOT file ({_first_line(error)})") from error

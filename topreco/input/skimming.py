@@ -12,7 +12,14 @@ from topreco.config import SelectionConfig
 from topreco.events import dataset_id
 from topreco.files import write_text
 from topreco.input.cutflow import Cutflow
-from topreco.input.nano import FileSummary, InputError, inspect_file, is_remote, iterate_events
+from topreco.input.nano import (
+    FileSummary,
+    InputError,
+    check_distinct,
+    inspect_file,
+    is_remote,
+    iterate_events,
+)
 from topreco.input.objects import OPTIONAL_BRANCHES, needed_branches
 from topreco.input.selection import select
 from topreco.input.truth import NEEDED_BRANCHES, TRUTH_BRANCHES, read_truth
@@ -103,7 +110,7 @@ def make_skim(
     output = Path(output)
     if step_size < 1:
         raise InputError(f"step_size: {step_size} entries per chunk, at least 1 expected")
-    _check_distinct(files)
+    check_distinct(files)
     # Everything that can be wrong with the input is found before the first event is read.
     summaries = {file: inspect_file(file, tree, needed_branches(config)) for file in files}
     has_truth = _all_or_none(
@@ -156,18 +163,6 @@ def make_skim(
         has_truth,
         cutflow,
     )
-
-
-def _check_distinct(files: Sequence[str | Path]) -> None:
-    if not files:
-        raise InputError("no input files; at least one ROOT file expected")
-    seen: set[str] = set()
-    for file in files:
-        # Two spellings of one path are one file.
-        name = str(file) if is_remote(file) else str(Path(file).resolve())
-        if name in seen:
-            raise InputError(f"{file}: given twice, its events would count twice")
-        seen.add(name)
 
 
 def _all_or_none(
