@@ -102,20 +102,21 @@ class _Objects:
                 f"reconstruct: {missing[0]!r} is missing; {_ACCEPTED} expected, "
                 f"found {', '.join(names) or 'nothing'}"
             )
-        columns = {name: source[name] for name in names}
-        self.leptons = None if pair <= set(names) else columns["leptons"]
-        self.columns = columns
-        used = [*(pair if self.leptons is None else ["leptons"]), "jets", "met", *(set(_KEY) & set(names))]
-        self.n = len(columns["jets"])
-        for name in used:
-            if len(columns[name]) != self.n:
+        lists = ["jets"] if pair <= set(names) else ["jets", "leptons"]
+        used = [*lists, "met", *(pair if "leptons" not in lists else ()), *(set(_KEY) & set(names))]
+        self.columns = {name: ak.Array(source[name]) for name in used}
+        self.n = len(self.columns["jets"])
+        for name, column in self.columns.items():
+            if len(column) != self.n:
                 raise TopRecoError(
-                    f"reconstruct: {len(columns[name])} entries in {name!r} and {self.n} in 'jets', "
+                    f"reconstruct: {len(column)} entries in {name!r} and {self.n} in 'jets', "
                     "one per event expected in each"
                 )
-        for name in ("jets", *(["leptons"] if self.leptons is not None else [])):
-            if ak.Array(columns[name]).ndim != 2:
+        for name in lists:
+            if self.columns[name].ndim != 2:
                 raise TopRecoError(f"reconstruct: {name!r}: a list of objects per event expected")
+            # A mask flattens lists of one and the same length.
+            self.columns[name] = ak.from_regular(self.columns[name], axis=1)
 
     def dilepton_events(
         self, config: SelectionConfig, dataset: str, *, needs_key: bool, name: str
@@ -146,7 +147,7 @@ class _Objects:
             _numbers(_field(self.columns["met"], "met", f)[index], "met", f) for f in ("pt", "phi")
         )
         run, block, event = (
-            np.asarray(self.columns[key], dtype=kind)[index] if not absent else index.astype(kind)
+            ak.to_numpy(self.columns[key])[index].astype(kind) if not absent else index.astype(kind)
             for key, kind in zip(_KEY, (np.uint32, np.uint32, np.uint64), strict=True)
         )
         return DileptonEvents(
@@ -170,7 +171,7 @@ class _Objects:
         """ℓ⁺ and ℓ⁻ of each event, None where there is none, and where there is exactly one of each."""
         import awkward as ak
 
-        if self.leptons is None:
+        if "leptons" not in self.columns:
             plus, minus = self.columns["lepton_plus"], self.columns["lepton_minus"]
             for name in ("lepton_plus", "lepton_minus"):
                 if _field(self.columns[name], name, "pt").ndim != 1:
@@ -180,8 +181,9 @@ class _Objects:
                     )
             paired = ~(ak.is_none(plus) | ak.is_none(minus))
             return plus, minus, ak.to_numpy(paired)
-        charge = _field(self.leptons, "leptons", "charge")
-        positive, negative = self.leptons[charge > 0], self.leptons[charge < 0]
+        leptons = self.columns["leptons"]
+        charge = _field(leptons, "leptons", "charge")
+        positive, negative = leptons[charge > 0], leptons[charge < 0]
         paired = (ak.num(positive) == 1) & (ak.num(negative) == 1)
         return ak.firsts(positive), ak.firsts(negative), ak.to_numpy(ak.fill_none(paired, value=False))
 
