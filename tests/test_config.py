@@ -17,7 +17,7 @@ from topreco.config import (
 )
 from topreco.observables import OBSERVABLE_GROUPS
 
-KINDS = {"run": RunConfig, "skim": SkimConfig, "sim": SimulationConfig}
+KINDS = {"run": RunConfig, "cluster": RunConfig, "skim": SkimConfig, "sim": SimulationConfig}
 
 
 def kind_of(name):

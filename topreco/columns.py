@@ -160,7 +160,7 @@ def event_columns(events: DileptonEvents, pairs: Mapping[str, TopPair]) -> dict[
 def folder_name(name: str) -> str:
     """A dataset's or variation's name as that of one folder: what does not fit gives way to a hash."""
     fitting = _fitting(name)
-    return fitting if fitting == name else f"{fitting}-{_hash(name)}"
+    return fitting if name and fitting == name else f"{fitting}-{_hash(name)}"
 
 
 def _stem(file: str) -> str:

@@ -1,0 +1,151 @@
+"""Executors of a configuration: what can go wrong is said at once, and options reach the batch system."""
+
+import os
+import stat
+
+import pytest
+
+from topreco import executors
+from topreco.config import RunConfig, load_config, shipped_configs
+from topreco.errors import TopRecoError
+from topreco.executors import open_executor
+
+CLUSTERS = sorted(name for name in shipped_configs() if name.startswith("cluster/"))
+
+
+def refused(match, *overrides, name=None):
+    config = load_config(RunConfig, name, list(overrides))
+    with pytest.raises(TopRecoError, match=match) as error, open_executor(config, progress=False):
+        pass
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("executor", ["dask", "parsl"])
+def test_missing_extra(monkeypatch, executor):
+    monkeypatch.setattr(executors.importlib.util, "find_spec", lambda name: None)
+    refused(
+        rf"executor '{executor}' needs the extra: pip install 'topreco\[{executor}\]'", f"executor={executor}"
+    )
+
+
+def test_taskvine_is_on_conda_only(monkeypatch):
+    monkeypatch.setattr(executors.importlib.util, "find_spec", lambda name: None)
+    refused("executor 'taskvine' needs ndcctools, which is not on PyPI: conda install", "executor=taskvine")
+
+
+@pytest.mark.parametrize("executor", ["dask", "parsl"])
+@pytest.mark.parametrize(("kind", "command"), [("slurm", "sbatch"), ("htcondor", "condor_submit")])
+def test_no_batch_system(monkeypatch, executor, kind, command):
+    pytest.importorskip("dask_jobqueue" if executor == "dask" else "parsl")
+    monkeypatch.setattr(executors.shutil, "which", lambda name: None)
+    refused(f"the command '{command}' is not on this machine", f"executor={executor}", f"cluster.kind={kind}")
+
+
+@pytest.mark.parametrize("executor", ["dask", "parsl"])
+def test_options_that_a_batch_system_does_not_know(monkeypatch, executor):
+    pytest.importorskip("dask_jobqueue" if executor == "dask" else "parsl")
+    monkeypatch.setattr(executors.shutil, "which", lambda name: f"/bin/{name}")
+    options = "cluster.options={cores: 1, memory: 1GB, foo: 1}"
+    refused(
+        r"cluster\.options: \w+ refuses them \(.*'foo'|'cores'",
+        f"executor={executor}",
+        "cluster.kind=slurm",
+        options,
+    )
+
+
+def test_options_that_a_batch_system_needs(monkeypatch):
+    pytest.importorskip("dask_jobqueue")
+    monkeypatch.setattr(executors.shutil, "which", lambda name: f"/bin/{name}")
+    refused(r"cluster\.options: SLURMCluster refuses them", "executor=dask", "cluster.kind=slurm")
+
+
+@pytest.mark.slow
+def test_no_scheduler():
+    distributed = pytest.importorskip("distributed")
+    import dask
+
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        refused(
+            "cluster.address tcp://127.0.0.1:1: no Dask scheduler answers",
+            name="cluster/dask-address.yaml",
+            *["cluster.address=tcp://127.0.0.1:1"],
+        )
+    assert distributed
+
+
+def test_an_error_of_the_run_is_not_one_of_the_scheduler(monkeypatch):
+    distributed = pytest.importorskip("distributed")
+
+    class Client:
+        def __init__(self, address):
+            self.address = address
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr(distributed, "Client", Client)
+    config = load_config(RunConfig, "cluster/dask-address.yaml")
+    with pytest.raises(OSError, match="disk full"), open_executor(config, progress=False) as executor:
+        assert executor.client.address == config.cluster.address
+        raise OSError("disk full")
+
+
+@pytest.mark.parametrize("name", [name for name in CLUSTERS if "dask-" in name])
+def test_shipped_options_are_those_of_dask_jobqueue(name):
+    jobqueue = pytest.importorskip("dask_jobqueue")
+    cluster = load_config(RunConfig, name).cluster
+    classes = {"slurm": jobqueue.SLURMCluster, "htcondor": jobqueue.HTCondorCluster}
+    if cluster.kind in classes:
+        job = classes[cluster.kind].job_cls(scheduler="tcp://a:1", name="x", processes=1, **cluster.options)
+        assert "distributed.cli.dask_worker" in job.job_script()
+
+
+@pytest.mark.parametrize("name", [name for name in CLUSTERS if "parsl-" in name])
+def test_shipped_options_are_those_of_parsl(name):
+    providers = pytest.importorskip("parsl.providers")
+    cluster = load_config(RunConfig, name).cluster
+    classes = {
+        "local": providers.LocalProvider,
+        "slurm": providers.SlurmProvider,
+        "htcondor": providers.CondorProvider,
+    }
+    assert (
+        classes[cluster.kind](**cluster.options).walltime != "00:10:00" if cluster.kind != "local" else True
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.sim
+def test_jobs_of_a_batch_system(monkeypatch, tmp_path, simulated, toy_model):
+    """A stand-in for sbatch that starts the job script here."""
+    pytest.importorskip("dask_jobqueue")
+    from topreco.run import run
+
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(
+        f'#!/bin/sh\nbash "$1" >> {tmp_path}/jobs.log 2>&1 &\necho $! >> {tmp_path}/pids\n'
+        f'cp "$1" {tmp_path}/script\necho "Submitted batch job $!"\n'
+    )
+    scancel = tmp_path / "bin" / "scancel"
+    scancel.write_text("#!/bin/sh\nkill $1\n")
+    for command in (sbatch, scancel):
+        command.chmod(command.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}{os.pathsep}{os.environ['PATH']}")
+    config = load_config(
+        RunConfig,
+        None,
+        [
+            *("executor=dask", "workers=2", "cluster.kind=slurm", f"output={tmp_path / 'out'}"),
+            "cluster.options={cores: 1, memory: 2GB, walltime: '00:10:00', account: top, interface: lo}",
+            *(f"fileset={{tt: [{simulated}]}}", f"methods=[{toy_model}]", "chunk_size=300"),
+        ],
+    )
+    result = run(config, progress=False)
+    assert result.statistics.events == 1200
+    assert len((tmp_path / "pids").read_text().split()) == 2
+    assert "#SBATCH -A top" in (tmp_path / "script").read_text()
