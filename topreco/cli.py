@@ -117,6 +117,27 @@ def train(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Model file (.safetensors), or the name of a shipped model.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="ONNX file to write.")],
+    triton: Annotated[
+        Path | None, typer.Option(help="Folder of a Triton model repository to put the model into too.")
+    ] = None,
+) -> None:
+    """Write a network as ONNX, which needs no torch, and a reader for any framework (extra `onnx`)."""
+    from topreco.network.export import export_onnx
+    from topreco.reconstruct import NetworkReconstructor, load
+
+    loaded = load(model)
+    if not isinstance(loaded, NetworkReconstructor):
+        raise TopRecoError(
+            f"export {model!r}: a trained network expected, a .safetensors file or shipped model"
+        )
+    for path in export_onnx(loaded.artefact, output, triton=triton):
+        typer.echo(path)
+
+
+@app.command()
 def run(
     arguments: FilesAndOverrides = None,
     config: ConfigOption = None,

@@ -140,6 +140,74 @@ class NetworkReconstructor:
             torch.set_num_threads(threads)
 
 
+class OnnxReconstructor:
+    """A trained network as `topreco export` wrote it, evaluated by onnxruntime: needs no torch.
+
+    Pickles as the file's path alone; each process opens the file once, however many chunks it works on.
+
+    Parameters
+    ----------
+    path
+        Model file (`.onnx`).
+    name
+        Name in histograms and tables; by default the file's stem.
+    batch_size
+        Events per forward pass. It changes memory and speed, not results.
+    threads
+        Threads during a call; None takes all cores. Workers that share a machine want 1.
+
+    Raises
+    ------
+    TopRecoError
+        If the file is not a usable model, or onnxruntime is missing.
+    """
+
+    def __init__(
+        self, path: str | Path, *, name: str | None = None, batch_size: int = 256, threads: int | None = None
+    ) -> None:
+        from topreco.network.reader import ModelError, TopModel
+
+        try:
+            self._model = TopModel(path, threads=threads or 0, batch_size=batch_size)
+        except ModelError as error:
+            raise TopRecoError(str(error)) from error
+        except ImportError as error:
+            raise TopRecoError(
+                f"{path}: needs the extra: pip install 'topreco[onnx]', or onnxruntime alone ({error})"
+            ) from error
+        self.name = self.path.stem if name is None else name
+
+    @property
+    def path(self) -> Path:
+        """The model file."""
+        return self._model.path
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the model file says of its configuration, training data, versions and results."""
+        return self._model.metadata
+
+    def __call__(self, events: DileptonEvents) -> TopPair:
+        """Reconstruct the top-quark pair of each event.
+
+        Parameters
+        ----------
+        events
+            Selected events.
+
+        Returns
+        -------
+        pair
+            Timelike four-momenta of t and t̄ in GeV; not valid where an input that exists is not finite.
+        """
+        from topreco.network.reader import INPUTS
+        from topreco.network.splits import fold_of
+
+        objects = {name: getattr(events, name) for name in INPUTS}
+        p4, valid = self._model.run(objects, fold=fold_of(events, self._model.folds))
+        return TopPair(p4=p4, valid=valid)
+
+
 @cache
 def shipped_models() -> dict[str, Path]:
     """Trained models that come with the package, by name; `docs/models` describes each."""
@@ -329,11 +397,12 @@ def load(
     Parameters
     ----------
     source
-        A model file (`.safetensors`), one of `shipped_models`, or one of `ANALYTIC_METHODS`.
+        A model file (`.safetensors`, or `.onnx`, which needs no torch), one of `shipped_models`, or one of
+        `ANALYTIC_METHODS`.
     name
         Name in histograms and tables in place of the file's stem or the method's name.
     threads
-        Threads per call of a network; None leaves torch's setting.
+        Threads per call of a network; None leaves torch's setting, or takes all cores.
     solvers
         Settings of an analytic method.
     ship
@@ -351,9 +420,11 @@ def load(
     """
     if str(source) in ANALYTIC_METHODS:
         return AnalyticReconstructor(str(source), solvers, name=name)
+    if Path(source).suffix == ".onnx":
+        return OnnxReconstructor(source, name=name, threads=threads)
     if str(source) not in shipped_models() and Path(source).suffix != ".safetensors":
         raise TopRecoError(
-            f"method {str(source)!r}: a .safetensors file written by `topreco train` expected, or one of "
-            f"{', '.join((*shipped_models(), *ANALYTIC_METHODS))}"
+            f"method {str(source)!r}: a .safetensors file written by `topreco train` expected, an .onnx file "
+            f"written by `topreco export`, or one of {', '.join((*shipped_models(), *ANALYTIC_METHODS))}"
         )
     return NetworkReconstructor(source, name=name, threads=threads, ship=ship)

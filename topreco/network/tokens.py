@@ -244,7 +244,7 @@ def build_tokens(objects: Objects, config: TokensConfig) -> Tokens:
 
     px, py = objects.met.unbind(-1)
     met = fourvector.pack((px.square() + py.square()).sqrt(), px, py, torch.zeros_like(px))
-    present = torch.ones_like(objects.jet_mask[:, :1])
+    present = objects.jet_mask.new_ones((n, 1))
     p4 = [objects.lepton_plus[:, None], objects.lepton_minus[:, None], _resize(all_jets, config.max_jets)]
     mask = [present, present, _resize(objects.jet_mask, config.max_jets), present]
     p4.append(met[:, None])
