@@ -77,6 +77,21 @@ def toy_model(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def toy_onnx(toy_model, tmp_path_factory) -> Path:
+    """The same network as `topreco export` writes it; made once, for it takes seconds."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from typer.testing import CliRunner
+
+    from topreco.cli import app
+
+    path = tmp_path_factory.mktemp("onnx") / "toy.onnx"
+    result = CliRunner().invoke(app, ["export", str(toy_model), "-o", str(path)])
+    assert result.output.split() == [str(path), str(path.with_name("model_reader.py"))], result.output
+    return path
+
+
 @pytest.fixture(autouse=True)
 def _reproducible_torch():
     """Seed torch in a forked generator, and keep it on one thread: the tests run in parallel."""

@@ -216,6 +216,11 @@ def test_wrong_kind_of_model(refused, tmp_path, toy_model):
         refused("run", file, "-m", model, "-o", tmp_path / "out", "--quiet", match=match)
 
 
+@pytest.mark.parametrize("model", ["sonnenschein", "nonsense", "absent.onnx"])
+def test_what_cannot_be_exported(refused, tmp_path, model):
+    refused("export", model, "-o", tmp_path / "model.onnx", match=repr(model) if "." not in model else model)
+
+
 def test_unwritable_output(refused, tmp_path, toy_model):
     file = nano_file(tmp_path / "good.root")
     below = file / "below"

@@ -59,7 +59,7 @@ def test_batch_size_changes_nothing(toy_model):
     [
         ("absent.safetensors", "absent.safetensors"),
         ("nonsense", "method 'nonsense': a .safetensors file"),
-        ("model.pt", r"method 'model.pt': a .safetensors file"),
+        ("model.pt", r"method 'model.pt': a .safetensors file.*an .onnx file written by `topreco export`"),
     ],
 )
 def test_what_is_no_model_is_refused(source, message):

@@ -326,7 +326,7 @@ def make_objects(
     ModelError
         If the arrays do not fit together, or a lepton is neither electron nor muon.
     """
-    met = _columns((), met_pt=met_pt, met_phi=met_phi)
+    met = _columns((None,), met_pt=met_pt, met_phi=met_phi)
     n = len(met[0])
     jet_columns = _columns(
         (n, None), jet_pt=jet_pt, jet_eta=jet_eta, jet_phi=jet_phi, jet_mass=jet_mass, jet_btag=jet_btag
@@ -375,6 +375,9 @@ def _columns(shape: tuple[Optional[int], ...], **arrays: Any) -> list[Array]:
         column = np.asarray(
             np.ma.filled(np.ma.asarray(values, np.float64), 0 if name == "jet_pt" else np.nan)
         )
+        if not len(column) and shape[0] in (0, None):
+            # An awkward array of no events does not know its other axes.
+            column = np.zeros([length or 0 for length in shape])
         if column.ndim != len(shape) or any(e not in (None, f) for e, f in zip(shape, column.shape)):
             expected = ", ".join("any" if length is None else str(length) for length in shape)
             raise ModelError(f"{name}: shape {column.shape} found, ({expected}) expected")
