@@ -25,10 +25,11 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/python -m numpydoc.hooks.validate_docstrings $$(git ls-files 'topreco/*.py')
 
-bench: $(VENV)/installed-demo
+bench: $(VENV)/installed-dev
 	$(BIN)/python scripts/bench/bench_chain.py --json results/bench/chain.json
 	$(BIN)/python scripts/bench/bench_solvers.py --json results/bench/solvers.json
 	$(BIN)/python scripts/bench/bench_smearing.py --json results/bench/smearing.json
+	$(BIN)/python scripts/bench/bench_onnx.py --json results/bench/onnx.json
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "topreco needs Python >= 3.11")'

@@ -8,6 +8,7 @@ A model of several folds becomes one graph with a further input `fold`, shape (n
 not seen the event. All networks are evaluated and one answer is taken, so that it costs as many times more.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from topreco.errors import TopRecoError
-from topreco.events import DileptonEvents, toy_events
+from topreco.events import DileptonEvents, FloatArray, toy_events
 from topreco.files import complete_file, write_text
 from topreco.network import reader
 from topreco.network.build import TopNetwork
@@ -41,7 +42,7 @@ READER_NAME = "model_reader.py"
 _OPSET, _IR_VERSION = 18, 8
 
 TOLERANCE = 1e-4
-"""Largest difference between torch and ONNX, relative to the energy of the top."""
+"""Largest difference between torch and ONNX, in units of the energy of the top."""
 
 _TRITON_TYPES = {np.float32: "TYPE_FP32", np.int64: "TYPE_INT64", np.bool_: "TYPE_BOOL"}
 _TRITON_DIMS = {
@@ -179,19 +180,27 @@ def _serialise(artefact: Artefact) -> bytes:
 
 
 def _compare(networks: Sequence[TopNetwork], model: TopModel) -> None:
-    """Raise unless onnxruntime and torch agree on events of every kind."""
+    """Raise unless onnxruntime answers as torch does, on events of every kind."""
     for fold, network in enumerate(networks):
+        exact = copy.deepcopy(network).double()
         for events in _probes():
-            expected = predict([network], events)
+            expected = predict([exact], events).p4
             objects = {name: getattr(events, name) for name in INPUTS}
-            p4, valid = model.run(objects, fold=np.full(len(events), fold))
-            relative = np.abs(p4 - expected.p4) / expected.p4[..., :1]
-            # NaN, where only one of them is valid, is no agreement.
-            if not relative[valid | expected.valid].max(initial=0.0) <= TOLERANCE:
+            p4, _ = model.run(objects, fold=np.full(len(events), fold))
+            found = _relative_difference(p4, expected)
+            # Some networks magnify the rounding of single precision, in torch as well.
+            allowed = max(TOLERANCE, 10 * _relative_difference(predict([network], events).p4, expected))
+            # NaN, where only one of them has an answer, is no agreement.
+            if not found <= allowed:
                 raise TopRecoError(
-                    f"export: torch and onnxruntime differ by {relative.max():.1g} of a top's energy, "
-                    f"at most {TOLERANCE:g} expected; nothing was written"
+                    f"export: torch and onnxruntime differ by {found:.1g} of a top's energy, at most "
+                    f"{allowed:.1g} expected; nothing was written"
                 )
+
+
+def _relative_difference(p4: FloatArray, expected: FloatArray) -> float:
+    """Largest difference of two sets of four-momenta, in units of the energy of the top."""
+    return float((np.abs(p4 - expected) / expected[..., :1]).max())
 
 
 def _probes() -> Iterator[DileptonEvents]:

@@ -386,13 +386,13 @@ def _columns(shape: tuple[Optional[int], ...], **arrays: Any) -> list[Array]:
     return columns
 
 
-@np.errstate(over="ignore", invalid="ignore")
 def _four_momenta(pt: Array, eta: Array, phi: Array, mass: Array) -> Array:
     """(E, px, py, pz), shape (..., 4); a negative mass counts as zero."""
-    pz = pt * np.sinh(eta)
-    mass = np.where(mass > 0, mass, 0 * mass)
-    energy = np.sqrt(pt**2 + pz**2 + mass**2)
-    return np.stack([energy, pt * np.cos(phi), pt * np.sin(phi), pz], axis=-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        pz = pt * np.sinh(eta)
+        mass = np.where(mass > 0, mass, 0 * mass)
+        energy = np.sqrt(pt**2 + pz**2 + mass**2)
+        return np.stack([energy, pt * np.cos(phi), pt * np.sin(phi), pz], axis=-1)
 
 
 # ---- b candidates ----------------------------------------------------------------------------------------
@@ -403,7 +403,6 @@ _RESOLUTION = 0.10
 _STEP, _LAST = 0.5, 400.0
 
 
-@np.errstate(invalid="ignore")
 def b_candidates(
     lepton_plus: Array,
     lepton_minus: Array,
@@ -440,9 +439,10 @@ def b_candidates(
         return np.full((n, 2), -1)
     probabilities, allowed = [], []
     for lepton in (lepton_plus, lepton_minus):
-        pair = lepton[:, None] + jets
-        squared = pair[..., 0] * pair[..., 0] - (pair[..., 1:] * pair[..., 1:]).sum(-1)
-        mass = np.sqrt(np.maximum(squared, 0.0))
+        with np.errstate(invalid="ignore"):  # infinities, in events that have no answer
+            pair = lepton[:, None] + jets
+            squared = pair[..., 0] * pair[..., 0] - (pair[..., 1:] * pair[..., 1:]).sum(-1)
+            mass = np.sqrt(np.maximum(squared, 0.0))
         allowed.append(jet_mask & (mass < m_lb_max))
         probabilities.append(np.interp(mass, *_mlb_density()))
     possible = allowed[0][:, :, None] & allowed[1][:, None, :] & ~np.eye(n_jets, dtype=bool)

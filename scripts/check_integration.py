@@ -1,0 +1,120 @@
+"""Run the examples of docs/integrations in the environments that they are for, and compare the tops.
+
+    TOPRECO_TEST_DATA=... python scripts/check_integration.py [--folder DIR] [pocketcoffea]
+
+Makes virtual environments with coffea 0.7 and awkward 1 (and, where asked, PocketCoffea 0.9) from the package
+index, exports `dilepton`, runs each example on real simulation and compares four-momenta with those of
+`topreco.load("dilepton")` behind the default selection. Needs the extra `onnx`; a few minutes.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+import numpy as np
+
+import topreco
+from topreco.config import SelectionConfig
+from topreco.input.nano import open_events
+from topreco.input.selection import select
+from topreco.network.export import export_onnx
+
+EXAMPLES = Path(__file__).parents[1] / "docs" / "integrations"
+SAMPLE = "nanoaodv9_TTTo2L2Nu_first500.root"
+MODEL = "dilepton"
+TOLERANCE = 1e-4
+
+# coffea 0.7 imports pkg_resources; uproot 4 leaves the codec of the sample to the user.
+COFFEA_07 = ["coffea==0.7.31", "awkward<2", "numpy<2", "setuptools<81", "zstandard", "onnxruntime"]
+ENVIRONMENTS = {
+    "coffea07": COFFEA_07,
+    # The releases of pyarrow that follow need numpy 2.
+    "pocketcoffea": ["pocket-coffea==0.9.13", *COFFEA_07[1:], "pyarrow<21"],
+}
+
+RUN_POCKETCOFFEA = """
+import sys
+import numpy as np
+from coffea import processor
+from coffea.nanoevents import NanoAODSchema
+from pocketcoffea_workflow import cfg
+
+NanoAODSchema.warn_missing_crossrefs = False
+cfg.load()
+run = processor.Runner(processor.IterativeExecutor(status=False), schema=NanoAODSchema)
+output = run(cfg.filesets, "Events", processor_instance=cfg.processor_instance)
+columns = output["columns"]["ttbar"]["ttbar_2018"]["all"]["nominal"]
+p4 = [[columns[f"{top}_{x}"].value for x in "txyz"] for top in ("Top", "AntiTop")]
+np.savez(sys.argv[1], event=columns["events_event"].value, p4=np.moveaxis(np.array(p4), -1, 0))
+"""
+
+
+def environment(folder: Path, requirements: list[str]) -> Path:
+    """Python of a virtual environment with some packages."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
+    return python
+
+
+def compare(found: Path, sample: Path) -> float:
+    """Largest difference to the present package, relative to the energy of the top."""
+    events = select(open_events(sample), SelectionConfig(), dataset="ttbar").events
+    expected = topreco.load(MODEL, threads=1)(events).p4
+    with np.load(found) as result:
+        event, p4 = result["event"], result["p4"]
+    order, other = np.argsort(events.event), np.argsort(event)
+    if not np.array_equal(events.event[order], event[other]):
+        sys.exit(f"{found.stem}: {len(event)} events selected, others than the package's {len(events)}")
+    difference = np.abs(p4[other] - expected[order]) / expected[order][..., :1]
+    return float(difference.max())
+
+
+def main() -> None:
+    """Print a line per example; exit with 1 where the tops differ."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("examples", nargs="*", help=", ".join(ENVIRONMENTS))
+    parser.add_argument("--folder", type=Path, help="keep environments and results here")
+    options = parser.parse_args()
+    if unknown := set(options.examples) - set(ENVIRONMENTS):
+        parser.error(f"examples are {', '.join(ENVIRONMENTS)}, not {', '.join(sorted(unknown))}")
+    if "TOPRECO_TEST_DATA" not in os.environ:
+        parser.error("TOPRECO_TEST_DATA does not name the folder of sample files")
+    sample = (Path(os.environ["TOPRECO_TEST_DATA"]) / SAMPLE).absolute()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (options.folder or Path(temporary)).absolute()
+        work = folder / "work"
+        model, *_ = export_onnx(topreco.load(MODEL).artefact, work / f"{MODEL}.onnx")
+        for file in EXAMPLES.glob("*.py"):
+            shutil.copy(file, work)
+        metadata = {"sample": "ttbar", "year": "2018", "isMC": "True", "xsec": "1"}
+        dataset = {"ttbar_2018": {"metadata": metadata, "files": [str(sample)]}}
+        (work / "datasets.json").write_text(json.dumps(dataset))
+        (work / "run_pocketcoffea.py").write_text(RUN_POCKETCOFFEA)
+        commands = {
+            "coffea07": ["coffea07_processor.py", model, sample],
+            "pocketcoffea": ["run_pocketcoffea.py"],
+        }
+        failed = False
+        for name in options.examples or ["coffea07"]:
+            python = environment(folder / name, ENVIRONMENTS[name])
+            output = work / f"{name}.npz"
+            clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+            subprocess.run([python, "-W", "ignore", *commands[name], output], cwd=work, env=clean, check=True)
+            difference = compare(output, sample)
+            failed |= not difference <= TOLERANCE
+            print(f"{name}: largest difference {difference:.1e} of the top's energy, {TOLERANCE:g} allowed")
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
