@@ -30,6 +30,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python scripts/bench/bench_solvers.py --json results/bench/solvers.json
 	$(BIN)/python scripts/bench/bench_smearing.py --json results/bench/smearing.json
 	$(BIN)/python scripts/bench/bench_onnx.py --json results/bench/onnx.json
+	$(BIN)/python scripts/bench/bench_systematics.py --json results/bench/systematics.json
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "topreco needs Python >= 3.11")'

@@ -30,7 +30,7 @@ class TTbarDilepton(DileptonProcessor):
 
     def __init__(self, *methods: str) -> None:
         config = load_config(RunConfig, "run.yaml")
-        super().__init__(methods, config.selection, config.histograms, config.solvers)
+        super().__init__(methods, config.selection, config.histograms, config.solvers, config.systematics)
 
     def process(self, events: Any) -> dict[str, Any]:
         """Fill the histograms of one chunk; the place for an analysis' own additions."""

@@ -135,3 +135,13 @@ def test_a_folder_of_something_else(tmp_path):
     (tmp_path / MARKER).write_text("{")
     with pytest.raises(TopRecoError, match="not JSON"):
         claim_folder(tmp_path, {}, "output_columns")
+
+
+def test_other_corrections_are_another_configuration(tmp_path):
+    payload = tmp_path / "jes.json"
+    source = {"object": "jet", "file": str(payload), "correction": "jes"}
+    config = RunConfig.model_validate({"systematics": {"objects": {"jes": source}}})
+    payload.write_text("one")
+    before = describe_configuration(config, [])
+    payload.write_text("two")
+    assert describe_configuration(config, []) != before

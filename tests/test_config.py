@@ -17,7 +17,13 @@ from topreco.config import (
 )
 from topreco.observables import OBSERVABLE_GROUPS
 
-KINDS = {"run": RunConfig, "cluster": RunConfig, "skim": SkimConfig, "sim": SimulationConfig}
+KINDS = {
+    "run": RunConfig,
+    "cluster": RunConfig,
+    "systematics": RunConfig,
+    "skim": SkimConfig,
+    "sim": SimulationConfig,
+}
 
 
 def kind_of(name):

@@ -68,8 +68,8 @@ def test_no_scheduler():
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
         refused(
             "cluster.address tcp://127.0.0.1:1: no Dask scheduler answers",
+            "cluster.address=tcp://127.0.0.1:1",
             name="cluster/dask-address.yaml",
-            *["cluster.address=tcp://127.0.0.1:1"],
         )
     assert distributed
 
@@ -89,8 +89,7 @@ def test_an_error_of_the_run_is_not_one_of_the_scheduler(monkeypatch):
 
     monkeypatch.setattr(distributed, "Client", Client)
     config = load_config(RunConfig, "cluster/dask-address.yaml")
-    with pytest.raises(OSError, match="disk full"), open_executor(config, progress=False) as executor:
-        assert executor.client.address == config.cluster.address
+    with pytest.raises(OSError, match="disk full"), open_executor(config, progress=False):
         raise OSError("disk full")
 
 

@@ -14,7 +14,7 @@ import topreco
 from topreco.errors import TopRecoError
 from topreco.events import toy_events
 from topreco.network.reader import _open_model
-from topreco.reconstruct import OnnxReconstructor, shipped_models
+from topreco.reconstructors import OnnxReconstructor, shipped_models
 
 REPOSITORY = Path(__file__).parents[1]
 

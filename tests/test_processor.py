@@ -10,12 +10,14 @@ import pytest
 import uproot
 from coffea import processor
 
-from topreco.config import ConfigError, HistogramConfig, SelectionConfig
+from topreco.config import ConfigError, HistogramConfig, ObjectSource, SelectionConfig, SystematicsConfig
 from topreco.errors import TopRecoError
 from topreco.evaluation.summary import summarise
+from topreco.events import TopPair
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import QuietNanoAODSchema, open_events
-from topreco.input.selection import select
+from topreco.input.selection import select, select_objects
+from topreco.input.systematics import variations
 from topreco.processor import DileptonProcessor
 from topreco.reconstructors import load
 
@@ -77,7 +79,16 @@ def test_results_are_those_of_the_parts(nominal, simulated, toy_model):
     assert len(selection.events) > 50
     pair = load(toy_model)(selection.events)
     spectrum = nominal["histograms"]["spectrum/m_tt"]
-    filled = spectrum[{"subset": "all", "source": "reco", "channel": sum, "method": sum, "dataset": sum}]
+    filled = spectrum[
+        {
+            "subset": "all",
+            "source": "reco",
+            "channel": sum,
+            "method": sum,
+            "dataset": sum,
+            "variation": "nominal",
+        }
+    ]
     m_tt = np.sqrt(
         pair.system[:, 0] ** 2 - (pair.system[:, 1:] ** 2).sum(axis=1),
     )
@@ -163,6 +174,113 @@ def test_common_events_are_those_that_all_methods_solve(simulated, toy_model):
     assert everything["toy"]["all"]["m_tt"].metrics.efficiency == 1
     assert common["toy"]["all"]["m_tt"].n_solved == common["half"]["all"]["m_tt"].n_solved
     assert common["toy"]["all"]["m_tt"].metrics.rb == common["half"]["all"]["m_tt"].metrics.rb
+
+
+SYSTEMATICS = SystematicsConfig(
+    objects={
+        "none": ObjectSource(object="jet", flat=0.0),
+        "jes": ObjectSource(object="jet", flat=0.03),
+        "electron": ObjectSource(object="electron", flat=0.02),
+    },
+    weights={"luminosity": {"flat": 0.1}},
+)
+
+
+@pytest.fixture(scope="module")
+def varied(simulated, toy_model):
+    return run(simulated, DileptonProcessor([toy_model], systematics=SYSTEMATICS), chunksize=500)
+
+
+def test_variations_fill_an_axis_of_their_own(varied):
+    expected = ["nominal", "none_up", "none_down", "jes_up", "jes_down", "electron_up", "electron_down"]
+    expected += ["luminosity_up", "luminosity_down"]
+    for name, histogram in varied["histograms"].items():
+        found = list(histogram.axes["variation"])
+        assert found == (["nominal"] if name.startswith(("moments", "residual")) else expected), name
+
+
+def test_variations_do_not_change_a_bit_of_nominal(varied, simulated, toy_model):
+    """Whatever else is reconstructed with them, nominal events stay as they are without variations."""
+    alone = run(simulated, DileptonProcessor([toy_model]), chunksize=500)
+    assert alone["cutflow"] == varied["cutflow"]
+    for name, histogram in alone["histograms"].items():
+        ours, theirs = (
+            h[{"variation": "nominal"}].view(flow=True) for h in (histogram, varied["histograms"][name])
+        )
+        np.testing.assert_array_equal(ours, theirs, err_msg=name)
+        assert ours.size
+
+
+def test_a_variation_by_nothing_is_nominal_to_the_bit(varied):
+    """The network's answer for an event does not depend on what else is in the call."""
+    for name, histogram in varied["histograms"].items():
+        if not name.startswith(("moments", "residual")):
+            nominal, up, down = (
+                histogram[{"variation": v}].view(flow=True) for v in ("nominal", "none_up", "none_down")
+            )
+            np.testing.assert_array_equal(up, nominal, err_msg=name)
+            np.testing.assert_array_equal(down, nominal, err_msg=name)
+
+
+def test_variations_are_what_their_events_give(varied, simulated, toy_model):
+    spectrum = varied["histograms"]["spectrum/m_tt"]
+    where = {"subset": "all", "source": "reco", "channel": sum, "method": sum, "dataset": sum}
+    filled = {v: spectrum[{**where, "variation": v}] for v in spectrum.axes["variation"]}
+    events = open_events(simulated)
+    for name, objects in variations(events, SelectionConfig(), SYSTEMATICS):
+        selected = select_objects(objects, SelectionConfig(), dataset="ttbar").events
+        system = load(toy_model)(selected).system
+        m_tt = np.sqrt(system[:, 0] ** 2 - (system[:, 1:] ** 2).sum(axis=1))
+        expected = np.histogram(m_tt, bins=filled[name].axes[0].edges)[0]
+        np.testing.assert_array_equal(filled[name].values(), expected, err_msg=name)
+    assert not np.array_equal(filled["jes_up"].values(), filled["nominal"].values())
+    np.testing.assert_allclose(filled["luminosity_up"].values(), 1.1 * filled["nominal"].values())
+    np.testing.assert_allclose(filled["luminosity_up"].variances(), 1.21 * filled["nominal"].variances())
+
+
+@pytest.mark.parametrize("chunksize", [77, 1000])
+def test_chunk_size_does_not_change_variations(varied, simulated, toy_model, chunksize):
+    instance = DileptonProcessor([toy_model], systematics=SYSTEMATICS)
+    assert_equal(varied, run(simulated, instance, chunksize=chunksize))
+
+
+def test_a_method_is_called_once_for_all_variations(simulated):
+    calls = []
+
+    class Counting:
+        name = "counting"
+
+        def __call__(self, events):
+            calls.append(len(events))
+            return TopPair(np.full((len(events), 2, 4), np.nan), np.zeros(len(events), bool))
+
+    instance = DileptonProcessor([Counting()], systematics=SYSTEMATICS)
+    nominal = run(simulated, instance)["cutflow"]["ttbar"]["at least 1 b tag"]["total"]["n"]
+    assert len(calls) == 2
+    assert calls[0] == nominal
+    assert 5 * nominal < calls[1] < 7 * nominal
+
+
+def test_metrics_of_variations_on_request(simulated, toy_model):
+    systematics = SystematicsConfig(objects={"jes": ObjectSource(object="jet", flat=0.03)}, metrics=True)
+    histograms = run(simulated, DileptonProcessor([toy_model], systematics=systematics))["histograms"]
+    nominal, up = (
+        summarise(histograms, v)["all"]["ttbar"]["toy"]["all"]["m_tt"].metrics for v in ("nominal", "jes_up")
+    )
+    assert np.isfinite([up.rb, up.res, up.width68]).all()
+    assert up.rb != nominal.rb
+
+
+def test_data_have_no_variations(as_data, toy_model):
+    histograms = run(as_data, DileptonProcessor([toy_model], systematics=SYSTEMATICS))["histograms"]
+    assert list(histograms["events"].axes["variation"]) == ["nominal"]
+    assert histograms["events"].values().any()
+
+
+def test_a_correction_that_does_not_exist_is_refused_at_once(toy_model):
+    source = {"object": "jet", "file": "nowhere.json", "correction": "Total"}
+    with pytest.raises(TopRecoError, match=r"nowhere\.json: no such file"):
+        DileptonProcessor([toy_model], systematics=SystematicsConfig(objects={"jes": source}))
 
 
 def test_the_file_to_copy_runs(simulated, toy_model, nominal):

@@ -92,6 +92,7 @@ def describe_configuration(config: RunConfig, methods: Sequence[Reconstructor]) 
             | {
                 "methods": {method.name: _content(getattr(method, "path", None)) for method in methods},
                 "response": _content(config.solvers.response),
+                "corrections": {str(file): _content(file) for file in config.systematics.files},
                 "topreco": versions()["topreco"],
             }
         )

@@ -126,7 +126,7 @@ def export(
 ) -> None:
     """Write a network as ONNX, which needs no torch, and a reader for any framework (extra `onnx`)."""
     from topreco.network.export import export_onnx
-    from topreco.reconstruct import NetworkReconstructor, load
+    from topreco.reconstructors import NetworkReconstructor, load
 
     loaded = load(model)
     if not isinstance(loaded, NetworkReconstructor):

@@ -16,13 +16,11 @@ from typing import Any, Literal
 import numpy as np
 
 from topreco import fourvector
+from topreco.config import NOMINAL
 from topreco.errors import TopRecoError
 from topreco.events import CHANNELS, DileptonEvents, FloatArray, IntArray, TopPair
 from topreco.files import complete_file
 from topreco.observables import OBSERVABLES
-
-NOMINAL = "nominal"
-"""Name of the results without any systematic variation."""
 
 _LEGS = ("top", "antitop")
 _COORDINATES = ("pt", "eta", "phi", "mass")

@@ -1,15 +1,16 @@
 """Several methods on the same events: loading them, and filling the histograms of all at once."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import hist
 import numpy as np
 
-from topreco.config import SolverConfig
+from topreco.config import NOMINAL, SolverConfig
 from topreco.errors import TopRecoError
 from topreco.evaluation.histograms import fill
-from topreco.events import DileptonEvents, TopPair, Truth
+from topreco.events import DileptonEvents, FloatArray, TopPair, Truth
 from topreco.reconstructors import Reconstructor, load
 
 
@@ -60,7 +61,10 @@ def fill_methods(
     dataset: str,
     events: DileptonEvents,
     truth: Truth | None = None,
-) -> dict[str, TopPair]:
+    variations: Mapping[str, tuple[DileptonEvents, Truth | None]] | None = None,
+    weights: Mapping[str, FloatArray] | None = None,
+    metrics: bool = False,
+) -> dict[str, dict[str, TopPair]]:
     """Reconstruct events by every method and fill histograms, the subset "common" included.
 
     Parameters
@@ -72,27 +76,56 @@ def fill_methods(
     dataset
         Category to fill.
     events
-        Selected events.
+        Selected events, the nominal ones.
     truth
         Generated tops, None in data.
+    variations
+        Selected events and truth of systematic variations, by name. A method gets all of them in one call.
+    weights
+        Other weights of the nominal events, by name of the variation, shape (n,). They are not reconstructed
+        again.
+    metrics
+        Fill moments and residuals of variations too, for `topreco.evaluation.summary.summarise`.
 
     Returns
     -------
     pairs
-        What each method gave, by its name.
+        What each method gave, by variation ("nominal" first) and method's name.
     """
-    pairs = {method.name: method(events) for method in methods}
-    common = np.ones(len(events), dtype=bool)
-    for pair in pairs.values():
-        common &= pair.valid
-    for name, pair in pairs.items():
-        fill(
-            histograms,
-            dataset=dataset,
-            method=name,
-            events=events,
-            pair=pair,
-            truth=truth,
-            common=common,
-        )
+    names = [NOMINAL, *(variations or {})]
+    samples = [(events, truth), *(variations or {}).values()]
+    pairs = {method.name: _reconstruct(method, [sample for sample, _ in samples]) for method in methods}
+    for i, (variation, (sample, generated)) in enumerate(zip(names, samples, strict=True)):
+        common = np.ones(len(sample), dtype=bool)
+        for found in pairs.values():
+            common &= found[i].valid
+        weighted = {variation: sample}
+        if variation == NOMINAL:
+            others = weights or {}
+            weighted |= {name: dataclasses.replace(sample, weight=w) for name, w in others.items()}
+        for category, same_events in weighted.items():
+            for method, found in pairs.items():
+                fill(
+                    histograms,
+                    dataset=dataset,
+                    method=method,
+                    events=same_events,
+                    pair=found[i],
+                    truth=generated,
+                    common=common,
+                    variation=category,
+                    metrics=metrics or category == NOMINAL,
+                )
+    return {name: {m: found[i] for m, found in pairs.items()} for i, name in enumerate(names)}
+
+
+def _reconstruct(method: Reconstructor, samples: Sequence[DileptonEvents]) -> list[TopPair]:
+    """What a method makes of the nominal events, the first sample, and of the variations."""
+    nominal, *varied = samples
+    # A call of its own: whatever a method does with a batch, variations do not change what is nominal.
+    pairs = [method(nominal)]
+    if varied:
+        joined = method(DileptonEvents.concatenate(varied))
+        ends = np.cumsum([len(sample) for sample in varied]).tolist()
+        pairs += [joined[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     return pairs

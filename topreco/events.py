@@ -46,6 +46,27 @@ def _mix(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return x ^ (x >> np.uint64(31))
 
 
+def hashed_uniform(salt: int, *parts: npt.ArrayLike) -> FloatArray:
+    """Reproducible numbers in [0, 1): a hash of the salt and of each part in turn.
+
+    Parameters
+    ----------
+    salt
+        Different salts, 0 to 2⁶⁴ − 1, give independent numbers.
+    *parts
+        Integers, at least one of them an array of shape (n,), the others of that shape or scalars.
+
+    Returns
+    -------
+    numbers
+        Multiples of 2⁻⁵³, shape (n,).
+    """
+    state = _mix(np.array([salt], dtype=np.uint64))
+    for part in parts:
+        state = _mix(state ^ np.asarray(part).astype(np.uint64))
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 class _Struct:
     """A struct of arrays over events: length, indexing, concatenation."""
 
@@ -182,10 +203,7 @@ class DileptonEvents(_Struct):
         salt
             Different salts give independent numbers.
         """
-        state = np.repeat(_mix(np.array([salt], dtype=np.uint64)), len(self))
-        for part in (self.dataset, self.run, self.luminosity_block, self.event):
-            state = _mix(state ^ part.astype(np.uint64))
-        return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return hashed_uniform(salt, self.dataset, self.run, self.luminosity_block, self.event)
 
     @property
     def lepton_p4(self) -> FloatArray:

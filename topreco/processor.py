@@ -1,16 +1,20 @@
 """The coffea processor: NanoAOD events to histograms of reconstructed top-quark pairs."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from coffea.processor import ProcessorABC
 
 from topreco.columns import ColumnWriter
 from topreco.compare import fill_methods, load_methods
-from topreco.config import HistogramConfig, SelectionConfig, SolverConfig
+from topreco.config import NOMINAL, HistogramConfig, SelectionConfig, SolverConfig, SystematicsConfig
 from topreco.evaluation.histograms import book
-from topreco.input.selection import select
+from topreco.events import DileptonEvents, FloatArray, Truth
+from topreco.input.selection import Selection, select_objects
+from topreco.input.systematics import check_corrections, event_weights, variations
 from topreco.input.truth import has_truth, read_truth
 from topreco.reconstructors import Reconstructor
 
@@ -32,13 +36,16 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         Observables and binning.
     solvers
         Settings of the analytic methods that are given by name.
+    systematics
+        Corrections and variations; none by default. The cutflow is that of the nominal events, with the
+        weights of the generator.
     columns
         Where to write the results of each event; None keeps histograms only.
 
     Raises
     ------
     TopRecoError
-        If a method cannot be loaded, or two have the same name.
+        If a method cannot be loaded, two have the same name, or a correction cannot be used.
     """
 
     def __init__(
@@ -47,26 +54,64 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         selection: SelectionConfig | None = None,
         histograms: HistogramConfig | None = None,
         solvers: SolverConfig | None = None,
+        systematics: SystematicsConfig | None = None,
         columns: ColumnWriter | None = None,
     ) -> None:
         # One thread each: the executor already keeps every core busy.
         self.methods = load_methods(methods, threads=1, solvers=solvers)
         self.selection = selection or SelectionConfig()
         self.histograms = histograms or HistogramConfig()
+        self.systematics = systematics or SystematicsConfig()
         self.columns = columns
-        book(self.histograms)  # Refuses unknown observables here, not in the first worker.
+        # Refuse what is wrong here, not in the first worker.
+        book(self.histograms)
+        check_corrections(self.systematics)
 
     def process(self, events: Any) -> dict[str, Any]:
         """Fill the histograms of one chunk of `NanoEvents`."""
         dataset = events.metadata["dataset"]
-        selected = select(events, self.selection, dataset=dataset)
-        truth = read_truth(events[selected.index]) if has_truth(events) else None
+        selected: dict[str, Selection] = {}
+        weights: dict[str, FloatArray] = {}
+        for name, objects in variations(events, self.selection, self.systematics):
+            found = select_objects(objects, self.selection, dataset=dataset)
+            factors = event_weights(events, objects, found, self.systematics, varied=name == NOMINAL)
+            weight = found.events.weight
+            corrected = dataclasses.replace(found.events, weight=weight * factors.pop(NOMINAL))
+            selected[name] = dataclasses.replace(found, events=corrected)
+            weights |= {variation: weight * factor for variation, factor in factors.items()}
+
+        samples = dict(zip(selected, self._with_truth(events, list(selected.values())), strict=True))
+        nominal, truth = samples.pop(NOMINAL)
         histograms = book(self.histograms)
-        pairs = fill_methods(histograms, self.methods, dataset=dataset, events=selected.events, truth=truth)
-        output: dict[str, Any] = {"histograms": histograms, "cutflow": {dataset: selected.cutflow.to_dict()}}
+        pairs = fill_methods(
+            histograms,
+            self.methods,
+            dataset=dataset,
+            events=nominal,
+            truth=truth,
+            variations=samples,
+            weights=weights,
+            metrics=self.systematics.metrics,
+        )
+        cutflow = selected[NOMINAL].cutflow.to_dict()
+        output: dict[str, Any] = {"histograms": histograms, "cutflow": {dataset: cutflow}}
         if self.columns is not None:
-            output["columns"] = [self.columns.write(events.metadata, selected.index, selected.events, pairs)]
+            output["columns"] = [
+                self.columns.write(events.metadata, found.index, found.events, pairs[name], variation=name)
+                for name, found in selected.items()
+            ]
         return output
+
+    @staticmethod
+    def _with_truth(
+        events: Any, selections: Sequence[Selection]
+    ) -> list[tuple[DileptonEvents, Truth | None]]:
+        """Selected events with their truth, which is read once for what any selection has."""
+        if not has_truth(events):
+            return [(selection.events, None) for selection in selections]
+        index = np.unique(np.concatenate([selection.index for selection in selections]))
+        truth = read_truth(events[index])
+        return [(s.events, truth[np.searchsorted(index, s.index)]) for s in selections]
 
     def postprocess(self, accumulator: dict[str, Any]) -> dict[str, Any]:
         """Nothing is left to do once the chunks are merged."""

@@ -37,6 +37,7 @@ from topreco.input.nano import (
     is_remote,
 )
 from topreco.input.objects import needed_branches
+from topreco.input.systematics import check_corrections
 from topreco.processor import DileptonProcessor
 from topreco.versions import versions
 
@@ -141,6 +142,7 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
     # Everything that can be wrong with the input is found before the first worker starts.
     inputs, skipped = _inspect(config, progress)
     methods = load_methods(config.methods, threads=1, solvers=config.solvers, ship=config.ship_model)
+    check_corrections(config.systematics)
     description = describe_configuration(config, methods)
     with _output_folder(config.output) as folder:
         checkpointer = None
@@ -148,7 +150,9 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
             claim_folder(config.checkpoint.absolute(), description, "checkpoint")
             checkpointer = ChunkCheckpointer(config.checkpoint.absolute())
         writer = _column_writer(config, description, inputs)
-        instance = DileptonProcessor(methods, config.selection, config.histograms, columns=writer)
+        instance = DileptonProcessor(
+            methods, config.selection, config.histograms, systematics=config.systematics, columns=writer
+        )
         output, statistics = _run(config, instance, inputs, skipped, checkpointer, progress)
         summary = summarise(output["histograms"])
         files = sorted(output.pop("columns", []), key=lambda entry: entry["path"])

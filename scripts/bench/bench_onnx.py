@@ -21,7 +21,7 @@ from rich.table import Table
 from topreco.events import DileptonEvents, toy_events
 from topreco.files import write_text
 from topreco.network.export import export_onnx
-from topreco.reconstruct import NetworkReconstructor, OnnxReconstructor, Reconstructor, shipped_models
+from topreco.reconstructors import NetworkReconstructor, OnnxReconstructor, Reconstructor, shipped_models
 from topreco.versions import versions
 
 BATCHES = (1, 64, 1024)

@@ -7,8 +7,10 @@ import pytest
 
 from topreco import fourvector
 from topreco.config import HistogramConfig
-from topreco.evaluation.histograms import book, fill, histograms_of, observables_of
+from topreco.errors import TopRecoError
+from topreco.evaluation.histograms import book, fill, histograms_of, observables_of, variations_of
 from topreco.evaluation.metrics import Metrics, summarise_arrays
+from topreco.evaluation.report import to_json
 from topreco.evaluation.summary import summarise
 from topreco.events import CHANNELS, TopPair
 from topreco.observables import OBSERVABLE_GROUPS, OBSERVABLES, m_tt
@@ -236,7 +238,9 @@ def test_common_events_are_the_same_for_all_methods(toy):
     for method in "ab":
         assert found[method]["all"]["m_tt"].metrics.n == both.sum()
         assert found[method]["all"]["m_tt"].metrics.efficiency == pytest.approx(both.mean())
-    truths = [histograms["spectrum/m_tt"]["tt", m, sum, "common", "truth", :].values() for m in "ab"]
+    truths = [
+        histograms["spectrum/m_tt"]["tt", m, "nominal", sum, "common", "truth", :].values() for m in "ab"
+    ]
     np.testing.assert_array_equal(*truths)
     edges = [found[m]["all"]["m_tt"].migration_equal.edges for m in "ab"]
     assert edges[0] == edges[1]
@@ -327,3 +331,26 @@ def test_means_of_truth_and_prediction(toy):
             assert error == pytest.approx(spread, rel=1e-6)
     assert np.isnan(found["m_tt"].mean_pred).all()
     assert np.isnan(found["m_tt"].mean_truth).all()
+
+
+def test_nominal_is_the_first_variation_and_the_default(toy):
+    sample = toy(500)
+    histograms = book(FEW)
+    for variation in ("jes_up", "nominal"):
+        events, pair, truth = sample
+        options = {"events": events, "pair": pair, "truth": truth, "variation": variation}
+        fill(histograms, dataset="tt", method="a", **options, metrics=variation == "nominal")
+    assert variations_of(histograms, "tt", "a") == ("nominal", "jes_up")
+    assert variations_of(histograms, "data", "a") == ()
+    alone = filled(("tt", "a", sample))
+    assert to_json(summarise(histograms)) == to_json(summarise(alone))
+    up = summarise(histograms, "jes_up")["all"]["tt"]["a"]["all"]["m_tt"]
+    assert up.n_solved == summarise(alone)["all"]["tt"]["a"]["all"]["m_tt"].n_solved
+    assert np.isnan(up.metrics.rb)
+    assert up.migration.stability == summarise(alone)["all"]["tt"]["a"]["all"]["m_tt"].migration.stability
+
+
+def test_histograms_of_earlier_versions_are_refused(toy):
+    histograms = {name: h[{"variation": 0}] for name, h in filled(("tt", "a", toy(10))).items()}
+    with pytest.raises(TopRecoError, match="no axis 'variation': an earlier version made them"):
+        summarise(histograms)

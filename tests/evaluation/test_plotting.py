@@ -7,7 +7,17 @@ import pytest
 from topreco.config import HistogramConfig
 from topreco.errors import TopRecoError
 from topreco.evaluation.histograms import book, fill
-from topreco.evaluation.plotting import METRICS, Label, figures, plot_metric, plot_migration, save_all
+from topreco.evaluation.plotting import (
+    METRICS,
+    Label,
+    Spectrum,
+    figures,
+    plot_metric,
+    plot_migration,
+    plot_variations,
+    save,
+    save_all,
+)
 from topreco.observables import OBSERVABLES
 
 CONFIG = HistogramConfig(observables=("m_tt", "pt_top", "y_top"))
@@ -71,6 +81,39 @@ def test_data_give_spectra_only(toy, tmp_path, caplog):
     assert set(found) == {f"spectrum_{name}" for name in CONFIG.observables}
     assert "no truth" in caplog.text
     assert "Simulation" not in texts(found["spectrum_m_tt"])
+
+
+def test_variations_have_a_figure_per_method(toy, tmp_path):
+    histograms = filled(toy, 300)
+    assert not [name for name in dict(figures(histograms, "tt/2018")) if "variations" in name]
+    for number in range(12):
+        events, pair, true = toy(300, shrink=0.8 + 0.01 * number)
+        for name in (f"jes{number}_up", f"jes{number}_down"):
+            fill(
+                histograms,
+                dataset="tt/2018",
+                method="network",
+                events=events,
+                pair=pair,
+                truth=true,
+                variation=name,
+                metrics=False,
+            )
+    found = dict(figures(histograms, "tt/2018"))
+    assert [name for name in found if "variations" in name] == ["variations_m_tt_network"]
+    legend = found["variations_m_tt_network"].axes[0].get_legend()
+    assert "2 smaller not drawn" in legend.get_title().get_text()
+    assert "jes11" in [text.get_text() for text in legend.get_texts()]
+    assert len(save_all(histograms, tmp_path, only="variations_*", formats=("png",))) == 1
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_variations_of_few_events_draw_without_warnings(toy, tmp_path, n):
+    edges = np.array([0.0, 1, 2])
+    spectrum = Spectrum(np.array([n, 0.0]), np.array([n, 0.0]))
+    figure = plot_variations(spectrum, {"a_up": spectrum}, edges, OBSERVABLES["m_tt"], method="a")
+    assert ("no events" in texts(figure)) == (n == 0)
+    save(figure, tmp_path / "figure")
 
 
 def test_figures_say_when_there_is_nothing(toy):

@@ -88,9 +88,12 @@ def emu_event(**changes):
     return event | changes
 
 
-def write_nano(path, events, *, drop=(), tree="Events", runs=None):
-    """Write events to a ROOT file; `drop` names branches (`Jet_jetId`) or whole collections to leave out."""
-    columns = {}
+def write_nano(path, events, *, drop=(), extra=None, tree="Events", runs=None):
+    """Write events to a ROOT file; `drop` names branches (`Jet_jetId`) or whole collections to leave out.
+
+    `extra` adds branches: of objects, flat (`Jet_area`), or of events, jagged ones as awkward arrays.
+    """
+    columns = dict(extra or {})
     for collection, fields in FIELDS.items():
         kept = {f: kind for f, kind in fields.items() if not {collection, f"{collection}_{f}"} & set(drop)}
         if not kept:
@@ -107,6 +110,11 @@ def write_nano(path, events, *, drop=(), tree="Events", runs=None):
                     counts,
                 )
                 for name, kind in kept.items()
+            }
+            | {
+                name.removeprefix(f"{collection}_"): ak.unflatten(np.asarray(columns.pop(name)), counts)
+                for name in list(columns)
+                if name.startswith(f"{collection}_")
             }
         )
     for name, (kind, default) in SCALARS.items():

@@ -86,7 +86,7 @@ def test_ratio_loss_by_hand():
 
 
 def test_minimum_of_the_ratio_loss_has_no_relative_bias():
-    """One prediction for several true masses: the best has a mean ratio of 1, that of the logarithm does not."""
+    """One prediction for several true masses: the best has a mean ratio of 1, that of the log has not."""
     truth = pairs_of_mass(torch.tensor([350.0, 400.0, 450.0, 600.0, 900.0]))
     masses = torch.arange(350.0, 800.0, 0.5)
     best = {}

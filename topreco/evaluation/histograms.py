@@ -1,7 +1,8 @@
 """Booking and filling: `DileptonEvents` and `TopPair`, with `Truth` where there is one, to `hist.Hist`.
 
-All histograms merge exactly by addition. They start with the axes dataset and method, which grow, channel,
-and subset: "all" selected events, or the "common" ones that every method solves. Then, by key:
+All histograms merge exactly by addition. They start with the axes dataset, method and variation, which grow,
+channel, and subset: "all" selected events, or the "common" ones that every method solves. The first variation
+is "nominal". Then, by key:
 
 ========================  ==================================================================================
 events                    observable, outcome ("selected", "solved"), moment ("n", "w", "ww")
@@ -26,7 +27,8 @@ from typing import Any
 import hist
 import numpy as np
 
-from topreco.config import ConfigError, HistogramConfig
+from topreco.config import NOMINAL, ConfigError, HistogramConfig
+from topreco.errors import TopRecoError
 from topreco.evaluation.metrics import (
     MOMENTS,
     Array,
@@ -79,6 +81,7 @@ SPECTRUM_BINS |= {f"{name}_antitop": SPECTRUM_BINS[f"{name}_top"] for name in ("
 SPECTRUM_BINS |= dict.fromkeys(("cos_theta_star", *OBSERVABLE_GROUPS["spin"]), (40, -1, 1))
 """Number of bins and range of the spectra per observable."""
 
+_GROWING = 3
 _FINE_TRUTH_BINS = 60
 _RESIDUAL_BINS = 300
 _RELATIVE_RESIDUAL_MAX = 20.0
@@ -156,6 +159,12 @@ def observables_of(histograms: Mapping[str, hist.Hist]) -> tuple[str, ...]:
     return tuple(key.removeprefix("spectrum/") for key in histograms if key.startswith("spectrum/"))
 
 
+def variations_of(histograms: Mapping[str, hist.Hist], dataset: str, method: str) -> tuple[str, ...]:
+    """Names of the variations with selected events of a dataset and method, "nominal" first."""
+    events = histograms["events"]
+    return tuple(v for v in events.axes["variation"] if np.any(cells(events, dataset, method, v)))
+
+
 def reference(truth_edges: Array) -> float:
     """Origin of the response coordinate of an observable: the middle of its truth bins."""
     return float(truth_edges[0] + truth_edges[-1]) / 2
@@ -165,6 +174,7 @@ def _hist(*axes: Any, storage: Any = None) -> hist.Hist:
     return hist.Hist(
         hist.axis.StrCategory([], growth=True, name="dataset"),
         hist.axis.StrCategory([], growth=True, name="method"),
+        hist.axis.StrCategory([NOMINAL], growth=True, name="variation"),
         _category("channel", CHANNELS),
         _category("subset", SUBSETS),
         *axes,
@@ -227,6 +237,8 @@ def fill(
     pair: TopPair,
     truth: Truth | None = None,
     common: BoolArray | None = None,
+    variation: str = NOMINAL,
+    metrics: bool = True,
 ) -> None:
     """Fill the histograms of `book` with what one method made of selected events.
 
@@ -248,6 +260,10 @@ def fill(
     common
         Events that every method solves, shape (n,). They fill the subset "common", whose efficiencies have
         all selected events in the denominator; None leaves that subset empty.
+    variation
+        Category to fill.
+    metrics
+        Fill ``moments`` and ``residual`` too, which are most of the memory and of the time.
 
     Raises
     ------
@@ -275,14 +291,15 @@ def fill(
         system = truth.tops.sum(axis=1)
         true = _values(histograms, truth.tops, system, truth.lepton, truth.valid, also="m_tt")
 
+    category = dataset, method, variation
     channel = events.channel.astype(np.intp)
     for name in observables_of(histograms):
         observable = OBSERVABLES[name]
         pred = predicted[name]
         solved = has_value(pred, relative=observable.relative)
         spectrum = histograms[f"spectrum/{name}"]
-        counts = _Filler(histograms["events"], dataset, method)
-        values = _Filler(spectrum, dataset, method)
+        counts = _Filler(histograms["events"], *category)
+        values = _Filler(spectrum, *category)
         for subset, chosen in subsets.items():
             for outcome, passed in zip(OUTCOMES, (np.ones(n, np.bool_), solved & chosen), strict=True):
                 for moment, content in _counts(weight[passed]):
@@ -295,13 +312,15 @@ def fill(
             continue
         known = has_value(true[name], relative=observable.relative)
         _fill_truth(
-            histograms, (dataset, method, observable), subsets, channel, weight, pred, true, solved, known
+            *(histograms, category, observable, subsets, channel, weight, pred, true, solved, known),
+            metrics=metrics,
         )
 
 
 def _fill_truth(
     histograms: Mapping[str, hist.Hist],
-    key: tuple[str, str, Observable],
+    category: tuple[str, str, str],
+    observable: Observable,
     subsets: Mapping[str, BoolArray],
     channel: Array,
     weight: Array,
@@ -309,18 +328,27 @@ def _fill_truth(
     true: Mapping[str, Array],
     solved: Array,
     known: Array,
+    *,
+    metrics: bool,
 ) -> None:
     """Fill what needs truth, for one observable."""
-    dataset, method, observable = key
     name = observable.name
     spectrum, migration = histograms[f"spectrum/{name}"], histograms[f"migration/{name}"]
-    values, migrations = _Filler(spectrum, dataset, method), _Filler(migration, dataset, method)
+    values, migrations = _Filler(spectrum, *category), _Filler(migration, *category)
+    for subset, chosen in subsets.items():
+        keep = solved & known & chosen
+        p, t, w, c = pred[keep], true[name][keep], weight[keep], channel[keep]
+        bins = [axis.index(x) + 1 for axis, x in zip(migration.axes[-2:], (t, p), strict=True)]
+        migrations.add({"subset": subset}, [c, *bins], w)
+        values.add({"subset": subset, "source": "truth"}, [c, spectrum.axes["value"].index(t) + 1], w)
+    if not metrics:
+        return
     origin = reference(histograms[f"moments/{name}"].axes["truth"].edges)
     for suffix, binned_in in (("", name), ("_m_tt", "m_tt")):
         if f"moments{suffix}/{name}" not in histograms:
             continue
         moments, residuals = histograms[f"moments{suffix}/{name}"], histograms[f"residual{suffix}/{name}"]
-        sums, tails = _Filler(moments, dataset, method), _Filler(residuals, dataset, method)
+        sums, tails = _Filler(moments, *category), _Filler(residuals, *category)
         coarse = moments.axes["truth"].index(np.where(known, true[binned_in], 0.0)) + 1
         fine = residuals.axes["truth"].index(np.where(known, true[binned_in], 0.0)) + 1
         for subset, chosen in subsets.items():
@@ -333,12 +361,8 @@ def _fill_truth(
             u, v = (response_coordinate(x, relative=observable.relative, reference=origin) for x in (t, p))
             for moment, content in event_moments(residual, u, v, w):
                 sums.add({"subset": subset, "moment": moment}, [c, coarse[keep]], content)
-            where = {"subset": subset}
-            tails.add(where, [c, fine[keep], residuals.axes["residual"].index(residual) + 1], w)
-            if not suffix:
-                migrations.add(where, [c, fine[keep], migration.axes["reco"].index(p) + 1], w)
-                bins = spectrum.axes["value"].index(t) + 1
-                values.add({"subset": subset, "source": "truth"}, [c, bins], w)
+            bins = residuals.axes["residual"].index(residual) + 1
+            tails.add({"subset": subset}, [c, fine[keep], bins], w)
 
 
 def _values(
@@ -369,20 +393,19 @@ def _counts(weight: Array) -> list[tuple[str, Array]]:
 
 
 class _Filler:
-    """Adds weighted events to the cells of one dataset and method of a histogram.
+    """Adds weighted events to the cells of one dataset, method and variation of a histogram.
 
     Sums are formed with `numpy.bincount` on bin numbers computed once, far faster than one call of
     `Hist.fill` for each of thirty moments of the same events.
     """
 
-    def __init__(self, histogram: hist.Hist, dataset: str, method: str) -> None:
-        self.axes = histogram.axes
-        if cells(histogram, dataset, method) is None:
+    def __init__(self, histogram: hist.Hist, dataset: str, method: str, variation: str) -> None:
+        self.axes = histogram.axes[_GROWING:]
+        if cells(histogram, dataset, method, variation) is None:
             # An entry of weight zero makes the categories.
-            first = {axis.name: axis.bin(0) for axis in self.axes[2:4]}
-            rest = [a.bin(0) if isinstance(a, hist.axis.StrCategory) else [a.edges[0]] for a in self.axes[4:]]
-            histogram.fill(dataset, method, *first.values(), *rest, weight=[0.0])
-        self.cells = cells(histogram, dataset, method)
+            first = [a.bin(0) if isinstance(a, hist.axis.StrCategory) else [a.edges[0]] for a in self.axes]
+            histogram.fill(dataset, method, variation, *first, weight=[0.0])
+        self.cells = cells(histogram, dataset, method, variation)
 
     def add(self, where: Mapping[str, str], index: list[Array], weight: Array) -> None:
         """Add events.
@@ -396,9 +419,7 @@ class _Filler:
         weight
             What to add for each event, shape (n,).
         """
-        key = tuple(
-            axis.index(where[axis.name]) if axis.name in where else slice(None) for axis in self.axes[2:]
-        )
+        key = tuple(axis.index(where[axis.name]) if axis.name in where else slice(None) for axis in self.axes)
         target = self.cells[key]
         shape = target.shape
         flat = np.ravel_multi_index(index, shape)
@@ -417,16 +438,25 @@ class _Filler:
 # ---- reading ---------------------------------------------------------------------------------------------
 
 
-def cells(histogram: hist.Hist, dataset: str, method: str) -> Any:
-    """Contents of one dataset and method with flow, a view of shape (channel, subset, …).
+def cells(histogram: hist.Hist, dataset: str, method: str, variation: str = NOMINAL) -> Any:
+    """Contents of one dataset, method and variation with flow, a view of shape (channel, subset, …).
 
     Returns
     -------
     cells
         None if the histogram was never filled for them.
+
+    Raises
+    ------
+    TopRecoError
+        If the histogram has no axis of variations, as those of earlier versions.
     """
+    if "variation" not in histogram.axes.name:
+        raise TopRecoError(
+            "these histograms have no axis 'variation': an earlier version made them, run again"
+        )
     found = []
-    for axis, category in zip(histogram.axes[:2], (dataset, method), strict=True):
+    for axis, category in zip(histogram.axes[:_GROWING], (dataset, method, variation), strict=True):
         names = list(axis)
         if category not in names:
             return None

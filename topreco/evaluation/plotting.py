@@ -20,8 +20,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from topreco.config import NOMINAL
 from topreco.evaluation import metrics
-from topreco.evaluation.histograms import SOURCES, cells, observables_of, residual_label
+from topreco.evaluation.histograms import SOURCES, cells, observables_of, residual_label, variations_of
 from topreco.evaluation.metrics import Array
 from topreco.evaluation.summary import ALL_CHANNELS, Bin, Result, Summary, select, summarise
 from topreco.files import complete_file
@@ -338,6 +339,93 @@ def plot_spectrum(
         return figure
 
 
+def plot_variations(
+    nominal: Spectrum,
+    variations: Mapping[str, Spectrum],
+    edges: Array,
+    observable: Observable,
+    *,
+    method: str,
+    label: Label | None = None,
+) -> Figure:
+    """Reconstructed spectrum, and below the ratio of its systematic variations to it.
+
+    Variations are of the same events or nearly so, hence have no error of their own; the band is the
+    statistical error of the nominal spectrum.
+
+    Parameters
+    ----------
+    nominal
+        Spectrum without variation.
+    variations
+        Spectra by name; names that end in ``_up`` and ``_down`` make a pair. The ten sources that change the
+        spectrum most are drawn.
+    edges
+        Edges of the bins, shape (bins + 1,).
+    observable
+        The observable.
+    method
+        Name of the method.
+    label
+        Text above the figure.
+    """
+    seen = nominal.content > 0
+    total = np.where(seen, nominal.content, np.nan)
+    ratios = {name: spectrum.content / total for name, spectrum in variations.items()}
+    sources: dict[str, list[str]] = {}
+    for name in variations:
+        sources.setdefault(re.sub("_(up|down)$", "", name), []).append(name)
+
+    def size(source: str) -> float:
+        changes = [np.abs(variations[name].content - nominal.content).sum() for name in sources[source]]
+        return -float(max(changes))
+
+    drawn = sorted(sources, key=size)[: len(COLOURS)]
+    with _style():
+        figure, (axes, ratio) = _two_canvases(label, (1, 1))
+        axes.stairs(nominal.content, edges, color="black", linewidth=2.5, label="nominal")
+        error = np.sqrt(np.maximum(nominal.variance, 0)) / total
+        ratio.stairs(1 + error, edges, baseline=1 - error, fill=True, color="0.85")
+        for i, source in enumerate(drawn):
+            for name in sources[source]:
+                style = {
+                    "color": COLOURS[i],
+                    "linestyle": "--" if name.endswith("_down") else "-",
+                    "linewidth": 2,
+                    "baseline": None,
+                }
+                axes.stairs(variations[name].content, edges, **style)
+                ratio.stairs(
+                    ratios[name], edges, **style, label=source if name == sources[source][0] else None
+                )
+        spread = [abs(r - 1) for source in drawn for name in sources[source] for r in ratios[name][seen]]
+        half = 1.2 * float(np.quantile(spread, 0.95)) if spread else 0.0
+        ratio.set_ylim(1 - max(half, 0.02), 1 + max(half, 0.02))
+        ratio.axhline(1, color="0.6", linewidth=1.5, zorder=0)
+        ratio.set_xlim(edges[0], edges[-1])
+        ratio.set_xlabel(observable.axis_label)
+        ratio.set_ylabel("Variation / nominal", loc="center")
+        axes.set_ylabel(f"Events / {edges[1] - edges[0]:.3g} {observable.unit}".rstrip())
+        left = len(sources) - len(drawn)
+        title = "full: up, dashed: down" + (f"; {left} smaller not drawn" if left else "")
+        # The curves' names stand above, where the spectrum leaves room.
+        handles, labels = ratio.get_legend_handles_labels()
+        axes.legend(
+            handles,
+            labels,
+            title=title,
+            title_fontsize="x-small",
+            fontsize="x-small",
+            loc="upper right",
+            ncols=2,
+        )
+        _note(axes, method, boxed=False)
+        axes.set_ylim(0.0, 1.35 * axes.get_ylim()[1])
+        if not seen.any():
+            _no_events(axes)
+        return figure
+
+
 # ---- gathering and saving --------------------------------------------------------------------------------
 
 
@@ -353,7 +441,8 @@ def figures(
 ) -> Iterator[tuple[str, Figure]]:
     """Every figure of a dataset, with a name for its file.
 
-    Without truth, as in data, these are the spectra only.
+    Without truth, as in data, these are the spectra only. All are of the nominal events, except for one per
+    method with the effect of the systematic variations on m_tt, where there are any.
 
     Parameters
     ----------
@@ -402,16 +491,27 @@ def _figures_of(
         found = cells(histograms[f"{kind}/{name}"], dataset, method)
         return select(np.asarray(found if part is None else found[part]), subset, channel)
 
+    def spectrum(method: str, source: str, variation: str = NOMINAL) -> Spectrum:
+        found = cells(histograms[f"spectrum/{name}"], dataset, method, variation)
+        chosen = (select(found[part], subset, channel) for part in ("value", "variance"))
+        return Spectrum(*(part[SOURCES.index(source), 1:-1] for part in chosen))
+
     with_truth = {m: r for m, r in results.items() if r.bins}
     if label is None:
         label = Label() if with_truth else Label(text="")
     spectra = {}
     for method in results:
-        parts = (contents("spectrum", method, part)[:, 1:-1] for part in ("value", "variance"))
-        reco, true = (Spectrum(*source) for source in zip(*parts, strict=True))
-        spectra[method] = reco, true if method in with_truth else None
+        true = spectrum(method, "truth") if method in with_truth else None
+        spectra[method] = spectrum(method, "reco"), true
     value = histograms[f"spectrum/{name}"].axes["value"]
     yield f"spectrum_{name}", plot_spectrum(spectra, value.edges, observable, label=label)
+    if name == "m_tt":
+        for method, (nominal, _) in spectra.items():
+            filled = [v for v in variations_of(histograms, dataset, method) if v != NOMINAL]
+            if filled:
+                varied = {v: spectrum(method, "reco", v) for v in filled}
+                drawn = plot_variations(nominal, varied, value.edges, observable, method=method, label=label)
+                yield f"variations_{name}_{method}", drawn
 
     if not with_truth:
         logger.info("%s: no truth for %s, only its spectrum is drawn", dataset, name)
@@ -549,9 +649,9 @@ def _canvas(label: Label | None, width: float = 10.0) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _two_canvases(label: Label | None) -> tuple[Figure, Any]:
+def _two_canvases(label: Label | None, heights: tuple[int, int] = (3, 1)) -> tuple[Figure, Any]:
     figure = Figure(figsize=(10.0, 10.0), layout="constrained")
-    axes = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
+    axes = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": heights})
     _label(axes[0], label)
     return figure, axes
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import hist
 import numpy as np
 
+from topreco.config import NOMINAL
 from topreco.evaluation import metrics
 from topreco.evaluation.histograms import (
     COUNTS,
@@ -93,13 +94,15 @@ Summary = dict[str, dict[str, dict[str, dict[str, dict[str, Result]]]]]
 """`Result` by subset, dataset, method, channel (with "all") and observable."""
 
 
-def summarise(histograms: Mapping[str, hist.Hist]) -> Summary:
-    """Metrics of everything that histograms hold.
+def summarise(histograms: Mapping[str, hist.Hist], variation: str = NOMINAL) -> Summary:
+    """Metrics of everything that histograms hold of one variation.
 
     Parameters
     ----------
     histograms
         Filled histograms of `histograms.book`, possibly added up.
+    variation
+        Which; with moments and residuals unfilled, its metrics are NaN.
 
     Returns
     -------
@@ -111,14 +114,14 @@ def summarise(histograms: Mapping[str, hist.Hist]) -> Summary:
     summary: Summary = {}
     for subset in SUBSETS:
         for dataset in datasets:
-            filled = [m for m in methods if _n_selected(histograms, dataset, m, subset)]
+            filled = [m for m in methods if _n_selected(histograms, dataset, m, variation, subset)]
             for name in observables_of(histograms):
                 # One equal-population binning for all methods, or their stabilities could not be compared.
-                grid = _equal_bins(histograms, name, dataset, filled, subset)
+                grid = _equal_bins(histograms, name, dataset, filled, variation, subset)
                 for method in filled:
                     channels = summary.setdefault(subset, {}).setdefault(dataset, {}).setdefault(method, {})
                     for channel in (ALL_CHANNELS, *CHANNELS):
-                        contents = _Contents(histograms, name, dataset, method, subset, channel)
+                        contents = _Contents(histograms, name, dataset, method, variation, subset, channel)
                         channels.setdefault(channel, {})[name] = _result(contents, grid)
     return summary
 
@@ -148,12 +151,13 @@ class _Contents:
         name: str,
         dataset: str,
         method: str,
+        variation: str,
         subset: str,
         channel: str,
     ) -> None:
         self.name = name
         self._histograms = histograms
-        self._where = dataset, method, subset, channel
+        self._where = dataset, method, variation, subset, channel
 
     def axis(self, kind: str, name: str) -> Any:
         """Axis of a histogram of the observable."""
@@ -178,15 +182,19 @@ class _Contents:
         return {o: dict(zip(COUNTS, found[i], strict=True)) for i, o in enumerate(OUTCOMES)}
 
 
-def _counts(histogram: hist.Hist, dataset: str, method: str, subset: str, channel: str) -> Array:
-    found = cells(histogram, dataset, method)
+def _counts(
+    histogram: hist.Hist, dataset: str, method: str, variation: str, subset: str, channel: str
+) -> Array:
+    found = cells(histogram, dataset, method, variation)
     if found is None:
-        return np.zeros(histogram.axes.extent[4:])
+        return np.zeros(histogram.axes.extent[5:])
     return select(found, subset, channel)
 
 
-def _n_selected(histograms: Mapping[str, hist.Hist], dataset: str, method: str, subset: str) -> int:
-    found = _counts(histograms["events"], dataset, method, subset, ALL_CHANNELS)
+def _n_selected(
+    histograms: Mapping[str, hist.Hist], dataset: str, method: str, variation: str, subset: str
+) -> int:
+    found = _counts(histograms["events"], dataset, method, variation, subset, ALL_CHANNELS)
     return int(found[:, OUTCOMES.index("selected"), COUNTS.index("n")].max(initial=0))
 
 
@@ -272,10 +280,15 @@ def _starts(fine: Array, coarse: Array) -> list[int]:
 
 
 def _equal_bins(
-    histograms: Mapping[str, hist.Hist], name: str, dataset: str, methods: list[str], subset: str
+    histograms: Mapping[str, hist.Hist],
+    name: str,
+    dataset: str,
+    methods: list[str],
+    variation: str,
+    subset: str,
 ) -> list[int]:
     histogram = histograms[f"migration/{name}"]
-    found = [_counts(histogram, dataset, m, subset, ALL_CHANNELS).sum(axis=1) for m in methods]
+    found = [_counts(histogram, dataset, m, variation, subset, ALL_CHANNELS).sum(axis=1) for m in methods]
     total = sum(found, start=np.zeros(histogram.axes["truth"].extent))
     return metrics.equal_population(total, N_EQUAL_BINS)
 

@@ -251,6 +251,17 @@ def read_counts(events: Any, name: str) -> Any:
         raise _unreadable(events, f"counter of {name!r}", error) from error
 
 
+def is_jagged(events: Any, name: str) -> bool:
+    """Whether a branch has any number of values per event rather than one; nothing is read.
+
+    Raises
+    ------
+    InputError
+        If the branch is missing.
+    """
+    return _column(events, name, None).ndim > 1
+
+
 def read_finite(events: Any, name: str, *, key: str | None = None) -> FloatArray:
     """Values of a branch in double precision, all of them finite; see `read_branch`.
 

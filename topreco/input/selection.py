@@ -32,11 +32,17 @@ class Selection:
         Their positions in the chunk, rising, shape (n,).
     cutflow
         Counts after each cut. A cut that the configuration disables has no step.
+    lepton_index
+        Positions of ℓ⁺ and ℓ⁻ among all electrons or muons of the chunk, by flavour, shape (n, 2).
+    jet_index
+        Positions of the jets among all jets of the chunk, −1 where padded, shape (n, max_jets).
     """
 
     events: DileptonEvents
     index: IntArray
     cutflow: Cutflow
+    lepton_index: IntArray
+    jet_index: IntArray
 
 
 def select(events: Any, config: SelectionConfig, *, dataset: str) -> Selection:
@@ -107,7 +113,8 @@ def select_objects(objects: Objects, config: SelectionConfig, *, dataset: str) -
         cut("MET", ~same_flavour | (met_pt > config.met_min))
 
     # Jets only of the events that are left.
-    index, p4, flavour, channel = index[passed], p4[passed], flavour[passed], channel[passed]
+    index, pair, p4 = index[passed], pair[passed], p4[passed]
+    flavour, channel = flavour[passed], channel[passed]
     passed = np.ones(len(index), dtype=bool)
     jets = _select_jets(objects.jets, config.jet, index, p4)
     require_finite(objects.origin, f"Jet_{config.jet.btag}", jets.btag[jets.mask])
@@ -140,7 +147,7 @@ def select_objects(objects: Objects, config: SelectionConfig, *, dataset: str) -
         event=objects.event[index],
         weight=weight[index],
     )
-    return Selection(selected, index, cutflow)
+    return Selection(selected, index, cutflow, leptons.index[pair[passed]], jets.index[passed])
 
 
 @dataclass(frozen=True)
@@ -151,6 +158,7 @@ class _Leptons:
     p4: FloatArray
     charge: IntArray
     flavour: IntArray
+    index: IntArray
 
 
 @dataclass(frozen=True)
@@ -161,6 +169,7 @@ class _Jets:
     mask: BoolArray
     btag: FloatArray
     tagged: BoolArray
+    index: IntArray
     n_jets: IntArray
     n_tagged: IntArray
 
@@ -170,9 +179,9 @@ def _select_leptons(objects: Objects, config: SelectionConfig) -> _Leptons:
         _lepton_columns(objects.electrons, config.electron, PDG_ELECTRON),
         _lepton_columns(objects.muons, config.muon, PDG_MUON),
     ]
-    event, p4, charge, flavour = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    order = np.argsort(event, kind="stable")
-    return _Leptons(event[order], p4[order], charge[order], flavour[order])
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    order = np.argsort(columns[0], kind="stable")
+    return _Leptons(*(column[order] for column in columns))
 
 
 def _lepton_columns(
@@ -184,6 +193,7 @@ def _lepton_columns(
         leptons.p4(keep),
         leptons.charge[keep],
         np.full(np.count_nonzero(keep), flavour),
+        np.flatnonzero(keep),
     )
 
 
@@ -202,7 +212,8 @@ def _select_jets(jets: Jets, cuts: JetSelection, index: IntArray, leptons: Float
 
     # Corrections to the jets may have changed their order; at equal pT the file's order decides.
     order = np.lexsort((-jets.pt[kept], row[kept]))
-    row, p4, btag = row[kept][order], p4[order], jets.btag[kept][order]
+    row, p4, kept = row[kept][order], p4[order], kept[order]
+    btag = jets.btag[kept]
     tagged = btag > cuts.btag_threshold
     n = len(index)
     n_jets = np.bincount(row, minlength=n)
@@ -215,11 +226,13 @@ def _select_jets(jets: Jets, cuts: JetSelection, index: IntArray, leptons: Float
         array[place] = values[stored]
         return array
 
+    mask = padded(np.ones(len(row), dtype=bool))
     return _Jets(
         p4=padded(p4),
-        mask=padded(np.ones(len(row), dtype=bool)),
+        mask=mask,
         btag=padded(btag),
         tagged=padded(tagged),
+        index=np.where(mask, padded(kept), -1),
         n_jets=n_jets,
         n_tagged=np.bincount(row[tagged], minlength=n),
     )
