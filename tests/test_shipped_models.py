@@ -19,7 +19,6 @@ import pytest
 import topreco
 from topreco import fourvector
 from topreco.config import SelectionConfig
-from topreco.constants import M_TOP
 from topreco.errors import TopRecoError
 from topreco.events import DileptonEvents, Truth, toy_events
 from topreco.input.nano import iterate_events
@@ -82,10 +81,7 @@ def test_answers_everything_physically(name):
     events = toy_events(500, seed=6)
     pair = topreco.load(name, threads=1)(events)
     assert pair.valid.all()
-    mass = fourvector.mass(pair.p4)
-    if name != "dilepton-unbiased":
-        np.testing.assert_allclose(mass, M_TOP, rtol=1e-3)
-    assert (mass > 0).all()
+    assert (fourvector.mass(pair.p4) > 0).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
