@@ -9,7 +9,15 @@ import typer
 from rich.console import Console
 
 from topreco import config as configuration
-from topreco.config import RunConfig, SimulationConfig, SkimConfig, TrainConfig, dump_config, load_config
+from topreco.config import (
+    PepperWriteConfig,
+    RunConfig,
+    SimulationConfig,
+    SkimConfig,
+    TrainConfig,
+    dump_config,
+    load_config,
+)
 from topreco.errors import TopRecoError
 
 app = typer.Typer(
@@ -78,7 +86,7 @@ def skim(
     dataset: Annotated[str | None, typer.Option(help="Name of the sample.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Select events of NanoAOD files, with truth where they have it, into a Parquet file."""
+    """Select events of NanoAOD or pepper files, with truth where they have it, into a Parquet file."""
     from topreco.input.skimming import make_skim
 
     files, overrides = _split(arguments)
@@ -96,6 +104,28 @@ def skim(
     )
     _console().print(summary.cutflow.table(settings.dataset))
     typer.echo(summary)
+
+
+@app.command("pepper-write")
+def pepper_write(
+    arguments: FilesAndOverrides,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the copies.")],
+    config: ConfigOption = None,
+    method: Annotated[str | None, typer.Option("--method", "-m", help="Model file or name.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column to write, by default recot_METHOD.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Name of the sample.")] = None,
+) -> None:
+    """Copy pepper's event files (HDF5 or ROOT) with reconstructed tops as a new column."""
+    from topreco.input.pepper_write import write_all
+    from topreco.reconstructors import load
+
+    files, overrides = _split(arguments)
+    options = {"method": method, "column": column, "dataset": dataset}
+    overrides += [f"{key}={value}" for key, value in options.items() if value is not None]
+    settings = load_config(PepperWriteConfig, config, overrides)
+    reconstructor = load(settings.method, solvers=settings.solvers)
+    for summary in write_all(files, output, reconstructor, settings):
+        typer.echo(summary)
 
 
 @_train_app.command()
@@ -213,7 +243,9 @@ def plot(
 
 @app.command("config")
 def show_config(
-    kind: Annotated[Literal["simulate", "skim", "train", "run"], typer.Argument(help="Which command's.")],
+    kind: Annotated[
+        Literal["simulate", "skim", "train", "run", "pepper-write"], typer.Argument(help="Which command's.")
+    ],
     overrides: Overrides = None,
     config: ConfigOption = None,
 ) -> None:
@@ -223,6 +255,7 @@ def show_config(
         "skim": SkimConfig,
         "train": TrainConfig,
         "run": RunConfig,
+        "pepper-write": PepperWriteConfig,
     }
     sys.stdout.write(dump_config(load_config(kinds[kind], config, overrides or [])))
 

@@ -111,6 +111,17 @@ class JetSelection(Config):
     """Leading jets kept per event."""
 
 
+class PepperSelection(Config):
+    """Event files of pepper, which has selected objects and events already.
+
+    Of the rest of the selection only `channels`, `m_lb_max`, `jet.btag`, `jet.btag_threshold` (for files
+    without `Jet_btagged`) and `jet.max_jets` apply to them.
+    """
+
+    cut: str | None = None
+    """Last of pepper's cuts to require, by the name of its flag; null requires all of them."""
+
+
 class SelectionConfig(Config):
     """The dileptonic selection, momenta and masses in GeV."""
 
@@ -129,6 +140,7 @@ class SelectionConfig(Config):
     channels: tuple[Literal["ee", "emu", "mumu"], ...] = ("ee", "emu", "mumu")
     m_lb_max: Positive = 180.0
     """Largest lepton–b mass of a b candidate."""
+    pepper: PepperSelection = PepperSelection()
 
 
 # ---- model -----------------------------------------------------------------------------------------------
@@ -597,6 +609,18 @@ class SolverConfig(Config):
     seed: Annotated[int, Field(ge=0)] = 1
     """With run, lumi and event it fixes the draws of an event."""
     threads: PositiveInt = 1
+
+
+class PepperWriteConfig(SkimConfig):
+    """`topreco pepper-write`: reconstructed tops into copies of pepper's event files."""
+
+    method: str = "dilepton"
+    """Model file, or name that `topreco.load` knows."""
+    column: str | None = None
+    """Name of the new column, which begins with recot; null makes it from the method's name. An existing
+    column of this name is replaced."""
+    solvers: SolverConfig = SolverConfig()
+    """Of the analytic methods."""
 
 
 class ClusterConfig(Config):

@@ -13,6 +13,7 @@ from topreco.compare import fill_methods, load_methods
 from topreco.config import NOMINAL, HistogramConfig, SelectionConfig, SolverConfig, SystematicsConfig
 from topreco.evaluation.histograms import book
 from topreco.events import DileptonEvents, FloatArray, Truth
+from topreco.input.pepper import is_pepper, select_pepper
 from topreco.input.selection import Selection, select_objects
 from topreco.input.systematics import check_corrections, event_weights, variations
 from topreco.input.truth import has_truth, read_truth
@@ -22,7 +23,8 @@ from topreco.reconstructors import Reconstructor
 class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
     """Select dileptonic events, reconstruct t and t̄ by every method, fill histograms.
 
-    Runs in any coffea Runner with `NanoAODSchema`. Without generator branches it fills what needs no truth.
+    Runs in any coffea Runner with `NanoAODSchema`, or on ROOT files of pepper with
+    `topreco.input.pepper.PepperSchema`. Without generator branches it fills what needs no truth.
     Its output is a dictionary with ``histograms`` (name to `hist.Hist`) and ``cutflow`` (dataset to cutflow),
     which merges by addition; with `columns` also ``columns``, a list of the files written.
 
@@ -70,16 +72,12 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
     def process(self, events: Any) -> dict[str, Any]:
         """Fill the histograms of one chunk of `NanoEvents`."""
         dataset = events.metadata["dataset"]
-        selected: dict[str, Selection] = {}
         weights: dict[str, FloatArray] = {}
-        for name, objects in variations(events, self.selection, self.systematics):
-            found = select_objects(objects, self.selection, dataset=dataset)
-            factors = event_weights(events, objects, found, self.systematics, varied=name == NOMINAL)
-            weight = found.events.weight
-            corrected = dataclasses.replace(found.events, weight=weight * factors.pop(NOMINAL))
-            selected[name] = dataclasses.replace(found, events=corrected)
-            weights |= {variation: weight * factor for variation, factor in factors.items()}
-
+        if is_pepper(events):
+            # pepper has corrected its objects, and its weights are final.
+            selected = {NOMINAL: select_pepper(events, self.selection, dataset=dataset)}
+        else:
+            selected, weights = self._select_variations(events, dataset)
         samples = dict(zip(selected, self._with_truth(events, list(selected.values())), strict=True))
         nominal, truth = samples.pop(NOMINAL)
         histograms = book(self.histograms)
@@ -101,6 +99,21 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
                 for name, found in selected.items()
             ]
         return output
+
+    def _select_variations(
+        self, events: Any, dataset: str
+    ) -> tuple[dict[str, Selection], dict[str, FloatArray]]:
+        """Selected events of every variation of objects, and the weights of the nominal ones in others."""
+        selected: dict[str, Selection] = {}
+        weights: dict[str, FloatArray] = {}
+        for name, objects in variations(events, self.selection, self.systematics):
+            found = select_objects(objects, self.selection, dataset=dataset)
+            factors = event_weights(events, objects, found, self.systematics, varied=name == NOMINAL)
+            weight = found.events.weight
+            corrected = dataclasses.replace(found.events, weight=weight * factors.pop(NOMINAL))
+            selected[name] = dataclasses.replace(found, events=corrected)
+            weights |= {variation: weight * factor for variation, factor in factors.items()}
+        return selected, weights
 
     @staticmethod
     def _with_truth(

@@ -21,7 +21,7 @@ from rich.progress import track
 from topreco.checkpoints import ChunkCheckpointer, claim_folder, describe_configuration
 from topreco.columns import ColumnWriter, folder_name
 from topreco.compare import load_methods
-from topreco.config import RunConfig
+from topreco.config import RunConfig, SystematicsConfig
 from topreco.errors import TopRecoError
 from topreco.evaluation.report import write_report
 from topreco.evaluation.summary import Summary, summarise
@@ -37,6 +37,7 @@ from topreco.input.nano import (
     is_remote,
 )
 from topreco.input.objects import needed_branches
+from topreco.input.pepper import PepperSchema, inspect_pepper, is_hdf5, pepper_format
 from topreco.input.systematics import check_corrections
 from topreco.processor import DileptonProcessor
 from topreco.versions import versions
@@ -184,9 +185,12 @@ def _inspect(config: RunConfig, progress: bool) -> tuple[_Inputs, list[dict[str,
         check_distinct(files)
     branches = needed_branches(config.selection)
     names = [(dataset, file) for dataset, files in config.fileset.items() for file in files]
+    pepper = _is_pepper(config)
 
     def inspect(name: tuple[str, str]) -> FileSummary | InputError:
         try:
+            if pepper:
+                return inspect_pepper(name[1], config.selection, config.tree)
             return inspect_file(name[1], config.tree, branches)
         except InputError as error:
             return error
@@ -212,6 +216,21 @@ def _inspect(config: RunConfig, progress: bool) -> tuple[_Inputs, list[dict[str,
     if not any(summary.n_entries for summary in inputs.values()):
         raise TopRecoError(f"fileset: tree {config.tree!r} has no entries in any of {len(inputs)} files")
     return inputs, skipped
+
+
+def _is_pepper(config: RunConfig) -> bool:
+    """Whether the files are event files of pepper, as the first that can be read is."""
+    files = [file for files in config.fileset.values() for file in files]
+    if hdf5 := [file for file in files if is_hdf5(file)]:
+        raise TopRecoError(
+            f"{hdf5[0]}: is HDF5, and a coffea Runner reads ROOT; give pepper's ROOT files here, "
+            "or use `topreco skim` or `topreco pepper-write`"
+        )
+    if pepper_format(files[0], config.tree) is None:
+        return False
+    if config.systematics != SystematicsConfig():
+        raise TopRecoError(f"systematics: not for files of pepper, which has made its own: {files[0]}")
+    return True
 
 
 def _bad(
@@ -295,7 +314,7 @@ def _run(
     with quiet, _one_error(), open_executor(config, progress=progress, retries=retries) as executor:
         runner = processor.Runner(
             executor,
-            schema=QuietNanoAODSchema,
+            schema=PepperSchema if _is_pepper(config) else QuietNanoAODSchema,
             chunksize=config.chunk_size,
             maxchunks=config.max_chunks,
             # What coffea would open every file once more for.

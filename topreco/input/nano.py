@@ -11,7 +11,7 @@ from typing import Any
 import awkward as ak
 import numpy as np
 import uproot
-from coffea.nanoevents import NanoAODSchema, NanoEventsFactory
+from coffea.nanoevents import BaseSchema, NanoAODSchema, NanoEventsFactory
 
 from topreco.errors import TopRecoError
 from topreco.events import FloatArray
@@ -144,8 +144,9 @@ def iterate_events(
     *,
     step_size: int = 50_000,
     branches: Collection[str] | None = None,
+    schema: type[BaseSchema] = QuietNanoAODSchema,
 ) -> Iterator[Any]:
-    """Events of a NanoAOD file, a chunk at a time.
+    """Events of a ROOT file, a chunk at a time.
 
     Parameters
     ----------
@@ -158,6 +159,8 @@ def iterate_events(
     branches
         The only branches to offer, besides counters; on a file with many this saves most of the time that
         opening takes. By default all.
+    schema
+        How branches become collections.
 
     Yields
     ------
@@ -173,7 +176,7 @@ def iterate_events(
     with _open(path) as file:
         n = int(_find_tree(file, path, tree, ()).num_entries)
         for start in range(0, max(n, 1), step_size):
-            yield _nano_events(file, path, tree, start, min(start + step_size, n), branches)
+            yield _nano_events(file, path, tree, start, min(start + step_size, n), branches, schema)
 
 
 def check_distinct(files: Iterable[str | Path]) -> None:
@@ -197,7 +200,7 @@ def has_branch(events: Any, name: str) -> bool:
     """Whether `NanoEvents` have a branch (``Jet_jetId``, ``genWeight``); nothing is read."""
     # Of the bare layout: with its behaviour, a MET without all its coordinates raises on any access.
     layout = events.layout
-    collection, _, field = name.partition("_")
+    collection, field = _split(layout, name)
     return (name in layout.fields and not layout[name].fields) or (
         collection in layout.fields and field in layout[collection].fields
     )
@@ -223,20 +226,23 @@ def read_branch(events: Any, name: str, *, key: str | None = None) -> Any:
     Raises
     ------
     InputError
-        If the branch is missing, or cannot be read because the file is damaged.
+        If the branch is missing, cannot be read because the file is damaged, or lacks a value.
     """
     try:
         column = _column(events, name, key)
-        return ak.to_numpy(ak.flatten(column) if column.ndim > 1 else column)
+        values = ak.to_numpy(ak.flatten(column) if column.ndim > 1 else column)
     except InputError:
         raise
     # A damaged basket raises almost anything, depending on the compression.
     except Exception as error:
         raise _unreadable(events, f"branch {name!r}", error) from error
+    if n_none := int(np.ma.getmaskarray(values).sum()):
+        raise InputError(f"{origin_of(events)}: branch {name!r} is None in {n_none} of {len(values)} places")
+    return np.asarray(values)
 
 
 def read_counts(events: Any, name: str) -> Any:
-    """Number of objects in each event, from the collection of a branch, shape (n,).
+    """Number of objects in each event, from the collection of a branch, shape (n,); zero where it is None.
 
     Raises
     ------
@@ -244,7 +250,7 @@ def read_counts(events: Any, name: str) -> Any:
         If the branch is missing or cannot be read.
     """
     try:
-        return ak.to_numpy(ak.num(_column(events, name, None)))
+        return np.asarray(ak.to_numpy(ak.fill_none(ak.num(_column(events, name, None)), 0)))
     except InputError:
         raise
     except Exception as error:
@@ -297,8 +303,15 @@ def _column(events: Any, name: str, key: str | None) -> Any:
         raise InputError(f"{origin_of(events)}: {_missing(name, names, key)}")
     if name in layout.fields:
         return ak.Array(layout[name])
-    collection, _, field = name.partition("_")
+    collection, field = _split(layout, name)
     return ak.Array(layout[collection][field])
+
+
+def _split(layout: Any, name: str) -> tuple[str, str]:
+    """Collection and field of a branch. A collection may have underscores of its own: ``gent_lc_pt``."""
+    fitting = [collection for collection in layout.fields if name.startswith(f"{collection}_")]
+    collection = max(fitting, key=len, default="")
+    return collection, name[len(collection) + 1 :]
 
 
 def origin_of(events: Any) -> str:
@@ -401,6 +414,7 @@ def _nano_events(
     entry_start: int | None,
     entry_stop: int | None,
     branches: Collection[str] | None = None,
+    schema: type[BaseSchema] = QuietNanoAODSchema,
 ) -> Any:
     options = {}
     if branches is not None:
@@ -413,7 +427,7 @@ def _nano_events(
         mode="virtual",
         entry_start=entry_start,
         entry_stop=entry_stop,
-        schemaclass=QuietNanoAODSchema,
+        schemaclass=schema,
         metadata={"filename": str(path), "treename": tree},
         iteritems_options=options,
     ).events()

@@ -32,20 +32,30 @@ class Selection:
         Their positions in the chunk, rising, shape (n,).
     cutflow
         Counts after each cut. A cut that the configuration disables has no step.
+    """
+
+    events: DileptonEvents
+    index: IntArray
+    cutflow: Cutflow
+
+
+@dataclass(frozen=True)
+class IndexedSelection(Selection):
+    """Events that pass, and which objects of the chunk they are made of.
+
+    Attributes
+    ----------
     lepton_index
         Positions of ℓ⁺ and ℓ⁻ among all electrons or muons of the chunk, by flavour, shape (n, 2).
     jet_index
         Positions of the jets among all jets of the chunk, −1 where padded, shape (n, max_jets).
     """
 
-    events: DileptonEvents
-    index: IntArray
-    cutflow: Cutflow
     lepton_index: IntArray
     jet_index: IntArray
 
 
-def select(events: Any, config: SelectionConfig, *, dataset: str) -> Selection:
+def select(events: Any, config: SelectionConfig, *, dataset: str) -> IndexedSelection:
     """Select dileptonic events.
 
     Parameters
@@ -70,7 +80,7 @@ def select(events: Any, config: SelectionConfig, *, dataset: str) -> Selection:
     return select_objects(read_objects(events, config), config, dataset=dataset)
 
 
-def select_objects(objects: Objects, config: SelectionConfig, *, dataset: str) -> Selection:
+def select_objects(objects: Objects, config: SelectionConfig, *, dataset: str) -> IndexedSelection:
     """Select dileptonic events among objects that were read, and perhaps corrected; see `select`.
 
     Raises
@@ -147,7 +157,7 @@ def select_objects(objects: Objects, config: SelectionConfig, *, dataset: str) -
         event=objects.event[index],
         weight=weight[index],
     )
-    return Selection(selected, index, cutflow, leptons.index[pair[passed]], jets.index[passed])
+    return IndexedSelection(selected, index, cutflow, leptons.index[pair[passed]], jets.index[passed])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""NanoAOD files to one skim of selected events, a chunk at a time."""
+"""Files of NanoAOD or of pepper to one skim of selected events, a chunk at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,8 +21,9 @@ from topreco.input.nano import (
     iterate_events,
 )
 from topreco.input.objects import OPTIONAL_BRANCHES, needed_branches
+from topreco.input.pepper import inspect_pepper, iterate_pepper, pepper_format, select_pepper
 from topreco.input.selection import select
-from topreco.input.truth import NEEDED_BRANCHES, TRUTH_BRANCHES, read_truth
+from topreco.input.truth import NEEDED_BRANCHES, PEPPER_COLUMNS, TRUTH_BRANCHES, read_truth
 from topreco.skim import SkimWriter
 from topreco.versions import versions
 
@@ -71,15 +72,16 @@ def make_skim(
     progress: bool = True,
     require_truth: bool = False,
 ) -> SkimSummary:
-    """Select events of NanoAOD files and write them to a skim.
+    """Select events of files of NanoAOD or of pepper, and write them to a skim.
 
-    Memory holds one chunk and one row group, so files may be larger than it. Truth is stored when the files
-    have it. ``<output>.cutflow.json`` gets the cutflow. Neither file appears before it is complete.
+    What the first file is decides for all. Memory holds one chunk and one row group, so files may be larger
+    than it. Truth is stored when the files have it. ``<output>.cutflow.json`` gets the cutflow. Neither file
+    appears before it is complete.
 
     Parameters
     ----------
     files
-        ROOT files of one dataset, local or URLs.
+        Files of one dataset, local or URLs: NanoAOD, or event files of pepper.
     output
         Skim to write; an existing one is replaced.
     config
@@ -112,11 +114,17 @@ def make_skim(
         raise InputError(f"step_size: {step_size} entries per chunk, at least 1 expected")
     check_distinct(files)
     # Everything that can be wrong with the input is found before the first event is read.
-    summaries = {file: inspect_file(file, tree, needed_branches(config)) for file in files}
-    has_truth = _all_or_none(
-        summaries, NEEDED_BRANCHES, "generated particles (GenPart)", require=require_truth
-    )
-    simulated = _all_or_none(summaries, ["genWeight"], "generator weights (genWeight)")
+    pepper = pepper_format(files[0], tree) is not None
+    if pepper:
+        summaries = {file: inspect_pepper(file, config, tree) for file in files}
+        has_truth = _all_or_none(summaries, PEPPER_COLUMNS, "generated tops (gent_lc)", require=require_truth)
+        simulated = False  # pepper's weights are those of the events that it saved, not of all generated ones
+    else:
+        summaries = {file: inspect_file(file, tree, needed_branches(config)) for file in files}
+        has_truth = _all_or_none(
+            summaries, NEEDED_BRANCHES, "generated particles (GenPart)", require=require_truth
+        )
+        simulated = _all_or_none(summaries, ["genWeight"], "generator weights (genWeight)")
     branches = (*needed_branches(config), *OPTIONAL_BRANCHES, *(TRUTH_BRANCHES if has_truth else ()))
     n_read = sum(summary.n_entries for summary in summaries.values())
     if n_read == 0:
@@ -128,8 +136,13 @@ def make_skim(
     with SkimWriter(output) as writer, _progress_bar(n_read, show=progress) as advance:
         for file, summary in summaries.items():
             of_file = Cutflow()
-            for events in iterate_events(file, tree, step_size=step_size, branches=branches):
-                selection = select(events, config, dataset=dataset)
+            chunks = (
+                iterate_pepper(file, tree=tree, step_size=step_size)
+                if pepper
+                else iterate_events(file, tree, step_size=step_size, branches=branches)
+            )
+            for events in chunks:
+                selection = (select_pepper if pepper else select)(events, config, dataset=dataset)
                 truth = read_truth(events[selection.index]) if has_truth else None
                 writer.write(selection.events, truth)
                 of_file += selection.cutflow

@@ -45,7 +45,7 @@ from topreco.input.nano import (
     read_finite,
 )
 from topreco.input.objects import Jets, Objects, Particles, read_objects
-from topreco.input.selection import Selection
+from topreco.input.selection import IndexedSelection
 
 _COLLECTIONS = {"jet": "Jet", "electron": "Electron", "muon": "Muon"}
 _FIELDS = {"jet": "jets", "electron": "electrons", "muon": "muons"}
@@ -144,7 +144,12 @@ def variations(
 
 
 def event_weights(
-    events: Any, objects: Objects, selected: Selection, config: SystematicsConfig, *, varied: bool = True
+    events: Any,
+    objects: Objects,
+    selected: IndexedSelection,
+    config: SystematicsConfig,
+    *,
+    varied: bool = True,
 ) -> dict[str, FloatArray]:
     """Factors of the weights of selected events.
 
@@ -295,7 +300,7 @@ def _normal(objects: Objects, particles: Particles, seed: int, kind: str) -> Flo
 
 
 def _weight(
-    events: Any, objects: Objects, selected: Selection, source: WeightSource, variation: str
+    events: Any, objects: Objects, selected: IndexedSelection, source: WeightSource, variation: str
 ) -> FloatArray:
     """Factor of the weight of each selected event, shape (n,)."""
     if source.branches:

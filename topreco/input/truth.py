@@ -1,4 +1,4 @@
-"""Generated top quarks from `GenPart`: the only reader of generator branches, `genWeight` excepted.
+"""Generated top quarks, from `GenPart` or from pepper: the only reader of generator branches but `genWeight`.
 
 Nothing that runs at inference may import this module.
 """
@@ -23,7 +23,8 @@ from topreco.constants import (
     PDG_W,
 )
 from topreco.events import PRODUCTIONS, IntArray, Truth
-from topreco.input.nano import InputError, has_branch, read_branch, read_counts
+from topreco.input.nano import InputError, has_branch, read_branch, read_counts, read_finite
+from topreco.input.pepper import is_pepper
 
 NEEDED_BRANCHES = tuple(
     f"GenPart_{field}" for field in ("pt", "eta", "phi", "mass", "pdgId", "statusFlags", "genPartIdxMother")
@@ -34,6 +35,9 @@ _GENERATOR = ("Generator_id1", "Generator_id2")
 TRUTH_BRANCHES = (*NEEDED_BRANCHES, "GenPart_status", *_GENERATOR)
 """Branches that `read_truth` may read."""
 
+PEPPER_COLUMNS = tuple(f"gent_lc_{field}" for field in ("pt", "eta", "phi", "mass"))
+"""Columns of pepper without which there is no truth: the last copies of t and t̄, in this order."""
+
 _ROLES = ("tops", "w", "b", "lepton", "neutrino")
 _STATUS_INCOMING = 21
 # NanoAOD stores no masses of light particles.
@@ -41,8 +45,9 @@ _MASSES = {PDG_B: M_B, PDG_ELECTRON: M_ELECTRON, PDG_MUON: M_MUON}
 
 
 def has_truth(events: Any) -> bool:
-    """Whether `NanoEvents` have the generator branches that `read_truth` needs; nothing is read."""
-    return all(has_branch(events, name) for name in NEEDED_BRANCHES)
+    """Whether events have the generator branches that `read_truth` needs; nothing is read."""
+    needed = PEPPER_COLUMNS if is_pepper(events) else NEEDED_BRANCHES
+    return all(has_branch(events, name) for name in needed)
 
 
 def read_truth(events: Any) -> Truth:
@@ -54,10 +59,12 @@ def read_truth(events: Any) -> Truth:
     truth is the top's own momentum. For a τ the lepton is the electron or muon of its decay, and the neutrino
     is still the one from the W.
 
+    Of events of pepper only the tops are known: `dileptonic` is False, the production "other".
+
     Parameters
     ----------
     events
-        `NanoEvents`, usually only the selected ones.
+        `NanoEvents` or events of pepper, usually only the selected ones.
 
     Returns
     -------
@@ -69,8 +76,11 @@ def read_truth(events: Any) -> Truth:
     InputError
         If there are no generator branches or they cannot be read.
     """
+    if is_pepper(events) and has_truth(events):
+        return _pepper_truth(events)
     if not has_truth(events):
-        missing = [name for name in NEEDED_BRANCHES if not has_branch(events, name)]
+        needed = PEPPER_COLUMNS if is_pepper(events) else NEEDED_BRANCHES
+        missing = [name for name in needed if not has_branch(events, name)]
         raise InputError(f"no truth in these events: branch {missing[0]!r} is missing, as in collision data")
     columns = {name: read_branch(events, name) for name in NEEDED_BRANCHES}
     offsets = _offsets(events)
@@ -96,6 +106,25 @@ def read_truth(events: Any) -> Truth:
         via_tau=via_tau,
         dileptonic=(found[:, :, _ROLES.index("lepton")] >= 0).all(axis=1),
         production=_production(events, offsets, pdg_id),
+    )
+
+
+def _pepper_truth(events: Any) -> Truth:
+    """The two tops, which pepper sorts by falling PDG code; NaN for events with another number."""
+    n = len(events)
+    counts = read_counts(events, PEPPER_COLUMNS[0])
+    p4 = fourvector.from_pt_eta_phi_mass(*(read_finite(events, name) for name in PEPPER_COLUMNS))
+    tops, unknown = np.full((n, 2, 4), np.nan), np.full((n, 2, 4), np.nan)
+    tops[counts == 2] = p4[np.repeat(counts == 2, counts)].reshape(-1, 2, 4)
+    return Truth(
+        tops=tops,
+        w=unknown,
+        b=unknown,
+        lepton=unknown,
+        neutrino=unknown,
+        via_tau=np.zeros((n, 2), dtype=bool),
+        dileptonic=np.zeros(n, dtype=bool),
+        production=np.full(n, PRODUCTIONS.index("other")),
     )
 
 

@@ -158,7 +158,8 @@ def read_training_data(config: DataConfig) -> TrainingData:
     tops, spin, weight, split, fold = (torch.cat(parts) for parts in zip(*columns, strict=True))
     if len(weight) == 0:
         wanted = "two true tops, both decayed to leptons" if config.require_dileptonic else "two true tops"
-        raise TrainingError(f"data.files: no event of {_names(skims)} has {wanted}")
+        hint = "; data.require_dileptonic=false asks for no decay" if config.require_dileptonic else ""
+        raise TrainingError(f"data.files: no event of {_names(skims)} has {wanted}{hint}")
     datasets, member = np.unique(np.concatenate(identities), return_inverse=True)
     if config.normalise_weights:
         weight = _normalised(weight, torch.from_numpy(member))
