@@ -1,5 +1,6 @@
 """Executors of a configuration: what can go wrong is said at once, and options reach the batch system."""
 
+import gc
 import os
 import stat
 
@@ -18,6 +19,11 @@ def refused(match, *overrides, name=None):
     with pytest.raises(TopRecoError, match=match) as error, open_executor(config, progress=False):
         pass
     assert "\n" not in str(error.value)
+    del error
+    gc.collect()  # what dask_jobqueue left half-made says so here
+
+
+half_made = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.mark.parametrize("executor", ["dask", "parsl"])
@@ -41,6 +47,7 @@ def test_no_batch_system(monkeypatch, executor, kind, command):
     refused(f"the command '{command}' is not on this machine", f"executor={executor}", f"cluster.kind={kind}")
 
 
+@half_made
 @pytest.mark.parametrize("executor", ["dask", "parsl"])
 def test_options_that_a_batch_system_does_not_know(monkeypatch, executor):
     pytest.importorskip("dask_jobqueue" if executor == "dask" else "parsl")
@@ -54,6 +61,7 @@ def test_options_that_a_batch_system_does_not_know(monkeypatch, executor):
     )
 
 
+@half_made
 def test_options_that_a_batch_system_needs(monkeypatch):
     pytest.importorskip("dask_jobqueue")
     monkeypatch.setattr(executors.shutil, "which", lambda name: f"/bin/{name}")
@@ -62,7 +70,7 @@ def test_options_that_a_batch_system_needs(monkeypatch):
 
 @pytest.mark.slow
 def test_no_scheduler():
-    distributed = pytest.importorskip("distributed")
+    pytest.importorskip("distributed")
     import dask
 
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
@@ -71,7 +79,6 @@ def test_no_scheduler():
             "cluster.address=tcp://127.0.0.1:1",
             name="cluster/dask-address.yaml",
         )
-    assert distributed
 
 
 def test_an_error_of_the_run_is_not_one_of_the_scheduler(monkeypatch):
@@ -89,8 +96,14 @@ def test_an_error_of_the_run_is_not_one_of_the_scheduler(monkeypatch):
 
     monkeypatch.setattr(distributed, "Client", Client)
     config = load_config(RunConfig, "cluster/dask-address.yaml")
-    with pytest.raises(OSError, match="disk full"), open_executor(config, progress=False):
-        raise OSError("disk full")
+
+    def use():
+        with open_executor(config, progress=False) as executor:
+            assert executor.client.address == config.cluster.address
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        use()
 
 
 @pytest.mark.parametrize("name", [name for name in CLUSTERS if "dask-" in name])
@@ -112,9 +125,9 @@ def test_shipped_options_are_those_of_parsl(name):
         "slurm": providers.SlurmProvider,
         "htcondor": providers.CondorProvider,
     }
-    assert (
-        classes[cluster.kind](**cluster.options).walltime != "00:10:00" if cluster.kind != "local" else True
-    )
+    provider = classes[cluster.kind](**cluster.options)
+    # Parsl's own ten minutes would end a job in the midst of its work.
+    assert getattr(provider, "walltime", None) != "00:10:00"
 
 
 @pytest.mark.slow

@@ -223,7 +223,7 @@ def test_a_killed_dask_worker_changes_nothing(simulated, toy_model, nominal, tmp
     )
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+            n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
@@ -389,6 +389,12 @@ def test_a_file_that_vanishes(configured, simulated, nominal, tmp_path, monkeypa
         result = run(config, progress=False)
     assert_same(result, nominal[0])
     assert {bad["reason"] for bad in result.statistics.skipped} == {"a worker could not open it"}
+    shutil.copy(simulated, copy)
+    with (
+        pytest.warns(UserWarning, match="Skipping bad file"),
+        pytest.raises(TopRecoError, match="workers could not open a single file"),
+    ):
+        run(configured("skip_bad_files=true", files=[copy]), progress=False)
 
 
 def test_a_file_given_twice(configured, simulated):

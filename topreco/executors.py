@@ -79,8 +79,8 @@ def _dask_client(cluster: ClusterConfig, workers: int) -> Iterator[Any]:
             return
         if cluster.kind == "local":
             # What goes wrong in a worker comes back as an exception; its log would say it once more.
-            silent = {"dashboard_address": None, "silence_logs": logging.CRITICAL}
-            local = {"n_workers": workers, "threads_per_worker": 1, **silent}
+            quiet = {"silence_logs": logging.CRITICAL, "dashboard_address": ":0"}  # any free port
+            local = {"n_workers": workers, "threads_per_worker": 1, **quiet}
             started = _with_options(LocalCluster, local, cluster)
         else:
             _require("dask_jobqueue", "dask")
@@ -123,7 +123,15 @@ def _parsl(config: RunConfig) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="topreco-parsl-", ignore_cleanup_errors=True) as temporary:
         # Jobs of a batch system need a folder that they can see, and their logs are wanted when they fail.
         run_dir = temporary if local else str(config.output.absolute() / "parsl")
-        parsl.load(parsl.Config(executors=[executor], run_dir=run_dir, retries=3, retry_handler=_retry_cost))
+        parsl.load(
+            parsl.Config(
+                executors=[executor],
+                run_dir=run_dir,
+                initialize_logging=not local,
+                retries=3,
+                retry_handler=_retry_cost,
+            )
+        )
         try:
             yield
         finally:
@@ -142,7 +150,8 @@ def _taskvine(cluster: ClusterConfig, common: dict[str, Any]) -> Any:
             "executor 'taskvine' needs ndcctools, which is not on PyPI: "
             "conda install -c conda-forge ndcctools"
         )
-    return _with_options(processor.TaskVineExecutor, common, cluster)
+    # A chunk cut in two would be another chunk for checkpoints and friend trees.
+    return _with_options(processor.TaskVineExecutor, {"split_on_exhaustion": False, **common}, cluster)
 
 
 def _environment() -> str:

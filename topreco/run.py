@@ -426,6 +426,8 @@ def _failure(error: BaseException) -> TopRecoError | None:
         file = re.search(r"filename='([^']*)'", text)
         if text.startswith("Failed to open file") and file:
             return TopRecoError(f"{file[1]}: a worker cannot open it ({kind}: {arguments})")
+    if text.startswith("No chunks returned results"):
+        return TopRecoError("none of the chunks can be read: workers could not open a single file")
     lost = isinstance(error, BrokenExecutor) or type(error).__name__ in WORKER_LOST
     if lost or "KilledWorker" in text:
         return TopRecoError(
