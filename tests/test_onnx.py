@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 import topreco
+from topreco.config import SelectionConfig
 from topreco.errors import TopRecoError
 from topreco.events import toy_events
+from topreco.input.nano import open_events
+from topreco.input.selection import select
 from topreco.network.reader import _open_model
 from topreco.reconstructors import OnnxReconstructor, shipped_models
 
@@ -43,6 +46,15 @@ def test_is_a_reconstructor(toy_onnx, toy_model):
     pair, expected = model(events), topreco.load(toy_model)(events)
     assert isinstance(pair, topreco.TopPair)
     assert pair.valid.all()
+    assert (np.abs(pair.p4 - expected.p4) / expected.p4[..., :1]).max() < 1e-4
+
+
+@pytest.mark.sim
+def test_agrees_with_torch_on_simulated_events(toy_onnx, toy_model, simulated):
+    events = select(open_events(simulated), SelectionConfig(), dataset="tt").events
+    assert len(events) > 50
+    pair, expected = topreco.load(toy_onnx)(events), topreco.load(toy_model)(events)
+    np.testing.assert_array_equal(pair.valid, expected.valid)
     assert (np.abs(pair.p4 - expected.p4) / expected.p4[..., :1]).max() < 1e-4
 
 
@@ -111,7 +123,7 @@ def test_a_file_written_anew_is_another_model(toy_onnx, tmp_path):
     model = topreco.load(path)
     path.write_bytes(b"something else")
     os.utime(path, ns=(0, 0))
-    with pytest.raises(ValueError, match="not a model written by `topreco export`"):
+    with pytest.raises(TopRecoError, match="not a model written by `topreco export`"):
         model(toy_events(2))
 
 
@@ -152,7 +164,7 @@ from coffea import processor
 from topreco.input.nano import QuietNanoAODSchema
 from topreco.processor import DileptonProcessor
 runner = processor.Runner(processor.IterativeExecutor(status=False), schema=QuietNanoAODSchema)
-instance = DileptonProcessor([sys.argv[1], "ellipse_closest"])
+instance = DileptonProcessor([sys.argv[1]])
 out = runner({"tt": {"treename": "Events", "files": [sys.argv[2]]}}, processor_instance=instance)
 assert out["cutflow"]["tt"]
 assert "torch" not in sys.modules

@@ -5,7 +5,8 @@
 
 import hashlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache, partial
 from importlib import import_module, resources
 from pathlib import Path
@@ -165,16 +166,10 @@ class OnnxReconstructor:
     def __init__(
         self, path: str | Path, *, name: str | None = None, batch_size: int = 256, threads: int | None = None
     ) -> None:
-        from topreco.network.reader import ModelError, TopModel
+        from topreco.network.reader import TopModel
 
-        try:
+        with _onnx_errors(path):
             self._model = TopModel(path, threads=threads or 0, batch_size=batch_size)
-        except ModelError as error:
-            raise TopRecoError(str(error)) from error
-        except ImportError as error:
-            raise TopRecoError(
-                f"{path}: needs the extra: pip install 'topreco[onnx]', or onnxruntime alone ({error})"
-            ) from error
         self.name = self.path.stem if name is None else name
 
     @property
@@ -204,8 +199,24 @@ class OnnxReconstructor:
         from topreco.network.splits import fold_of
 
         objects = {name: getattr(events, name) for name in INPUTS}
-        p4, valid = self._model.run(objects, fold=fold_of(events, self._model.folds))
+        with _onnx_errors(self.path):
+            p4, valid = self._model.run(objects, fold=fold_of(events, self._model.folds))
         return TopPair(p4=p4, valid=valid)
+
+
+@contextmanager
+def _onnx_errors(path: str | Path) -> Iterator[None]:
+    """What the reader of an exported model raises, which knows nothing of this package, as its error."""
+    from topreco.network.reader import ModelError
+
+    try:
+        yield
+    except ModelError as error:
+        raise TopRecoError(str(error)) from error
+    except ImportError as error:
+        raise TopRecoError(
+            f"{path}: needs the extra: pip install 'topreco[onnx]', or onnxruntime alone ({error})"
+        ) from error
 
 
 @cache

@@ -121,10 +121,13 @@ def test_agrees_with_torch(small_config, tmp_path, kind, fields):
     assert valid.all()
     # After the export, too: lgatr keeps constants when first used, and those of the tracing break every call.
     torchs = predict(saved.networks, events).p4
-    # Random networks may magnify the rounding of single precision: what counts is that ONNX rounds no worse.
-    exact = predict([copy.deepcopy(saved.networks[0]).double()], events).p4
-    assert relative_difference(p4, exact) < max(1e-4, 3 * relative_difference(torchs, exact))
-    assert np.quantile(np.abs(p4 - torchs) / torchs[..., :1], 0.999) < 1e-4
+    difference = relative_difference(p4, torchs)
+    if difference >= 1e-4:
+        # Random networks may magnify the rounding of single precision. Then what counts is that it is no
+        # worse than torch's, and rare.
+        exact = predict([copy.deepcopy(saved.networks[0]).double()], events).p4
+        assert relative_difference(p4, exact) < 3 * relative_difference(torchs, exact)
+        assert np.quantile(np.abs(p4 - torchs) / torchs[..., :1], 0.999) < 1e-4
 
 
 def test_inputs_are_those_of_the_networks():
@@ -183,7 +186,7 @@ def test_each_event_is_given_to_the_network_of_its_fold(exported):
     p4, _ = model.run(arrays(events), fold=fold)
     assert relative_difference(p4, predict(saved.networks, events).p4) < 1e-4
     other, _ = model.run(arrays(events), fold=1 - fold)
-    assert (np.abs(other - p4).max(axis=(1, 2)) > 1).all()
+    assert (np.abs(other - p4).max(axis=(1, 2)) > 0.1).all()
 
 
 def test_a_model_of_several_folds_needs_the_fold(exported):

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from topreco.errors import TopRecoError
 from topreco.events import DileptonEvents, FloatArray, toy_events
-from topreco.files import complete_file, write_text
+from topreco.files import complete_file, writable_folder, write_text
 from topreco.network import reader
 from topreco.network.build import TopNetwork
 from topreco.network.checkpoint import Artefact
@@ -86,6 +86,7 @@ def export_onnx(
     path = Path(path)
     if path.suffix != ".onnx":
         raise TopRecoError(f"{path}: a name with the suffix .onnx expected")
+    writable_folder(path.parent)  # Complain before the work of half a minute.
     beside = path.with_name(READER_NAME)
     template = Path(reader.__file__).read_text(encoding="utf-8")
     if beside.exists() and not beside.read_text(encoding="utf-8").startswith(template.partition("\n")[0]):
