@@ -47,8 +47,8 @@ from topreco.evaluation.report import print_report, write_report
 from topreco.evaluation.summary import ALL_CHANNELS, Result, Summary, summarise
 from topreco.events import BoolArray, DileptonEvents, FloatArray, Truth
 from topreco.files import complete_file, writable_folder
-from topreco.input.nano import inspect_file, is_remote, iterate_events
-from topreco.input.objects import OPTIONAL_BRANCHES, needed_branches
+from topreco.input.nano import inspect_file, is_remote, iterate_events, rename_branches
+from topreco.input.objects import fit_files, needed_branches, optional_branches
 from topreco.input.selection import select
 from topreco.input.truth import NEEDED_BRANCHES, TRUTH_BRANCHES, read_truth
 from topreco.network.splits import TEST, split_of
@@ -166,24 +166,26 @@ def _skims(files: Sequence[str], settings: CompareConfig) -> Sample:
 
 
 def _nano(files: Sequence[str], settings: CompareConfig) -> Sample:
-    needed = needed_branches(settings.selection)
+    summaries = {file: inspect_file(file, settings.tree) for file in files}
+    selection = fit_files(settings.selection, summaries)
     length = 0
-    for file in files:
-        summary = inspect_file(file, settings.tree, needed)
-        if not summary.has(NEEDED_BRANCHES):
+    for file, summary in summaries.items():
+        if not summary.has(selection.in_file(NEEDED_BRANCHES)):
             raise TopRecoError(f"{file}: no generated particles (GenPart), which a comparison needs")
         length += summary.n_entries
 
     def chunks() -> Iterator[tuple[int, Chunk]]:
-        branches = (*needed, *OPTIONAL_BRANCHES, *TRUTH_BRANCHES)
+        wanted = (*needed_branches(selection), *optional_branches(selection), *TRUTH_BRANCHES)
+        branches = selection.in_file(wanted)
         for file in files:
             for events in iterate_events(
                 file, settings.tree, step_size=settings.step_size, branches=branches
             ):
-                selected = select(events, settings.selection, dataset=settings.dataset)
-                yield len(events), (selected.events, read_truth(events[selected.index]))
+                selected = select(events, selection, dataset=settings.dataset)
+                named = rename_branches(events, selection.branches)
+                yield len(events), (selected.events, read_truth(named[selected.index]))
 
-    return Sample(settings.dataset, settings.selection.model_dump(mode="json"), length, chunks)
+    return Sample(settings.dataset, selection.model_dump(mode="json"), length, chunks)
 
 
 # ---- test split ------------------------------------------------------------------------------------------

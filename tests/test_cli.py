@@ -234,3 +234,54 @@ def test_nothing_to_do(refused, tmp_path, toy_model):
     refused("run", file, "-o", tmp_path / "out", match="methods: none given")
     refused("plot", tmp_path / "absent", match="no such file")
     refused("plot", file, match="not the histograms of `topreco run`")
+
+
+def test_preset_and_era_are_said_and_kept(command, tmp_path, toy_model):
+    import coffea.util
+
+    from topreco.skim import Skim
+
+    file, skim, folder = nano_file(tmp_path / "good.root"), tmp_path / "a.parquet", tmp_path / "run"
+    chosen = ("--preset", "nano_v9", "--era", "UL2017")
+    said = "preset nano_v9 (given), era UL2017 (given), PuppiMET, btagDeepFlavB > 0.304"
+    code, out, _ = command("skim", file, "-o", skim, "--quiet", *chosen, "selection.jet.id_bit=null")
+    assert (code, said in out) == (0, True)
+    metadata = Skim(skim).metadata
+    assert metadata["preset"] == said
+    assert metadata["selection"]["jet"]["btag_threshold"] == 0.304
+    assert metadata["selection"]["jet"]["id_bit"] is None
+    code, out, _ = command(
+        *("run", file, "-m", toy_model, "-o", folder, "--no-plots", "--quiet", *chosen),
+        "histograms.observables=[m_tt]",
+    )
+    assert (code, f"default: {said}" in out) == (0, True)
+    assert coffea.util.load(folder / "histograms.coffea")["metadata"]["presets"] == {"default": said}
+
+
+def test_preset_in_a_configuration(command, tmp_path):
+    file, config = nano_file(tmp_path / "good.root"), tmp_path / "skim.yaml"
+    config.write_text("selection: {preset: nano_v9, era: UL2017, jet: {btag_threshold: 0.5}}\n")
+    code, out, _ = command("skim", file, "-o", tmp_path / "a.parquet", "--quiet", "--config", config)
+    assert (code, "era UL2017 (given), PuppiMET, btagDeepFlavB > 0.5" in out) == (0, True)
+    code, out, _ = command(
+        "skim", file, "-o", tmp_path / "b.parquet", "--quiet", "--config", config, "--era", "UL2018"
+    )
+    assert (code, "era UL2018 (given)" in out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["--preset", "nano_v13x"], "no preset 'nano_v13x'"),
+        (["--preset", "nano_v9", "--era", "2024"], "preset nano_v9 has no era '2024'"),
+        (["--preset", "nano_v15"], "branch 'Jet_btagUParTAK4B' (selection key 'jet.btag', preset nano_v15)"),
+    ],
+)
+def test_preset_that_does_not_fit(refused, tmp_path, options, match):
+    file = nano_file(tmp_path / "good.root")
+    refused("skim", file, "-o", tmp_path / "out", "--quiet", *options, match=match)
+
+
+def test_unknown_version_to_simulate(refused, tmp_path):
+    match = "nanoaod_version: Input should be 'v7'"
+    refused("simulate", "-o", tmp_path / "out", "--nanoaod-version", "v8", "--quiet", match=match)

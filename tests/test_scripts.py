@@ -149,6 +149,48 @@ def test_tables_of_an_unknown_observable(comparison, monkeypatch, capsys):
     assert "no observable 'm_t'" in capsys.readouterr().err
 
 
+# ---- table of inputs -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inputs(tmp_path, monkeypatch):
+    """Run the script on a folder with what is no ROOT file, and perhaps others."""
+    folder = tmp_path / "inputs"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "text.root").write_text("hello | this is text")
+    module = load("input_table")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["input_table.py", *map(str, (folder, *arguments))])
+        module.main()
+
+    return run
+
+
+def test_input_table_has_a_row_per_file(inputs, capsys, data):
+    inputs(data / "nanoaodv9_TTTo2L2Nu_first500.root", data / "nano_dimuon.root", "selection.met_min=0")
+    heading, _, *rows = capsys.readouterr().out.splitlines()
+    assert heading.split(" | ") == [
+        *("| file", "preset", "era", "read", "selected", "truth-matched", "error |"),
+    ]
+    assert rows[0] == "| sub/text.root |  |  |  |  |  | not a ROOT file, it starts with b'hell' |"
+    assert rows[1].startswith("| nanoaodv9_TTTo2L2Nu_first500.root | nano_v9 | UL2018 | 500 | 5")
+    assert rows[2] == "| nano_dimuon.root | nano_v7 | Legacy2018 | 40 | 0 | no truth |  |"
+
+
+def test_input_table_takes_the_place_of_the_old_one(inputs, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- input table -->\nold\n<!-- end of input table -->\nb\n")
+    inputs("-o", page)
+    text = page.read_text()
+    assert text.startswith("a\n<!-- input table -->\n\n| file |")
+    assert text.endswith("\n\n<!-- end of input table -->\nb\n")
+    assert "old" not in text
+    page.write_text("nothing")
+    with pytest.raises(SystemExit, match=r"page\.md: needs the lines '<!-- input table -->'"):
+        inputs("-o", page)
+
+
 # ---- shell -----------------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,13 @@ FilesAndOverrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[FILE]... [KEY=VALUE]...", help="Input files and configuration overrides."),
 ]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", help="NanoAOD version (nano_v9, none); by default detected from the branches."),
+]
+EraOption = Annotated[
+    str | None, typer.Option("--era", help="Data-taking era (UL2017), for the b-tag working point.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
@@ -56,6 +63,11 @@ def _split(arguments: list[str] | None) -> tuple[list[str], list[str]]:
     return files, [a for a in arguments or [] if a not in files]
 
 
+def _preset_overrides(preset: str | None, era: str | None) -> list[str]:
+    chosen = {"preset": preset, "era": era}
+    return [f"selection.{key}={value}" for key, value in chosen.items() if value is not None]
+
+
 @app.command()
 def simulate(
     output: Annotated[Path, typer.Option("--output", "-o", help="ROOT file to write.")],
@@ -64,6 +76,9 @@ def simulate(
     n_events: Annotated[int | None, typer.Option("--events", "-n", help="Events to generate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed; the same gives the same events.")] = None,
     lhe: Annotated[Path | None, typer.Option(help="Shower the events of this LHE file instead.")] = None,
+    nanoaod_version: Annotated[
+        str | None, typer.Option(help="Branches of that version: v7, v9, v11, v12, v14, v15.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     quiet: Quiet = False,
@@ -71,7 +86,7 @@ def simulate(
     """Generate dileptonic tt̄ events with Pythia and a CMS-like detector (extra `sim`)."""
     from topreco.simulation import simulate as run_simulation
 
-    options = {"n_events": n_events, "seed": seed, "lhe": lhe}
+    options = {"n_events": n_events, "seed": seed, "lhe": lhe, "nanoaod_version": nanoaod_version}
     assignments = [f"{key}={value}" for key, value in options.items() if value is not None]
     settings = load_config(SimulationConfig, config, [*(overrides or []), *assignments])
     summary = run_simulation(settings, output, workers=workers, progress=not quiet, overwrite=overwrite)
@@ -84,6 +99,8 @@ def skim(
     output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file to write.")],
     config: ConfigOption = None,
     dataset: Annotated[str | None, typer.Option(help="Name of the sample.")] = None,
+    preset: PresetOption = None,
+    era: EraOption = None,
     quiet: Quiet = False,
 ) -> None:
     """Select events of NanoAOD or pepper files, with truth where they have it, into a Parquet file."""
@@ -92,6 +109,7 @@ def skim(
     files, overrides = _split(arguments)
     if dataset is not None:
         overrides.append(f"dataset={dataset}")
+    overrides += _preset_overrides(preset, era)
     settings = load_config(SkimConfig, config, overrides)
     summary = make_skim(
         files,
@@ -103,6 +121,7 @@ def skim(
         progress=not quiet,
     )
     _console().print(summary.cutflow.table(settings.dataset))
+    typer.echo(summary.preset)
     typer.echo(summary)
 
 
@@ -175,6 +194,8 @@ def run(
         list[str] | None, typer.Option("--method", "-m", help="Model file or name; repeat for several.")
     ] = None,
     dataset: Annotated[str, typer.Option(help="Name of the sample of the file arguments.")] = "default",
+    preset: PresetOption = None,
+    era: EraOption = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.")] = None,
     output_columns: Annotated[
         Path | None, typer.Option(help="Folder for the results of each event, as friend trees.")
@@ -189,7 +210,7 @@ def run(
     from topreco.run import run as run_processor
 
     files, overrides = _split(arguments)
-    settings = load_config(RunConfig, config, overrides)
+    settings = load_config(RunConfig, config, overrides + _preset_overrides(preset, era))
     changes: dict[str, Any] = {}
     if files:
         changes["fileset"] = {dataset: tuple(files)}
@@ -202,6 +223,7 @@ def run(
     result = run_processor(settings.model_copy(update=changes), progress=not quiet)
     for name, cutflow in result.cutflow.items():
         _console().print(Cutflow.from_dict(cutflow).table(name))
+        typer.echo(f"{name}: {result.presets[name]}\n")
     print_report(result.summary, observables=_HEADLINE, console=_console())
     if plots:
         save_all(result.histograms, result.folder / "plots")

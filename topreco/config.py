@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -67,6 +68,13 @@ class SimulationConfig(Config):
     """Shower these external events instead of Pythia's own matrix elements."""
     block_size: PositiveInt = 500
     """Events per independently seeded block: the unit of resuming."""
+    nanoaod_version: Literal["v7", "v9", "v11", "v12", "v14", "v15"] | None = None
+    """Write the branches of that NanoAOD version, of the same events; null: what all have in common."""
+
+
+def _text_of_year(value: Any) -> Any:
+    """An era such as 2022, which YAML reads as a number."""
+    return str(value) if type(value) is int else value
 
 
 # ---- selection -------------------------------------------------------------------------------------------
@@ -80,6 +88,7 @@ class ElectronSelection(Config):
     gap: tuple[float, float] | None = (1.4442, 1.566)
     """Vetoed range of the supercluster's |η|, applied where `Electron_deltaEtaSC` exists."""
     id: str = "cutBased"
+    """Field of `Electron`: a level (`cutBased`), or a flag such as `mvaIso_WP90` with `id_min` 1."""
     id_min: int = 4
 
 
@@ -101,14 +110,69 @@ class JetSelection(Config):
     lepton_distance: NonNegative = 0.4
     """Smallest ΔR to the two selected leptons."""
     id_bit: Annotated[int, Field(ge=0, le=31)] | None = 1
-    """Bit of `Jet_jetId` to require (1: tight), where that branch exists."""
+    """Bit of `Jet_jetId` to require (1: tight, 2: tight with lepton veto); null requires none."""
+    id_recipe: Literal["branch", "nano_v12", "run3_puppi", "ul2017_puppi", "ul2016_puppi"] = "branch"
+    """Where that bit comes from: the branch, where it exists, or a recipe of `topreco.input.jet_id` that
+    mends it (`nano_v12`) or computes it from energy fractions and multiplicities."""
+    pu_id: Literal["loose", "medium", "tight"] | None = None
+    """Pile-up identification (`Jet_puId`) required of jets below 50 GeV; for CHS jets, so Run 2 only."""
+    pu_id_reversed: bool = False
+    """Bits of `Jet_puId` in the wrong order, as in UL2016; set by the presets."""
     min_jets: Annotated[int, Field(ge=0)] = 2
     min_btags: Annotated[int, Field(ge=0)] = 1
     btag: str = "btagDeepFlavB"
+    working_point: Literal["L", "M", "T", "XT", "XXT"] = "M"
+    """Gives `btag_threshold`, where that is not set, from `presets/working_points.yaml`."""
     btag_threshold: float = 0.2783
-    """Working point; the default is DeepJet medium of UL2018."""
+    """The default, without an era, is DeepJet medium of UL2018."""
     max_jets: Annotated[int, Field(ge=2)] = 12
     """Leading jets kept per event."""
+
+    @model_validator(mode="after")
+    def _recipe_has_bit(self) -> Self:
+        if self.id_recipe != "branch" and self.id_bit not in (None, 1, 2):
+            raise ValueError(
+                f"id_bit: {self.id_bit} with id_recipe '{self.id_recipe}', which gives only 1 (tight) and "
+                "2 (tight with lepton veto)"
+            )
+        return self
+
+
+class JetVetoMap(Config):
+    """Regions of the detector that lose or invent jets, as correctionlib file of the CMS JME group."""
+
+    file: Path
+    """`jetvetomaps.json.gz` of the era."""
+    name: str | None = None
+    """Correction in the file; null takes the only one."""
+    kind: str = "jetvetomap"
+    level: Literal["event", "jet"] = "event"
+    """Reject the event, as recommended for Run 3, or only drop the jet."""
+
+
+class CutsConfig(Config):
+    """Optional cuts, all off by default, each a step of the cutflow."""
+
+    golden_json: Path | None = None
+    """Certified luminosity sections; data only."""
+    met_filters: tuple[str, ...] | Literal["preset"] = ()
+    """Flags that must all be set, such as `Flag_goodVertices`; `preset` takes those of preset and era."""
+    triggers: dict[str, tuple[str, ...]] = {}
+    """Paths (`HLT_...`) by primary dataset. Simulation passes with any. Data pass with one of their primary
+    dataset, whose name the dataset's contains, if none of the primary datasets before it fired."""
+    missing_trigger: Literal["not_fired", "error"] = "not_fired"
+    """A path that is not in the file: NanoAOD has those of the menu of its time, so it counts as not fired. A
+    file with none of the paths is an error in any case."""
+    jet_veto_map: JetVetoMap | None = None
+    hem_veto: bool = False
+    """2018: reject events with a jet or electron in the dead HCAL sector, in data from run 319077 on."""
+    hem_fraction: Fraction = 0.632
+    """Part of the simulated events that `hem_veto` treats as later ones, chosen by a hash of their keys; the
+    default is the luminosity of those runs."""
+    ee_leak_veto: bool = False
+    """2022EE: electrons in the leaking part of the ECAL endcap are not identified."""
+    bpix_veto: bool = False
+    """2023BPix: reject events with a jet in the hole of the pixel barrel, where b tagging suffers."""
 
 
 class PepperSelection(Config):
@@ -123,8 +187,17 @@ class PepperSelection(Config):
 
 
 class SelectionConfig(Config):
-    """The dileptonic selection, momenta and masses in GeV."""
+    """The dileptonic selection, momenta and masses in GeV.
 
+    Keys that are not set follow the preset of the file's NanoAOD version, see `topreco.presets`.
+    """
+
+    preset: str | None = None
+    """NanoAOD version (`nano_v9`); null detects it from the branches, `none` uses only what is set here."""
+    era: Annotated[str | None, BeforeValidator(_text_of_year)] = None
+    """Data-taking era (`UL2017`), which gives the b-tag working point; null takes the preset's default."""
+    branches: dict[str, str] = {}
+    """For custom ntuples: name as here and in NanoAOD → name in the file, `{PuppiMET_pt: MET_pt}`."""
     electron: ElectronSelection = ElectronSelection()
     muon: MuonSelection = MuonSelection()
     jet: JetSelection = JetSelection()
@@ -141,6 +214,19 @@ class SelectionConfig(Config):
     m_lb_max: Positive = 180.0
     """Largest lepton–b mass of a b candidate."""
     pepper: PepperSelection = PepperSelection()
+    cuts: CutsConfig = CutsConfig()
+
+    def in_file(self, names: Iterable[str]) -> list[str]:
+        """Names of branches as the file has them, see `branches`."""
+        return [self.branches.get(name, name) for name in names]
+
+    @field_validator("branches")
+    @classmethod
+    def _event_key_keeps_its_names(cls, value: dict[str, str]) -> dict[str, str]:
+        fixed = {"run", "luminosityBlock", "event"} & set(value)
+        if fixed:
+            raise ValueError(f"{', '.join(sorted(fixed))} cannot be renamed")
+        return value
 
 
 # ---- model -----------------------------------------------------------------------------------------------
@@ -687,13 +773,18 @@ class RunConfig(Config):
 C = TypeVar("C", bound=Config)
 
 
+def shipped_folder() -> Path:
+    """Folder of the configurations that come with the package."""
+    # In the wheel it lies inside the package, in a checkout beside it.
+    inside = Path(str(resources.files("topreco"))) / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+
+
 def shipped_configs() -> dict[str, Path]:
     """Configurations that come with the package, by file name (`dilepton.yaml`)."""
-    # In the wheel they lie inside the package, in a checkout beside it.
-    for folder in (Path(str(resources.files("topreco"))) / "configs", Path(__file__).parents[1] / "configs"):
-        if folder.is_dir():
-            return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*.yaml"))}
-    return {}
+    folder = shipped_folder()
+    names = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*.yaml"))}
+    return {name: path for name, path in names.items() if not name.startswith("presets/")}
 
 
 def find_config(source: str | Path) -> Path:
@@ -714,7 +805,7 @@ def find_config(source: str | Path) -> Path:
             return shipped[candidate]
     raise ConfigError(
         f"--config {name}: no such file, and no shipped configuration of that name; "
-        f"shipped: {', '.join(shipped) or 'none'}{_nearest(name, shipped)}"
+        f"shipped: {', '.join(shipped) or 'none'}{nearest(name, shipped)}"
     )
 
 
@@ -740,13 +831,7 @@ def load_config(kind: type[C], source: str | Path | None = None, overrides: Sequ
     if source is not None:
         path = find_config(source)
         origin = str(path)
-        try:
-            loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
-        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-            raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
-        if loaded is not None and not isinstance(loaded, dict):
-            raise ConfigError(f"{path}: a mapping of keys to values expected, {type(loaded).__name__} found")
-        content = loaded or {}
+        content = read_yaml(path)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
@@ -757,6 +842,23 @@ def load_config(kind: type[C], source: str | Path | None = None, overrides: Sequ
             raise ConfigError(f"override {override!r}: value is not YAML") from error
         _assign(content, key.split("."), value, override)
     return build_config(kind, content, origin)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Content of a YAML file, a mapping.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read or is something else.
+    """
+    try:
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if loaded is not None and not isinstance(loaded, dict):
+        raise ConfigError(f"{path}: a mapping of keys to values expected, {type(loaded).__name__} found")
+    return loaded or {}
 
 
 def build_config(kind: type[C], content: dict[str, Any], origin: str) -> C:
@@ -803,7 +905,8 @@ def _assign(content: dict[str, Any], keys: list[str], value: Any, override: str)
     content[keys[-1]] = value
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
+    """End of an error message that names what was probably meant, empty if nothing is close."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -820,7 +923,7 @@ def _explain(kind: type[Config], problem: Any) -> str:
     key = ".".join(part for part in location if part not in _TAGS)
     if problem["type"] == "extra_forbidden":
         names = _keys_at(kind, location[:-1])
-        hint = _nearest(location[-1], names)
+        hint = nearest(location[-1], names)
         return f"unknown key {key!r}{hint} (allowed: {', '.join(names)})"
     message = problem["msg"].removeprefix("Value error, ")
     if not key or isinstance(problem["input"], dict):

@@ -13,6 +13,7 @@ from topreco.compare import fill_methods, load_methods
 from topreco.config import NOMINAL, HistogramConfig, SelectionConfig, SolverConfig, SystematicsConfig
 from topreco.evaluation.histograms import book
 from topreco.events import DileptonEvents, FloatArray, Truth
+from topreco.input.nano import rename_branches
 from topreco.input.pepper import is_pepper, select_pepper
 from topreco.input.selection import Selection, select_objects
 from topreco.input.systematics import check_corrections, event_weights, variations
@@ -33,7 +34,7 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
     methods
         Reconstructors, model files or names that `topreco.load` knows.
     selection
-        Cuts.
+        Cuts; what is not set follows the preset of each file's NanoAOD version.
     histograms
         Observables and binning.
     solvers
@@ -77,6 +78,7 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
             # pepper has corrected its objects, and its weights are final.
             selected = {NOMINAL: select_pepper(events, self.selection, dataset=dataset)}
         else:
+            events = rename_branches(events, self.selection.branches)
             selected, weights = self._select_variations(events, dataset)
         samples = dict(zip(selected, self._with_truth(events, list(selected.values())), strict=True))
         nominal, truth = samples.pop(NOMINAL)

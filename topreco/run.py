@@ -36,9 +36,10 @@ from topreco.input.nano import (
     inspect_file,
     is_remote,
 )
-from topreco.input.objects import needed_branches
+from topreco.input.objects import fit_files, fit_selection
 from topreco.input.pepper import PepperSchema, inspect_pepper, is_hdf5, pepper_format
 from topreco.input.systematics import check_corrections
+from topreco.presets import describe_preset
 from topreco.processor import DileptonProcessor
 from topreco.versions import versions
 
@@ -106,6 +107,8 @@ class RunResult:
         How much was read and what was left out.
     folder
         Where they were saved.
+    presets
+        By dataset, which preset and era were taken, see `topreco.presets.describe_preset`.
     """
 
     histograms: dict[str, Any]
@@ -113,6 +116,7 @@ class RunResult:
     summary: Summary
     statistics: RunStatistics
     folder: Path
+    presets: dict[str, str]
 
 
 def run(config: RunConfig, *, progress: bool = True) -> RunResult:
@@ -141,7 +145,9 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
     if not config.methods:
         raise TopRecoError("methods: none given; name a model or a model file (--method dilepton)")
     # Everything that can be wrong with the input is found before the first worker starts.
-    inputs, skipped = _inspect(config, progress)
+    pepper = _is_pepper(config)
+    inputs, skipped = _inspect(config, pepper, progress)
+    presets = _presets(config, inputs, pepper)
     methods = load_methods(config.methods, threads=1, solvers=config.solvers, ship=config.ship_model)
     check_corrections(config.systematics)
     description = describe_configuration(config, methods)
@@ -154,11 +160,13 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
         instance = DileptonProcessor(
             methods, config.selection, config.histograms, systematics=config.systematics, columns=writer
         )
-        output, statistics = _run(config, instance, inputs, skipped, checkpointer, progress)
+        schema = PepperSchema if pepper else QuietNanoAODSchema
+        output, statistics = _run(config, instance, schema, inputs, skipped, checkpointer, progress)
         summary = summarise(output["histograms"])
         files = sorted(output.pop("columns", []), key=lambda entry: entry["path"])
         metadata = {
             "config": config.model_dump(mode="json"),
+            "presets": presets,
             "versions": versions(),
             "run": asdict(statistics),
         }
@@ -172,28 +180,28 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
             manifest = {"folder": str(writer.folder), "format": writer.file_format, "files": files}
             write_text(folder / "columns.json", json.dumps(manifest, indent=1) + "\n")
             _require_files(writer.folder, files, folder)
-    return RunResult(output["histograms"], output["cutflow"], summary, statistics, folder)
+    return RunResult(output["histograms"], output["cutflow"], summary, statistics, folder, presets)
 
 
 _Inputs = dict[tuple[str, str], FileSummary]
 """What was found in each file that can be used, by dataset and file."""
 
 
-def _inspect(config: RunConfig, progress: bool) -> tuple[_Inputs, list[dict[str, Any]]]:
+def _inspect(config: RunConfig, pepper: bool, progress: bool) -> tuple[_Inputs, list[dict[str, Any]]]:
     """Open every file once: those that can be used, and those to skip if that is asked for."""
     for files in config.fileset.values():
         check_distinct(files)
-    branches = needed_branches(config.selection)
     names = [(dataset, file) for dataset, files in config.fileset.items() for file in files]
-    pepper = _is_pepper(config)
 
     def inspect(name: tuple[str, str]) -> FileSummary | InputError:
         try:
             if pepper:
                 return inspect_pepper(name[1], config.selection, config.tree)
-            return inspect_file(name[1], config.tree, branches)
+            summary = inspect_file(name[1], config.tree)
+            fit_selection(config.selection, summary.branches, name[1])
         except InputError as error:
             return error
+        return summary
 
     inputs: _Inputs = {}
     skipped = []
@@ -216,6 +224,19 @@ def _inspect(config: RunConfig, progress: bool) -> tuple[_Inputs, list[dict[str,
     if not any(summary.n_entries for summary in inputs.values()):
         raise TopRecoError(f"fileset: tree {config.tree!r} has no entries in any of {len(inputs)} files")
     return inputs, skipped
+
+
+def _presets(config: RunConfig, inputs: _Inputs, pepper: bool) -> dict[str, str]:
+    """By dataset, which preset and era its files are read with."""
+    if pepper:
+        return dict.fromkeys(config.fileset, "pepper")
+    found: dict[str, dict[str, FileSummary]] = {}
+    for (dataset, file), summary in inputs.items():
+        found.setdefault(dataset, {})[file] = summary
+    return {
+        dataset: describe_preset(config.selection, fit_files(config.selection, files))
+        for dataset, files in found.items()
+    }
 
 
 def _is_pepper(config: RunConfig) -> bool:
@@ -298,6 +319,7 @@ class _SkipBadChunks(processor.ProcessorABC):  # type: ignore[misc]
 def _run(
     config: RunConfig,
     instance: DileptonProcessor,
+    schema: type,
     inputs: _Inputs,
     skipped: list[dict[str, Any]],
     checkpointer: ChunkCheckpointer | None,
@@ -314,7 +336,7 @@ def _run(
     with quiet, _one_error(), open_executor(config, progress=progress, retries=retries) as executor:
         runner = processor.Runner(
             executor,
-            schema=PepperSchema if _is_pepper(config) else QuietNanoAODSchema,
+            schema=schema,
             chunksize=config.chunk_size,
             maxchunks=config.max_chunks,
             # What coffea would open every file once more for.

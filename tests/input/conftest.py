@@ -91,10 +91,16 @@ def emu_event(**changes):
 def write_nano(path, events, *, drop=(), extra=None, tree="Events", runs=None):
     """Write events to a ROOT file; `drop` names branches (`Jet_jetId`) or whole collections to leave out.
 
-    `extra` adds branches: of objects, flat (`Jet_area`), or of events, jagged ones as awkward arrays.
+    `extra` adds branches. A number is the value where an event or object has none (`{"Jet_puId": 7}`); else
+    they are the values: of objects, flat (`Jet_area`), or of events, jagged ones as awkward arrays.
     """
-    columns = dict(extra or {})
+    defaults = {name: value for name, value in (extra or {}).items() if isinstance(value, int | float)}
+    columns = {name: values for name, values in (extra or {}).items() if name not in defaults}
+    extra = {name: (np.asarray(value).dtype, value) for name, value in defaults.items()}
     for collection, fields in FIELDS.items():
+        own = {n.partition("_")[2]: v for n, v in extra.items() if n.partition("_")[0] == collection}
+        fields = fields | {field: kind for field, (kind, _) in own.items()}  # noqa: PLW2901
+        defaults = DEFAULTS[collection] | {field: value for field, (_, value) in own.items()}
         kept = {f: kind for f, kind in fields.items() if not {collection, f"{collection}_{f}"} & set(drop)}
         if not kept:
             continue
@@ -104,7 +110,7 @@ def write_nano(path, events, *, drop=(), extra=None, tree="Events", runs=None):
             {
                 name: ak.unflatten(
                     np.array(
-                        [item.get(name, DEFAULTS[collection].get(name)) for each in objects for item in each],
+                        [item.get(name, defaults.get(name)) for each in objects for item in each],
                         dtype=kind,
                     ),
                     counts,
@@ -117,7 +123,8 @@ def write_nano(path, events, *, drop=(), extra=None, tree="Events", runs=None):
                 if name.startswith(f"{collection}_")
             }
         )
-    for name, (kind, default) in SCALARS.items():
+    scalars = {n: v for n, v in extra.items() if n.partition("_")[0] not in FIELDS}
+    for name, (kind, default) in (SCALARS | scalars).items():
         if name not in drop:
             values = [event.get(name, i if default is None else default) for i, event in enumerate(events)]
             columns[name] = np.array(values, dtype=kind)

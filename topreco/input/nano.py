@@ -1,9 +1,10 @@
 """NanoAOD files: opening them, and one clear error for each way in which a file cannot be used."""
 
 import difflib
+import re
 import struct
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,61 @@ def check_distinct(files: Iterable[str | Path]) -> None:
         raise InputError("no input files; at least one ROOT file expected")
 
 
+class Renamed:
+    """`NanoEvents` whose branches are looked up under other names; see `rename_branches`.
+
+    Parameters
+    ----------
+    events
+        `NanoEvents`.
+    names
+        Name that is asked for → name in the file.
+    """
+
+    def __init__(self, events: Any, names: Mapping[str, str]) -> None:
+        self.events = events
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def __getitem__(self, index: Any) -> "Renamed":
+        return Renamed(self.events[index], self.names)
+
+    @property
+    def layout(self) -> Any:
+        """Layout of the events, with the names of the file."""
+        return self.events.layout
+
+    @property
+    def metadata(self) -> Any:
+        """Metadata of the events."""
+        return self.events.metadata
+
+
+def rename_branches(events: Any, names: Mapping[str, str]) -> Any:
+    """Events that `has_branch`, `read_branch` and all that builds on them read under other names.
+
+    Parameters
+    ----------
+    events
+        `NanoEvents`, or what an earlier call made of them.
+    names
+        Name that is asked for → name in the file; others keep theirs.
+    """
+    return Renamed(events, names) if names and not isinstance(events, Renamed) else events
+
+
+def branch_names(events: Any) -> frozenset[str]:
+    """Names of all branches of `NanoEvents` as in the file, counters excepted; nothing is read."""
+    layout = events.layout
+    return frozenset(
+        f"{collection}_{field}" if field else collection
+        for collection in layout.fields
+        for field in layout[collection].fields or [""]
+    )
+
+
 def is_remote(path: str | Path) -> bool:
     """Whether a path is a URL, which is left to uproot."""
     return isinstance(path, str) and "://" in path
@@ -200,6 +256,7 @@ def has_branch(events: Any, name: str) -> bool:
     """Whether `NanoEvents` have a branch (``Jet_jetId``, ``genWeight``); nothing is read."""
     # Of the bare layout: with its behaviour, a MET without all its coordinates raises on any access.
     layout = events.layout
+    name = _name_in_file(events, name)
     collection, field = _split(layout, name)
     return (name in layout.fields and not layout[name].fields) or (
         collection in layout.fields and field in layout[collection].fields
@@ -295,12 +352,8 @@ def _column(events: Any, name: str, key: str | None) -> Any:
     """Column of a branch; of the objects of each event only their number is read."""
     layout = events.layout
     if not has_branch(events, name):
-        names = [
-            f"{collection}_{field}" if field else collection
-            for collection in layout.fields
-            for field in layout[collection].fields or [""]
-        ]
-        raise InputError(f"{origin_of(events)}: {_missing(name, names, key)}")
+        raise InputError(f"{origin_of(events)}: {missing_branch(name, branch_names(events), key)}")
+    name = _name_in_file(events, name)
     if name in layout.fields:
         return ak.Array(layout[name])
     collection, field = _split(layout, name)
@@ -314,6 +367,10 @@ def _split(layout: Any, name: str) -> tuple[str, str]:
     return collection, name[len(collection) + 1 :]
 
 
+def _name_in_file(events: Any, name: str) -> str:
+    return events.names.get(name, name) if isinstance(events, Renamed) else name
+
+
 def origin_of(events: Any) -> str:
     """File of the events where known."""
     metadata = getattr(events, "metadata", None) or {}
@@ -325,12 +382,50 @@ def _unreadable(events: Any, what: str, error: Exception) -> InputError:
     return InputError(f"{origin_of(events)}: {what} cannot be read, the file may be damaged ({reason})")
 
 
-def _missing(name: str, present: Iterable[str], key: str | None = None) -> str:
-    close = difflib.get_close_matches(name, list(present), n=3, cutoff=0.7)
-    chosen = f" (selection key {key!r})" if key else ""
-    return f"branch {name!r}{chosen} is missing; " + (
-        f"close in the file: {', '.join(close)}" if close else "none in the file has a similar name"
+# What may stand in for a branch whose name is chosen by the configuration.
+_FAMILIES = (
+    r"(?!Gen|Raw|Calo|Chs|Tk|Trk|MET_fid|Fiducial|DeepMET)\w*MET\w*_pt",
+    r"Jet_btag\w*B",
+    r"Electron_(cutBased\w*|mva\w+_WP\w+)",
+    r"Muon_\w+Id",
+    r"Muon_(pf|mini)\w*Iso\w*",
+)
+
+
+def missing_branch(
+    name: str, present: Iterable[str], key: str | None = None, preset: str | None = None
+) -> str:
+    """Text of an error: which branch is missing, who asked for it, and what the file has instead.
+
+    Parameters
+    ----------
+    name
+        Branch that is missing.
+    present
+        Branches of the file.
+    key
+        Configuration key that chose the name.
+    preset
+        Preset in use.
+    """
+    present = sorted(present)
+    asked = ", ".join(
+        text for text in (key and f"selection key {key!r}", preset and f"preset {preset}") if text
     )
+    text = f"branch {name!r}{f' ({asked})' if asked else ''} is missing"
+    close = difflib.get_close_matches(name, present, n=3, cutoff=0.7)
+    similar = [
+        other
+        for family in _FAMILIES
+        if re.fullmatch(family, re.sub("_phi$", "_pt", name))
+        for other in present
+        if re.fullmatch(family, other)
+    ]
+    if close and not (preset and similar):
+        return f"{text}; close in the file: {', '.join(close)}"
+    if similar:
+        return f"{text}; in the file: {', '.join(similar)}"
+    return f"{text}; none in the file has a similar name"
 
 
 def _first_line(error: Exception) -> str:
@@ -391,7 +486,7 @@ def _find_tree(file: Any, path: str | Path, tree: str, branches: Iterable[str]) 
     names = set(present)
     for branch in (*EVENT_KEY, *branches):
         if branch not in names:
-            raise InputError(f"{path}: {_missing(branch, present)}")
+            raise InputError(f"{path}: {missing_branch(branch, present)}")
     return found
 
 

@@ -4,6 +4,7 @@
 of what was read, between the two.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,28 @@ from topreco import fourvector
 from topreco.config import SelectionConfig
 from topreco.constants import M_ELECTRON, M_MUON
 from topreco.events import BoolArray, FloatArray, IntArray
-from topreco.input.nano import EVENT_KEY, has_branch, origin_of, read_branch, read_counts, read_finite
+from topreco.input.jet_id import COLUMNS, identify_jets
+from topreco.input.nano import (
+    EVENT_KEY,
+    FileSummary,
+    InputError,
+    branch_names,
+    has_branch,
+    missing_branch,
+    origin_of,
+    read_branch,
+    read_counts,
+    read_finite,
+    rename_branches,
+)
+from topreco.presets import NO_PRESET, resolve_selection
 
-OPTIONAL_BRANCHES = ("Electron_deltaEtaSC", "Jet_jetId", "genWeight")
+OPTIONAL_BRANCHES = ("Electron_deltaEtaSC", "Electron_superclusterEta", "Jet_jetId", "genWeight")
 """Branches that are used where they exist."""
+
+_PU_ID_BITS = ("tight", "medium", "loose")
+# Seed crystal and position, https://twiki.cern.ch/twiki/bin/viewauth/CMS/PdmVRun3Analysis?rev=169#From_ECAL_and_EGM
+_EE_LEAK_BRANCHES = ("Electron_seediEtaOriX", "Electron_seediPhiOriY")
 
 _MOMENTUM = ("pt", "eta", "phi")
 
@@ -73,9 +92,15 @@ class Jets(Particles):
     ----------
     btag
         b-tag score, which may be undefined for jets that no selection keeps, shape (objects,).
+    pu_identified
+        Whether each passes the pile-up identification, which is required only at low pT, shape (objects,).
+    em_fraction
+        Charged and neutral electromagnetic energy fraction, 0 where nothing needs it, shape (objects,).
     """
 
     btag: FloatArray
+    pu_identified: BoolArray
+    em_fraction: FloatArray
 
 
 @dataclass(frozen=True)
@@ -92,6 +117,14 @@ class Objects:
         As in NanoAOD, shape (n,).
     weight
         Signed generator weight, 1 in data, shape (n,).
+    simulated
+        Whether there are generator weights.
+    met_filters
+        Whether all the MET filters of the selection let each event pass, shape (n,).
+    triggers
+        Whether any path fired, by primary dataset, shape (n,) each.
+    branches
+        Names of the branches in the file.
     origin
         File of the events, for errors.
     """
@@ -104,6 +137,10 @@ class Objects:
     luminosity_block: IntArray
     event: IntArray
     weight: FloatArray
+    simulated: bool
+    met_filters: BoolArray
+    triggers: Mapping[str, BoolArray]
+    branches: frozenset[str]
     origin: str
 
     def __len__(self) -> int:
@@ -111,15 +148,103 @@ class Objects:
 
 
 def needed_branches(config: SelectionConfig) -> tuple[str, ...]:
-    """Branches without which `read_objects` cannot work; see also `OPTIONAL_BRANCHES`."""
-    return (
-        *EVENT_KEY,
-        *(f"Electron_{field}" for field in (*_MOMENTUM, "charge", config.electron.id)),
-        *(f"Muon_{field}" for field in (*_MOMENTUM, "charge", config.muon.id, config.muon.isolation)),
-        *(f"Jet_{field}" for field in (*_MOMENTUM, "mass", config.jet.btag)),
-        f"{config.met}_pt",
-        f"{config.met}_phi",
-    )
+    """Branches without which `read_objects` cannot work; see also `optional_branches`."""
+    return tuple(_needed(config))
+
+
+def optional_branches(config: SelectionConfig) -> tuple[str, ...]:
+    """Branches that `read_objects` uses where they exist: `OPTIONAL_BRANCHES` and trigger paths."""
+    return (*OPTIONAL_BRANCHES, *(path for paths in config.cuts.triggers.values() for path in paths))
+
+
+def _needed(config: SelectionConfig) -> dict[str, str | None]:
+    """Needed branches, and the configuration key that asks for each."""
+    electron, muon, jet, cuts = config.electron, config.muon, config.jet, config.cuts
+    names: dict[str, str | None] = dict.fromkeys(EVENT_KEY)
+    names |= dict.fromkeys(f"Electron_{field}" for field in (*_MOMENTUM, "charge"))
+    names |= {f"Electron_{electron.id}": "electron.id"}
+    names |= dict.fromkeys(f"Muon_{field}" for field in (*_MOMENTUM, "charge"))
+    names |= {f"Muon_{muon.id}": "muon.id", f"Muon_{muon.isolation}": "muon.isolation"}
+    names |= dict.fromkeys(f"Jet_{field}" for field in (*_MOMENTUM, "mass"))
+    names |= {f"Jet_{jet.btag}": "jet.btag"}
+    names |= dict.fromkeys((f"{config.met}_pt", f"{config.met}_phi"), "met")
+    if jet.id_bit is not None:
+        names |= dict.fromkeys((f"Jet_{field}" for field in COLUMNS[jet.id_recipe]), "jet.id_recipe")
+    if jet.pu_id is not None:
+        names |= {"Jet_puId": "jet.pu_id"}
+    if cuts.ee_leak_veto:
+        names |= dict.fromkeys(_EE_LEAK_BRANCHES, "cuts.ee_leak_veto")
+    if cuts.jet_veto_map is not None:
+        names |= dict.fromkeys(("Jet_chEmEF", "Jet_neEmEF"), "cuts.jet_veto_map")
+    return names | dict.fromkeys(cuts.met_filters, "cuts.met_filters")
+
+
+def fit_selection(config: SelectionConfig, branches: Collection[str], origin: str) -> SelectionConfig:
+    """Selection for a file: the preset resolved, and every branch that it needs there.
+
+    Parameters
+    ----------
+    config
+        What the user wants.
+    branches
+        Names of the branches in the file.
+    origin
+        The file, for errors.
+
+    Returns
+    -------
+    resolved
+        See `topreco.presets.resolve_selection`.
+
+    Raises
+    ------
+    InputError
+        If a branch is missing.
+    topreco.config.ConfigError
+        If the preset cannot be resolved.
+    """
+    resolved = resolve_selection(config, branches)
+    preset = resolved.preset if resolved.preset != NO_PRESET else None
+    names = set(branches)
+    for name, key in _needed(resolved).items():
+        stored = resolved.branches.get(name, name)
+        if stored not in names:
+            asked = key if stored == name else f"branches.{name}"
+            raise InputError(f"{origin}: {missing_branch(stored, names, asked, preset)}")
+    paths = [path for group in resolved.cuts.triggers.values() for path in group]
+    absent = [path for path in resolved.in_file(paths) if path not in names]
+    if absent and (resolved.cuts.missing_trigger == "error" or len(absent) == len(paths)):
+        what = missing_branch(absent[0], names, "cuts.triggers", preset)
+        raise InputError(f"{origin}: {what}, as {len(absent)} of {len(paths)} paths are")
+    return resolved
+
+
+def fit_files(config: SelectionConfig, files: Mapping[Any, FileSummary]) -> SelectionConfig:
+    """`fit_selection` for all files of a dataset, which must be of one NanoAOD version.
+
+    Parameters
+    ----------
+    config
+        What the user wants.
+    files
+        At least one file, with what it holds.
+
+    Raises
+    ------
+    InputError
+        If a branch is missing, or the files are of different versions.
+    topreco.config.ConfigError
+        If the preset cannot be resolved.
+    """
+    resolved = {file: fit_selection(config, files[file].branches, str(file)) for file in files}
+    first, common = next(iter(resolved.items()))
+    for file, other in resolved.items():
+        if other.preset != common.preset:
+            raise InputError(
+                f"{file}: its preset is {other.preset}, that of {first} {common.preset}; a dataset must be "
+                "of one NanoAOD version (selection.preset sets it)"
+            )
+    return common
 
 
 def read_objects(events: Any, config: SelectionConfig) -> Objects:
@@ -130,7 +255,7 @@ def read_objects(events: Any, config: SelectionConfig) -> Objects:
     events
         `NanoEvents` of a chunk.
     config
-        Names of branches and identification.
+        Names of branches and identification; what is not set follows the preset.
 
     Returns
     -------
@@ -141,12 +266,18 @@ def read_objects(events: Any, config: SelectionConfig) -> Objects:
     ------
     topreco.input.nano.InputError
         If a branch is missing, cannot be read, or holds a momentum that is not finite.
+    topreco.config.ConfigError
+        If the preset cannot be resolved.
     """
     n = len(events)
+    branches = branch_names(events)
+    config = fit_selection(config, branches, origin_of(events))
+    events = rename_branches(events, config.branches)
     electrons, muons = _read_electrons(events, config), _read_muons(events, config)
     jets = _read_jets(events, config)
     met_pt, met_phi = (read_finite(events, f"{config.met}_{field}", key="met") for field in ("pt", "phi"))
     run, luminosity_block, event = (read_branch(events, name) for name in EVENT_KEY)
+    simulated = has_branch(events, "genWeight")
     return Objects(
         electrons=electrons,
         muons=muons,
@@ -155,18 +286,34 @@ def read_objects(events: Any, config: SelectionConfig) -> Objects:
         run=run.astype(np.uint32),
         luminosity_block=luminosity_block.astype(np.uint32),
         event=event.astype(np.uint64),
-        weight=read_finite(events, "genWeight") if has_branch(events, "genWeight") else np.ones(n),
+        weight=read_finite(events, "genWeight") if simulated else np.ones(n),
+        simulated=simulated,
+        met_filters=np.logical_and.reduce(_flags(events, config.cuts.met_filters)),
+        triggers={
+            name: np.logical_or.reduce(_flags(events, [path for path in paths if has_branch(events, path)]))
+            for name, paths in config.cuts.triggers.items()
+        },
+        branches=branches,
         origin=origin_of(events),
     )
+
+
+def _flags(events: Any, names: Collection[str]) -> BoolArray:
+    """Flags of the events, shape (names, n)."""
+    flags = [read_branch(events, name).astype(bool) for name in names]
+    return np.array(flags, dtype=bool).reshape(len(flags), len(events))
 
 
 def _read_electrons(events: Any, config: SelectionConfig) -> Leptons:
     cuts = config.electron
     pt, eta, phi = _read_momentum(events, "Electron")
     identified = read_branch(events, f"Electron_{cuts.id}", key="electron.id") >= cuts.id_min
-    if cuts.gap is not None and has_branch(events, "Electron_deltaEtaSC"):
-        eta_sc = np.abs(eta + read_finite(events, "Electron_deltaEtaSC"))
-        identified &= ~((eta_sc > cuts.gap[0]) & (eta_sc < cuts.gap[1]))
+    eta_sc = _supercluster_eta(events, eta)
+    if cuts.gap is not None and eta_sc is not None:
+        identified &= ~((np.abs(eta_sc) > cuts.gap[0]) & (np.abs(eta_sc) < cuts.gap[1]))
+    if config.cuts.ee_leak_veto:
+        x, y = (read_branch(events, name) for name in _EE_LEAK_BRANCHES)
+        identified &= ~((eta > 1.556) & (x < 45) & (y > 72))
     return Leptons(
         counts=read_counts(events, "Electron_pt"),
         pt=pt,
@@ -177,6 +324,15 @@ def _read_electrons(events: Any, config: SelectionConfig) -> Leptons:
         identified=identified,
         charge=read_branch(events, "Electron_charge").astype(np.int64),
     )
+
+
+def _supercluster_eta(events: Any, eta: FloatArray) -> FloatArray | None:
+    """η of the electrons' superclusters, shape (objects,); None where the file does not tell."""
+    if has_branch(events, "Electron_superclusterEta"):
+        return read_finite(events, "Electron_superclusterEta")
+    if has_branch(events, "Electron_deltaEtaSC"):
+        return eta + read_finite(events, "Electron_deltaEtaSC")
+    return None
 
 
 def _read_muons(events: Any, config: SelectionConfig) -> Leptons:
@@ -198,18 +354,39 @@ def _read_muons(events: Any, config: SelectionConfig) -> Leptons:
 def _read_jets(events: Any, config: SelectionConfig) -> Jets:
     cuts = config.jet
     pt, eta, phi = _read_momentum(events, "Jet")
-    identified = np.ones(len(pt), dtype=bool)
-    if cuts.id_bit is not None and has_branch(events, "Jet_jetId"):
-        identified &= (read_branch(events, "Jet_jetId").astype(np.int64) >> cuts.id_bit) & 1 == 1
     return Jets(
         counts=read_counts(events, "Jet_pt"),
         pt=pt,
         eta=eta,
         phi=phi,
         mass=read_finite(events, "Jet_mass"),
-        identified=identified,
+        identified=_identified_jets(events, config, eta),
         btag=read_branch(events, f"Jet_{cuts.btag}", key="jet.btag").astype(np.float64),
+        pu_identified=_pu_identified_jets(events, config, len(pt)),
+        em_fraction=np.zeros(len(pt))
+        if config.cuts.jet_veto_map is None
+        else read_finite(events, "Jet_chEmEF") + read_finite(events, "Jet_neEmEF"),
     )
+
+
+def _identified_jets(events: Any, config: SelectionConfig, eta: FloatArray) -> BoolArray:
+    cuts = config.jet
+    if cuts.id_bit is None or (cuts.id_recipe == "branch" and not has_branch(events, "Jet_jetId")):
+        return np.ones(len(eta), dtype=bool)
+    if cuts.id_recipe == "branch":
+        return (read_branch(events, "Jet_jetId").astype(np.int64) >> cuts.id_bit) & 1 == 1
+    columns = {field: read_branch(events, f"Jet_{field}") for field in COLUMNS[cuts.id_recipe]}
+    return identify_jets(cuts.id_recipe, cuts.id_bit, eta, columns)
+
+
+def _pu_identified_jets(events: Any, config: SelectionConfig, n: int) -> BoolArray:
+    cuts = config.jet
+    if cuts.pu_id is None:
+        return np.ones(n, dtype=bool)
+    bit = _PU_ID_BITS.index(cuts.pu_id)
+    if cuts.pu_id_reversed:
+        bit = len(_PU_ID_BITS) - 1 - bit
+    return (read_branch(events, "Jet_puId").astype(np.int64) >> bit) & 1 == 1
 
 
 def _read_momentum(events: Any, collection: str) -> tuple[FloatArray, FloatArray, FloatArray]:

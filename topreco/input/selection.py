@@ -11,13 +11,18 @@ from typing import Any
 import numpy as np
 
 from topreco import fourvector
-from topreco.config import ElectronSelection, JetSelection, MuonSelection, SelectionConfig
+from topreco.config import ElectronSelection, MuonSelection, SelectionConfig
 from topreco.constants import PDG_ELECTRON, PDG_MUON
 from topreco.events import CHANNELS, BoolArray, DileptonEvents, FloatArray, IntArray, dataset_id
 from topreco.input.cutflow import Cutflow
+from topreco.input.event_cuts import event_cuts, vetoed_jets
 from topreco.input.nano import require_finite
-from topreco.input.objects import Jets, Leptons, Objects, read_objects
+from topreco.input.objects import Leptons, Objects, read_objects
 from topreco.pairing import b_candidates
+from topreco.presets import resolve_selection
+
+PU_ID_PT_MAX = 50.0
+"""pT in GeV from which on the pile-up identification of jets is defined as passed."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def select(events: Any, config: SelectionConfig, *, dataset: str) -> IndexedSele
     events
         `NanoEvents` of a chunk; only the needed branches are read.
     config
-        Cuts.
+        Cuts; what is not set follows the preset of the file, see `topreco.presets`.
     dataset
         Name of the dataset, which enters the key of each event.
 
@@ -76,6 +81,8 @@ def select(events: Any, config: SelectionConfig, *, dataset: str) -> IndexedSele
     ------
     topreco.input.nano.InputError
         If a branch is missing, cannot be read, or holds a momentum that is not finite.
+    topreco.config.ConfigError
+        If the preset cannot be resolved.
     """
     return select_objects(read_objects(events, config), config, dataset=dataset)
 
@@ -86,15 +93,20 @@ def select_objects(objects: Objects, config: SelectionConfig, *, dataset: str) -
     Raises
     ------
     topreco.input.nano.InputError
-        If a selected jet has a b-tag score that is not finite.
+        If a selected jet has a b-tag score that is not finite, or a file that a cut needs cannot be used.
     """
+    config = resolve_selection(config, objects.branches)
     weight = objects.weight
     cutflow = Cutflow()
     cutflow.add_step("all", weight)
+    kept = np.ones(len(objects), dtype=bool)
+    for step, mask in event_cuts(objects, config, dataset):
+        kept &= mask
+        cutflow.add_step(step, weight[kept])
 
     leptons = _select_leptons(objects, config)
     n_leptons = np.bincount(leptons.event, minlength=len(objects))
-    index = np.flatnonzero(n_leptons == 2)
+    index = np.flatnonzero(kept & (n_leptons == 2))
     first = (np.cumsum(n_leptons) - n_leptons)[index]
     # Columns: ℓ⁺, ℓ⁻; at equal charges meaningless, but those events are about to fail.
     pair = first[:, None] + np.argsort(-leptons.charge[first[:, None] + [0, 1]], axis=1, kind="stable")
@@ -126,7 +138,7 @@ def select_objects(objects: Objects, config: SelectionConfig, *, dataset: str) -
     index, pair, p4 = index[passed], pair[passed], p4[passed]
     flavour, channel = flavour[passed], channel[passed]
     passed = np.ones(len(index), dtype=bool)
-    jets = _select_jets(objects.jets, config.jet, index, p4)
+    jets = _select_jets(objects, config, index, p4)
     require_finite(objects.origin, f"Jet_{config.jet.btag}", jets.btag[jets.mask])
     if config.jet.min_jets > 0:
         cut(_at_least(config.jet.min_jets, "jet"), jets.n_jets >= config.jet.min_jets)
@@ -207,14 +219,17 @@ def _lepton_columns(
     )
 
 
-def _select_jets(jets: Jets, cuts: JetSelection, index: IntArray, leptons: FloatArray) -> _Jets:
+def _select_jets(objects: Objects, config: SelectionConfig, index: IntArray, leptons: FloatArray) -> _Jets:
     """Jets of the events at `index` (n,), given their leptons' four-momenta (n, 2, 4)."""
+    jets, cuts, veto = objects.jets, config.jet, config.cuts.jet_veto_map
     row_of_event = np.full(len(jets.counts), -1)
     row_of_event[index] = np.arange(len(index))
     row = row_of_event[jets.event]
-    kept = np.flatnonzero(
-        (row >= 0) & jets.identified & (jets.pt > cuts.pt_min) & (np.abs(jets.eta) < cuts.eta_max)
-    )
+    good = jets.identified & (jets.pt > cuts.pt_min) & (np.abs(jets.eta) < cuts.eta_max)
+    good &= jets.pu_identified | (jets.pt >= PU_ID_PT_MAX)
+    if veto is not None and veto.level == "jet":
+        good &= ~vetoed_jets(objects, veto)
+    kept = np.flatnonzero((row >= 0) & good)
     p4 = jets.p4(kept)
     distance = fourvector.delta_r(p4[:, None], leptons[row[kept]]).min(axis=1, initial=np.inf)
     clean = distance > cuts.lepton_distance

@@ -19,11 +19,13 @@ from topreco.input.nano import (
     inspect_file,
     is_remote,
     iterate_events,
+    rename_branches,
 )
-from topreco.input.objects import OPTIONAL_BRANCHES, needed_branches
+from topreco.input.objects import fit_files, needed_branches, optional_branches
 from topreco.input.pepper import inspect_pepper, iterate_pepper, pepper_format, select_pepper
 from topreco.input.selection import select
 from topreco.input.truth import NEEDED_BRANCHES, PEPPER_COLUMNS, TRUTH_BRANCHES, read_truth
+from topreco.presets import describe_preset
 from topreco.skim import SkimWriter
 from topreco.versions import versions
 
@@ -44,6 +46,8 @@ class SkimSummary:
         Whether the skim holds generated top quarks.
     cutflow
         Counts after each cut.
+    preset
+        Which preset and era were taken, see `topreco.presets.describe_preset`.
     """
 
     output: Path
@@ -53,6 +57,7 @@ class SkimSummary:
     sum_gen_weights: float | None
     has_truth: bool
     cutflow: Cutflow
+    preset: str
 
     def __str__(self) -> str:
         if self.n_selected == 0:
@@ -85,7 +90,7 @@ def make_skim(
     output
         Skim to write; an existing one is replaced.
     config
-        Cuts.
+        Cuts; what is not set follows the preset of the files' NanoAOD version.
     dataset
         Name of the dataset, which enters the key of each event.
     tree
@@ -105,7 +110,8 @@ def make_skim(
     Raises
     ------
     InputError
-        If a file is given twice or cannot be used, or some have truth and others do not.
+        If a file is given twice or cannot be used, some have truth and others do not, or they are of
+        different NanoAOD versions.
     topreco.errors.TopRecoError
         If the output cannot be written.
     """
@@ -115,17 +121,22 @@ def make_skim(
     check_distinct(files)
     # Everything that can be wrong with the input is found before the first event is read.
     pepper = pepper_format(files[0], tree) is not None
+    given = config
     if pepper:
         summaries = {file: inspect_pepper(file, config, tree) for file in files}
         has_truth = _all_or_none(summaries, PEPPER_COLUMNS, "generated tops (gent_lc)", require=require_truth)
         simulated = False  # pepper's weights are those of the events that it saved, not of all generated ones
+        branches: list[str] = []
     else:
-        summaries = {file: inspect_file(file, tree, needed_branches(config)) for file in files}
+        summaries = {file: inspect_file(file, tree) for file in files}
+        config = fit_files(given, summaries)
         has_truth = _all_or_none(
-            summaries, NEEDED_BRANCHES, "generated particles (GenPart)", require=require_truth
+            summaries, config.in_file(NEEDED_BRANCHES), "generated particles (GenPart)", require=require_truth
         )
-        simulated = _all_or_none(summaries, ["genWeight"], "generator weights (genWeight)")
-    branches = (*needed_branches(config), *OPTIONAL_BRANCHES, *(TRUTH_BRANCHES if has_truth else ()))
+        simulated = _all_or_none(summaries, config.in_file(["genWeight"]), "generator weights (genWeight)")
+        of_truth = TRUTH_BRANCHES if has_truth else ()
+        branches = config.in_file((*needed_branches(config), *optional_branches(config), *of_truth))
+    preset = "pepper" if pepper else describe_preset(given, config)
     n_read = sum(summary.n_entries for summary in summaries.values())
     if n_read == 0:
         raise InputError(f"{', '.join(map(str, files))}: no entries in tree {tree!r}")
@@ -143,7 +154,8 @@ def make_skim(
             )
             for events in chunks:
                 selection = (select_pepper if pepper else select)(events, config, dataset=dataset)
-                truth = read_truth(events[selection.index]) if has_truth else None
+                named = rename_branches(events, config.branches)
+                truth = read_truth(named[selection.index]) if has_truth else None
                 writer.write(selection.events, truth)
                 of_file += selection.cutflow
                 n_selected += len(selection.events)
@@ -155,6 +167,7 @@ def make_skim(
             sum_gen_weights += sumw
         writer.metadata |= {
             "selection": config.model_dump(mode="json"),
+            "preset": preset,
             "datasets": {dataset: dataset_id(dataset)},
             "sources": [str(file) if is_remote(file) else Path(file).name for file in files],
             "n_read": n_read,
@@ -175,6 +188,7 @@ def make_skim(
         sum_gen_weights if simulated else None,
         has_truth,
         cutflow,
+        preset,
     )
 
 

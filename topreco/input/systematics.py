@@ -37,14 +37,16 @@ from topreco.errors import TopRecoError
 from topreco.events import FloatArray, IntArray, hashed_uniform
 from topreco.input.nano import (
     InputError,
+    branch_names,
     has_branch,
     is_jagged,
     origin_of,
     read_branch,
     read_counts,
     read_finite,
+    rename_branches,
 )
-from topreco.input.objects import Jets, Objects, Particles, read_objects
+from topreco.input.objects import Jets, Objects, Particles, fit_selection, read_objects
 from topreco.input.selection import IndexedSelection
 
 _COLLECTIONS = {"jet": "Jet", "electron": "Electron", "muon": "Muon"}
@@ -118,12 +120,14 @@ def variations(
     topreco.input.nano.InputError
         If a branch is missing or cannot be read.
     """
+    met = fit_selection(selection, branch_names(events), origin_of(events)).met
+    events = rename_branches(events, selection.branches)
     simulated = is_simulation(events)
     sample = "simulation" if simulated else "data"
     sources = {name: s for name, s in config.objects.items() if s.applies_to in (sample, "both")}
 
     def apply(objects: Objects, name: str, variation: str) -> Objects:
-        return _apply(events, selection.met, objects, sources[name], variation, config.seed)
+        return _apply(events, met, objects, sources[name], variation, config.seed)
 
     def correct(objects: Objects, names: list[str]) -> Iterator[Objects]:
         """The objects before each of the sources, and after all."""

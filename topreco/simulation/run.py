@@ -29,6 +29,7 @@ from topreco.files import complete_file, write_text
 from topreco.simulation import lhe
 from topreco.simulation.nanoaod import nanoaod
 from topreco.simulation.pythia import MAX_PYTHIA_SEED, generate, require_sim, settings, start_pythia
+from topreco.simulation.versions import as_version
 
 # Events in memory at a time within a block: about 40 MB of Pythia's records.
 _BATCH = 250
@@ -207,6 +208,8 @@ def _simulate_block(block: _Block) -> int:
         message = f"Pythia could shower none of the {block.n_events} events of block {block.index}"
         raise RuntimeError(message)
     branches = {name: ak.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    if block.config.nanoaod_version is not None:
+        branches = as_version(branches, block.config.nanoaod_version)
     n_events = len(branches["genWeight"])
     identity = {
         "run": np.ones(n_events, np.uint32),

@@ -1,0 +1,173 @@
+"""Optional cuts on whole events: certification, filters, triggers and vetoes of broken detector regions."""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import correctionlib
+import numpy as np
+from coffea.lumi_tools import LumiMask
+
+from topreco import fourvector
+from topreco.config import CutsConfig, JetVetoMap, SelectionConfig
+from topreco.events import BoolArray, dataset_id, hashed_uniform
+from topreco.input.nano import InputError
+from topreco.input.objects import Objects, Particles
+
+HEM_FIRST_RUN = 319077
+"""First run of 2018 without the HCAL modules HEM15 and HEM16."""
+
+# Ranges of η and φ.
+# HEM: https://twiki.cern.ch/twiki/bin/view/CMS/SUSRecommendationsRun2Legacy, with 0.2 more in η for jets.
+# BPix: `jetvetomap_bpix`, https://twiki.cern.ch/twiki/bin/viewauth/CMS/PdmVRun3Analysis.
+_HEM = ((-3.2, -1.3), (-1.57, -0.87))
+_BPIX = ((-1.5, 0.0), (-1.2, -0.8))
+# Independent of the hashes that split training samples.
+_HEM_SALT = 15_16
+
+# Jets that a veto map judges, https://cms-jerc.web.cern.ch/Recommendations/#jet-veto-maps.
+_MAP_PT_MIN = 15.0
+_MAP_EM_FRACTION_MAX = 0.9
+_MAP_MUON_DISTANCE = 0.2
+_MAP_ETA_MAX = 5.19
+
+
+def event_cuts(objects: Objects, config: SelectionConfig, dataset: str) -> Iterator[tuple[str, BoolArray]]:
+    """Names of the optional cuts that are on, in order, and which events pass each.
+
+    Parameters
+    ----------
+    objects
+        Of n events.
+    config
+        Resolved selection.
+    dataset
+        Name of the dataset.
+
+    Yields
+    ------
+    name, passed
+        Step of the cutflow; shape (n,).
+
+    Raises
+    ------
+    InputError
+        If a file of the configuration cannot be used, or data of no primary dataset of `triggers`.
+    """
+    cuts = config.cuts
+    if cuts.golden_json is not None and not objects.simulated:
+        mask = _lumi_mask(cuts.golden_json)
+        yield "golden JSON", np.asarray(mask(objects.run, objects.luminosity_block), dtype=bool)
+    if cuts.met_filters:
+        yield "MET filters", objects.met_filters
+    if cuts.triggers:
+        yield "trigger", _triggered(objects, cuts, dataset)
+    jets = objects.jets
+    good_jets = jets.identified & (jets.pt > config.jet.pt_min)
+    if cuts.hem_veto:
+        electrons = objects.electrons
+        hit = _any_inside(jets, good_jets, _HEM) | _any_inside(
+            electrons, electrons.identified & (electrons.pt > config.electron.pt_min), _HEM
+        )
+        yield "HEM15/16", ~(hit & _late_2018(objects, cuts.hem_fraction, dataset))
+    if cuts.bpix_veto:
+        yield "BPix", ~_any_inside(jets, good_jets, _BPIX)
+    if cuts.jet_veto_map is not None and cuts.jet_veto_map.level == "event":
+        vetoed = vetoed_jets(objects, cuts.jet_veto_map)
+        yield "jet veto map", np.bincount(jets.event[vetoed], minlength=len(objects)) == 0
+
+
+def vetoed_jets(objects: Objects, veto: JetVetoMap) -> BoolArray:
+    """Identified jets above 15 GeV in a vetoed region that are no muon and no electromagnetic shower.
+
+    Raises
+    ------
+    InputError
+        If the map cannot be used.
+    """
+    jets, muons = objects.jets, objects.muons
+    judged = jets.identified & (jets.pt > _MAP_PT_MIN) & (np.abs(jets.eta) < _MAP_ETA_MAX)
+    judged &= jets.em_fraction < _MAP_EM_FRACTION_MAX
+    correction = _veto_map(veto.file, veto.name)
+    at = np.flatnonzero(judged)
+    phi = np.clip(jets.phi[at], -3.1415926, 3.1415926)  # single precision may exceed the map's edge, π
+    try:
+        at = at[np.asarray(correction.evaluate(veto.kind, jets.eta[at], phi)) != 0]
+    except (IndexError, RuntimeError) as error:
+        raise InputError(
+            f"{veto.file}: map {correction.name} cannot be evaluated for selection.cuts.jet_veto_map.kind "
+            f"{veto.kind!r} ({error})"
+        ) from error
+    for i in at:  # few
+        same = muons.event == jets.event[i]
+        distance = fourvector.delta_r(jets.p4([i]), muons.p4(same))
+        judged[i] = distance.min(initial=np.inf) > _MAP_MUON_DISTANCE
+    vetoed = np.zeros(len(jets.pt), dtype=bool)
+    vetoed[at] = judged[at]
+    return vetoed
+
+
+def _any_inside(
+    particles: Particles, keep: BoolArray, region: tuple[tuple[float, float], tuple[float, float]]
+) -> BoolArray:
+    """Events with a kept object inside an η-φ region, shape (n,)."""
+    eta, phi = region
+    inside = keep & (particles.eta > eta[0]) & (particles.eta < eta[1])
+    inside &= (particles.phi > phi[0]) & (particles.phi < phi[1])
+    return np.bincount(particles.event[inside], minlength=len(particles.counts)) > 0
+
+
+def _late_2018(objects: Objects, fraction: float, dataset: str) -> BoolArray:
+    """Events of the time without HEM15/16; of simulated ones the given fraction, shape (n,)."""
+    if not objects.simulated:
+        return objects.run >= HEM_FIRST_RUN
+    key = (dataset_id(dataset), objects.run, objects.luminosity_block, objects.event)
+    return hashed_uniform(_HEM_SALT, *key) < fraction
+
+
+def _triggered(objects: Objects, cuts: CutsConfig, dataset: str) -> BoolArray:
+    """Any trigger in simulation; in data those of the primary dataset without those of earlier ones."""
+    fired = objects.triggers
+    if objects.simulated:
+        return np.logical_or.reduce(list(fired.values()))
+    # Of DoubleMuon and Muon, a dataset DoubleMuon_Run2018A is of the former.
+    own = max((name for name in cuts.triggers if name in dataset), key=len, default=None)
+    if own is None:
+        raise InputError(
+            f"{objects.origin}: data of dataset {dataset!r}, whose name holds no primary dataset of "
+            f"selection.cuts.triggers ({', '.join(cuts.triggers)})"
+        )
+    names = list(cuts.triggers)
+    passed = fired[own].copy()
+    for earlier in names[: names.index(own)]:
+        passed &= ~fired[earlier]
+    return passed
+
+
+@functools.cache
+def _lumi_mask(path: Path) -> Any:
+    try:
+        return LumiMask(str(path))
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path}: no JSON of certified luminosity sections (selection.cuts.golden_json): {error}"
+        ) from error
+
+
+@functools.cache
+def _veto_map(path: Path, name: str | None) -> Any:
+    try:
+        corrections = correctionlib.CorrectionSet.from_file(str(path))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{path}: not a correctionlib file (selection.cuts.jet_veto_map.file): {error}"
+        ) from error
+    names = list(corrections)
+    if name is None and len(names) == 1:
+        name = names[0]
+    if name not in names:
+        raise InputError(
+            f"{path}: no correction {name!r} (selection.cuts.jet_veto_map.name); it has {', '.join(names)}"
+        )
+    return corrections[name]

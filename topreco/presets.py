@@ -1,0 +1,202 @@
+"""Presets: what a NanoAOD version calls the things that the selection needs, and b-tag working points by era.
+
+`configs/presets` holds one preset per file, and the working points. A key that the user's configuration sets
+wins over the preset, which wins over the defaults of `SelectionConfig`.
+"""
+
+import functools
+from collections.abc import Collection
+from typing import Any, Literal
+
+from pydantic import Field
+
+from topreco.config import (
+    Config,
+    ConfigError,
+    SelectionConfig,
+    build_config,
+    nearest,
+    read_yaml,
+    shipped_folder,
+)
+
+NO_PRESET = "none"
+"""Name for the defaults of `SelectionConfig`, of files that no preset recognises."""
+
+
+class Detection(Config):
+    """Branches by which a NanoAOD version is recognised."""
+
+    present: tuple[str, ...]
+    absent: tuple[str, ...] = ()
+
+
+class Era(Config):
+    """What an era changes of its preset."""
+
+    selection: dict[str, Any] = Field({})
+    met_filters: tuple[str, ...] = ()
+    """In addition to those of the preset."""
+
+
+class Preset(Config):
+    """One NanoAOD version."""
+
+    description: str
+    aliases: tuple[str, ...] = ()
+    """Other versions of which all that matters here is the same."""
+    detect: Detection
+    selection: dict[str, Any]
+    """Keys of `SelectionConfig`."""
+    met_filters: tuple[str, ...] = ()
+    era: str
+    """Taken if none is given."""
+    eras: dict[str, Era]
+
+
+class WorkingPoints(Config):
+    """Working points of an era: source, public codes with the same numbers, and scores by tagger."""
+
+    source: str
+    checked: tuple[str, ...]
+    taggers: dict[str, dict[Literal["L", "M", "T", "XT", "XXT"], float]]
+
+
+@functools.cache
+def presets() -> dict[str, Preset]:
+    """All presets by name."""
+    paths = sorted((shipped_folder() / "presets").glob("nano_v*.yaml"), key=lambda p: (len(p.stem), p.stem))
+    return {path.stem: build_config(Preset, read_yaml(path), str(path)) for path in paths}
+
+
+@functools.cache
+def working_points() -> dict[str, WorkingPoints]:
+    """Working points by era."""
+    path = shipped_folder() / "presets" / "working_points.yaml"
+    eras = {}
+    for era, content in read_yaml(path).items():
+        fields = {key: content.pop(key) for key in ("source", "checked")}
+        eras[era] = build_config(WorkingPoints, fields | {"taggers": content}, f"{path}: {era}")
+    return eras
+
+
+def detect_preset(branches: Collection[str]) -> str:
+    """Name of the preset that recognises these branches, `NO_PRESET` if none does."""
+    names = set(branches)
+    for name, preset in presets().items():
+        if names.issuperset(preset.detect.present) and names.isdisjoint(preset.detect.absent):
+            return name
+    return NO_PRESET
+
+
+def find_preset(name: str) -> tuple[str, Preset]:
+    """Preset of that name or alias, and its own name.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    for own, preset in presets().items():
+        if name in (own, *preset.aliases):
+            return own, preset
+    known = [*presets(), NO_PRESET]
+    raise ConfigError(
+        f"selection.preset: no preset {name!r}; known: {', '.join(known)}{nearest(name, known)}"
+    )
+
+
+def btag_threshold(era: str, tagger: str, working_point: str) -> float:
+    """Score above which a jet is tagged.
+
+    Raises
+    ------
+    ConfigError
+        If the working point is not known here.
+    """
+    eras = working_points()
+    taggers = eras[era].taggers if era in eras else {}
+    points = taggers.get(tagger, {})
+    if working_point in points:
+        return points[working_point]
+    known = f"{', '.join(points)} of it" if points else ", ".join(taggers) or f"eras {', '.join(eras)}"
+    raise ConfigError(
+        f"selection.jet.btag: no working point {working_point} of {tagger!r} in era {era!r} is known here "
+        f"(known: {known}); give selection.jet.btag_threshold, or another era or tagger"
+    )
+
+
+def resolve_selection(config: SelectionConfig, branches: Collection[str]) -> SelectionConfig:
+    """Selection with every key set, from the user's keys, the preset and the defaults.
+
+    Parameters
+    ----------
+    config
+        What the user wants; only the keys that were set explicitly count.
+    branches
+        Names of the branches in the file, by which the preset is detected if none is given.
+
+    Returns
+    -------
+    resolved
+        The same for the same arguments, and itself when resolved again.
+
+    Raises
+    ------
+    ConfigError
+        If preset, era or working point do not exist.
+    """
+    given = config.model_dump(exclude_unset=True)
+    present = set(branches) | {name for name, stored in config.branches.items() if stored in branches}
+    name, era = config.preset or detect_preset(present), config.era
+    filters: tuple[str, ...] | None = None
+    content: dict[str, Any] = {}
+    if name != NO_PRESET:
+        name, preset = find_preset(name)
+        era = era or preset.era
+        if era not in preset.eras:
+            raise ConfigError(
+                f"selection.era: preset {name} has no era {era!r}; it has {', '.join(preset.eras)}"
+                f"{nearest(era, preset.eras)}"
+            )
+        content = _merged(preset.selection, preset.eras[era].selection)
+        filters = (*preset.met_filters, *preset.eras[era].met_filters)
+    content = _merged(content, given, {"preset": name, "era": era})
+    if "btag_threshold" not in given.get("jet", {}):
+        jet = build_config(SelectionConfig, content, "selection").jet
+        if era is not None:
+            threshold = btag_threshold(era, jet.btag, jet.working_point)
+            content = _merged(content, {"jet": {"btag_threshold": threshold}})
+        elif "working_point" in given.get("jet", {}):
+            raise ConfigError("selection.jet.working_point: means nothing without selection.era")
+    if config.cuts.met_filters == "preset":
+        if filters is None:
+            raise ConfigError(
+                "selection.cuts.met_filters: 'preset', but no preset is given and none recognises the file; "
+                "give selection.preset or a list of flags"
+            )
+        content = _merged(content, {"cuts": {"met_filters": filters}})
+    resolved = build_config(SelectionConfig, content, "selection")
+    # Validated again from all of its values, so that each counts as set.
+    return build_config(SelectionConfig, resolved.model_dump(), "selection")
+
+
+def describe_preset(config: SelectionConfig, resolved: SelectionConfig) -> str:
+    """One line about which preset and era `resolve_selection` took, and why."""
+    if resolved.preset == NO_PRESET:
+        why = "as given" if config.preset else "the branches are of no known NanoAOD version"
+        return f"no preset ({why}): names and working points of the configuration"
+    preset = f"preset {resolved.preset} ({'given' if config.preset else 'detected'})"
+    era = "given" if config.era else "assumed, branches do not tell: --era"
+    jet = resolved.jet
+    return f"{preset}, era {resolved.era} ({era}), {resolved.met}, {jet.btag} > {jet.btag_threshold:g}"
+
+
+def _merged(*contents: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries in one, later ones winning."""
+    result: dict[str, Any] = {}
+    for content in contents:
+        for key, value in content.items():
+            nested = isinstance(value, dict) and isinstance(result.get(key), dict) and key != "branches"
+            result[key] = _merged(result[key], value) if nested else value
+    return result

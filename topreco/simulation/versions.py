@@ -1,0 +1,123 @@
+"""The simulated events with the branches of a NanoAOD version.
+
+Only names, types and the scale of b-tag scores change: the events that a selection with the version's preset
+keeps, and their momenta, are the same for all versions. A b-tag score has its medium working point where the
+default era of the preset has it; a tagger without one there keeps the scale of DeepJet in UL2018. What the
+detector does not simulate is as in an undisturbed detector: every jet passes its identification, with the
+same energy fractions for all, and every filter flag is set.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import awkward as ak
+import numpy as np
+
+from topreco.presets import find_preset, working_points
+from topreco.simulation.detector import MEDIUM_WORKING_POINT
+
+_TAGGERS = {
+    "v7": ("btagDeepB", "btagDeepFlavB"),
+    "v9": ("btagDeepB", "btagDeepFlavB"),
+    "v11": ("btagDeepFlavB",),
+    "v12": ("btagDeepFlavB", "btagPNetB", "btagRobustParTAK4B"),
+    "v14": ("btagDeepFlavB", "btagPNetB", "btagUParTAK4B"),
+    "v15": ("btagDeepFlavB", "btagPNetB", "btagUParTAK4B"),
+}
+_FALL17 = ("mvaFall17V2Iso_WP90", "mvaFall17V2Iso_WP80")
+_WINTER22 = ("mvaIso_WP90", "mvaIso_WP80")
+_ELECTRON_IDS = {version: _FALL17 if version in ("v7", "v9") else _WINTER22 for version in _TAGGERS}
+_FRACTIONS = {"chHEF": 0.60, "neHEF": 0.10, "chEmEF": 0.0, "neEmEF": 0.28, "muEF": 0.0}
+_MULTIPLICITIES = {"chMultiplicity": 10, "neMultiplicity": 10}
+_PU_ID_PASSED = 7
+
+# From v12 on, integers are as short as they can be.
+_SHORT: dict[str, dict[str, Any]] = {
+    "Electron": {"cutBased": np.uint8, "jetIdx": np.int16, "genPartIdx": np.int16},
+    "Muon": {"jetIdx": np.int16, "genPartIdx": np.int16},
+    "Jet": {"jetId": np.uint8, "hadronFlavour": np.uint8, "genJetIdx": np.int16},
+    "GenPart": {"statusFlags": np.uint16, "genPartIdxMother": np.int16},
+}
+
+
+def as_version(branches: Mapping[str, Any], version: str) -> dict[str, Any]:
+    """Lay out simulated branches as a NanoAOD version does.
+
+    Parameters
+    ----------
+    branches
+        What `topreco.simulation.nanoaod.nanoaod` gives.
+    version
+        Such as ``v12``; its preset says which branches the selection reads.
+
+    Returns
+    -------
+    branches
+        Branches of that version.
+    """
+    preset = find_preset(f"nano_{version}")[1]
+    result = dict(branches)
+    n_events = len(result["genWeight"])
+    result["Electron"] = _electrons(result["Electron"], version)
+    result["Jet"] = _jets(result["Jet"], version, preset.era)
+    filters = [flag for era in preset.eras.values() for flag in era.met_filters]
+    result |= {flag: np.ones(n_events, np.bool_) for flag in dict.fromkeys((*preset.met_filters, *filters))}
+    if version == "v15":
+        result = {_v15_name(name): values for name, values in result.items()}
+    if version in ("v12", "v14", "v15"):
+        for collection, types in _SHORT.items():
+            for field in set(types) & set(result[collection].fields):
+                short = ak.values_astype(result[collection][field], types[field])
+                result[collection] = ak.with_field(result[collection], short, field)
+    return result
+
+
+def _v15_name(name: str) -> str:
+    for collection in ("MET", "RawMET"):
+        if name.startswith(f"{collection}_"):
+            return name.replace("MET", "PFMET")
+    return name
+
+
+def _electrons(electrons: ak.Array, version: str) -> ak.Array:
+    tight = electrons.cutBased == ak.max(electrons.cutBased)
+    for name in _ELECTRON_IDS[version]:
+        electrons = ak.with_field(electrons, tight, name)
+    return electrons
+
+
+def _jets(jets: ak.Array, version: str, era: str) -> ak.Array:
+    score = jets.btagDeepFlavB
+    for tagger in _TAGGERS[version]:
+        points = working_points()[era].taggers.get(tagger)
+        jets = ak.with_field(jets, rescaled_score(score, points["M"]) if points else score, tagger)
+    columns: dict[str, Any] = {name: np.float32(value) for name, value in _FRACTIONS.items()}
+    if version in ("v7", "v9"):
+        columns["puId"] = np.int32(_PU_ID_PASSED)
+    if version == "v9":
+        columns["puIdDisc"] = np.float32(1)
+    if version in ("v14", "v15"):
+        columns |= {name: np.uint8(value) for name, value in _MULTIPLICITIES.items()}
+    for name, value in columns.items():
+        jets = ak.with_field(jets, ak.full_like(jets.pt, value, dtype=value.dtype), name)
+    if version == "v15":
+        jets = jets[[field for field in jets.fields if field != "jetId"]]
+    return jets
+
+
+def rescaled_score(score: ak.Array, medium: float) -> ak.Array:
+    """Simulated b-tag scores on the scale of another tagger or era: logit(score) is shifted.
+
+    The jets above the medium working point are the same; the order of scores, and the efficiencies by flavour
+    with it, stay those of the simulated tagger.
+
+    Parameters
+    ----------
+    score
+        Scores on the scale of `topreco.simulation.detector.MEDIUM_WORKING_POINT`.
+    medium
+        Medium working point of the other scale.
+    """
+    odds = medium / (1 - medium) * (1 - MEDIUM_WORKING_POINT) / MEDIUM_WORKING_POINT
+    wide = ak.values_astype(score, np.float64)
+    return ak.values_astype(odds * wide / (1 - wide + odds * wide), np.float32)
