@@ -90,6 +90,7 @@ def test_the_whole_chain(command, tmp_path):
         "results.json",
         "results.md",
         "cutflow.json",
+        "run.json",
     }
     code, out, _ = command("plot", folder, "-o", tmp_path / "plots", "--label", "Private work")
     assert code == 0

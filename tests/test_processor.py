@@ -294,7 +294,7 @@ def test_the_file_to_copy_runs(simulated, toy_model, nominal):
 
 
 def test_inside_another_processor(simulated, toy_model):
-    """The ten lines of the README."""
+    """Selection and model, called one by one."""
     from topreco.input.selection import select
 
     class Own(processor.ProcessorABC):

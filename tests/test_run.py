@@ -415,23 +415,6 @@ def test_columns_that_nobody_sees(configured, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "histograms.coffea").is_file()
 
 
-def test_urls_are_passed_on(monkeypatch, simulated):
-    """And never looked for on this machine; XRootD gets a time limit."""
-    asked = []
-
-    def open_(path, **options):
-        asked.append((path, options))
-        return uproot.reading.open(str(simulated))
-
-    monkeypatch.setattr(nano.uproot, "open", open_)
-    inspect_file("root://host.cern.ch//store/nano.root")
-    inspect_file("https://host/nano.root")
-    assert asked == [
-        ("root://host.cern.ch//store/nano.root", {"timeout": nano.XROOTD_TIMEOUT}),
-        ("https://host/nano.root", {}),
-    ]
-
-
 @pytest.mark.slow
 def test_an_unreachable_host(configured, tmp_path, monkeypatch):
     pytest.importorskip("fsspec_xrootd")

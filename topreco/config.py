@@ -72,12 +72,12 @@ class SimulationConfig(Config):
     """Write the branches of that NanoAOD version, of the same events; null: what all have in common."""
 
 
+# ---- selection -------------------------------------------------------------------------------------------
+
+
 def _text_of_year(value: Any) -> Any:
     """An era such as 2022, which YAML reads as a number."""
     return str(value) if type(value) is int else value
-
-
-# ---- selection -------------------------------------------------------------------------------------------
 
 
 class ElectronSelection(Config):
@@ -86,7 +86,7 @@ class ElectronSelection(Config):
     pt_min: NonNegative = 20.0
     eta_max: Positive = 2.4
     gap: tuple[float, float] | None = (1.4442, 1.566)
-    """Vetoed range of the supercluster's |η|, applied where `Electron_deltaEtaSC` exists."""
+    """Vetoed range of the supercluster's |η|, applied where the file has it."""
     id: str = "cutBased"
     """Field of `Electron`: a level (`cutBased`), or a flag such as `mvaIso_WP90` with `id_min` 1."""
     id_min: int = 4
@@ -435,7 +435,21 @@ class TrainConfig(Config):
 NOMINAL = "nominal"
 """Name of what is not varied."""
 
-InputValue = str | int | float
+
+def _check_input(value: Any) -> Any:
+    """One error in place of one for each type that it could have been."""
+    if not isinstance(value, str | int | float):
+        raise ValueError("a text or a number expected")  # noqa: TRY004 - pydantic reports these alone
+    return value
+
+
+def _check_choices(value: Any) -> Any:
+    """The same where the variations may have values of their own."""
+    return value if isinstance(value, dict) else _check_input(value)
+
+
+InputValue = Annotated[str | int | float, BeforeValidator(_check_input)]
+Input = Annotated[str | int | float | dict[str, InputValue], BeforeValidator(_check_choices)]
 
 
 class Range(Config):
@@ -445,6 +459,12 @@ class Range(Config):
     max: float = math.inf
 
 
+Condition = Annotated[
+    Annotated[tuple[InputValue, ...], Tag("values")] | Annotated[Range, Tag("range")],
+    Discriminator(lambda value: "range" if isinstance(value, dict | Range) else "values"),
+]
+
+
 class CorrectionConfig(Config):
     """One correction of a correctionlib file, and what to give it."""
 
@@ -452,7 +472,7 @@ class CorrectionConfig(Config):
     """JSON or JSON.gz, seen by every worker."""
     correction: str | None = None
     """Name of a correction, or of a compound one."""
-    inputs: dict[str, InputValue | dict[str, InputValue]] = {}
+    inputs: dict[str, Input] = {}
     """By name of the correction's input: for a number, a quantity of the object (pt, eta, abseta, phi, mass,
     btag, charge, eta_sc, abseta_sc), a branch or a constant; for a text, the text itself. One input may have
     a value for each variation: `{nominal: nom, up: up, down: down}`. An input that is named like a quantity
@@ -499,7 +519,7 @@ class ObjectSource(CorrectionConfig):
     """For smear: the value becomes value · √(max(s² − 1, 0))."""
     raw: bool = False
     """For jets: undo the corrections of the file (`Jet_rawFactor`) first; pt and mass are the raw ones."""
-    where: dict[str, tuple[InputValue, ...] | Range] = {}
+    where: dict[str, Condition] = {}
     """Objects to change: values or a range, by quantity or branch."""
     applies_to: Literal["simulation", "data", "both"] = "simulation"
     """Data have no variations, only corrections."""
@@ -562,7 +582,7 @@ class WeightSource(CorrectionConfig):
     branches: dict[str, str] = {}
     """Factor by variation from a branch of the event: `L1PreFiringWeight_Up`, an element `LHEScaleWeight[8]`
     or a range of elements `LHEPdfWeight[1:101]`, which makes a variation of each."""
-    where: dict[str, tuple[InputValue, ...] | Range] = {}
+    where: dict[str, Condition] = {}
     """Objects to count: values or a range, by quantity or branch; others have the factor 1."""
 
     @property

@@ -94,7 +94,9 @@ def write_nano(path, events, *, drop=(), extra=None, tree="Events", runs=None):
     `extra` adds branches. A number is the value where an event or object has none (`{"Jet_puId": 7}`); else
     they are the values: of objects, flat (`Jet_area`), or of events, jagged ones as awkward arrays.
     """
-    defaults = {name: value for name, value in (extra or {}).items() if isinstance(value, int | float)}
+    defaults = {
+        name: value for name, value in (extra or {}).items() if isinstance(value, int | float | np.generic)
+    }
     columns = {name: values for name, values in (extra or {}).items() if name not in defaults}
     extra = {name: (np.asarray(value).dtype, value) for name, value in defaults.items()}
     for collection, fields in FIELDS.items():

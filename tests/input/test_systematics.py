@@ -672,6 +672,14 @@ JES = {"object": "jet", "flat": 0.01}
             {"weights": {"a": {"branches": {"b_up": "B"}}, "a_b": {"branches": {"up": "B"}}}},
             "'a_b_up' found twice",
         ),
+        (
+            {"objects": {"jes": {**JES, "where": {"pt": [[1]]}}}},
+            r"where.*: a text or a number .*found \[1\]$",
+        ),
+        (
+            {"objects": {"jes": {"object": "jet", "file": "a", "correction": "a", "inputs": {"x": [1]}}}},
+            r"objects.jes.inputs.x: a text or a number expected, found \[1\]$",
+        ),
         ({"weights": {"a": {}}}, "weights.a: exactly one of 'correction', 'branches' and 'flat'"),
         ({"weights": {"a": {"branches": {"up": "LHE[x]"}}}}, r"branch\[i\] or branch\[i:j\] expected"),
         ({"weights": {"a": {"flat": 0.1, "where": {"pt": [1]}}}}, "'where' chooses objects"),

@@ -24,8 +24,8 @@ import numpy as np
 
 from topreco.config import (
     NOMINAL,
+    Condition,
     CorrectionConfig,
-    InputValue,
     ObjectSource,
     Range,
     SelectionConfig,
@@ -392,7 +392,7 @@ class _Columns:
             raise InputError(f"{self.origin}: branch {name!r} belongs to something else; {hint}")
         return values if particles is None or of_object else np.repeat(values, particles.counts)
 
-    def passing(self, where: Mapping[str, tuple[InputValue, ...] | Range]) -> Any:
+    def passing(self, where: Mapping[str, Condition]) -> Any:
         """Whether each object meets the conditions, shape (objects,)."""
         passed = np.ones(len(self._events) if self._particles is None else len(self._particles.pt), bool)
         for name, condition in where.items():
