@@ -5,7 +5,6 @@ import uproot
 from topreco.config import SelectionConfig
 from topreco.input.nano import (
     InputError,
-    check_file,
     has_branch,
     inspect_file,
     iterate_events,
@@ -18,8 +17,8 @@ from topreco.input.selection import select
 
 def test_good_file(nano_file, emu):
     path = nano_file([emu()] * 3, runs=(10, 8.5))
-    assert check_file(path) == 3
-    assert check_file(str(path), "Events", needed_branches(SelectionConfig())) == 3
+    assert inspect_file(path).n_entries == 3
+    assert inspect_file(str(path), "Events", needed_branches(SelectionConfig())).n_entries == 3
     assert inspect_file(path).generated == (10, 8.5)
     events = open_events(path, entry_start=1)
     assert read_branch(events, "event").tolist() == [1, 2]
@@ -36,7 +35,7 @@ def test_data_have_no_generator_sums(nano_file, emu):
 
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.root: no such file"):
-        check_file(tmp_path / "nowhere.root")
+        inspect_file(tmp_path / "nowhere.root")
     with pytest.raises(InputError, match="is a folder"):
         open_events(tmp_path)
 
@@ -49,7 +48,7 @@ def test_not_root(tmp_path, content, message):
     path = tmp_path / "file.root"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
-        check_file(path)
+        inspect_file(path)
 
 
 @pytest.mark.parametrize("kept", [4, 12, 100, 0.5, -1])
@@ -58,7 +57,7 @@ def test_truncated(nano_file, random_events, kept):
     content = path.read_bytes()
     kept = int(kept * len(content)) if isinstance(kept, float) else kept
     path.write_bytes(content[:kept])
-    for use in (check_file, open_events):
+    for use in (inspect_file, open_events):
         with pytest.raises(InputError, match=r"nano\.root: cut short"):
             use(path)
 
@@ -69,7 +68,7 @@ def test_root_without_directory(nano_file, emu):
     content[60:] = bytes(len(content) - 60)
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"nano\.root: (cannot be opened|damaged|no tree)"):
-        check_file(path)
+        inspect_file(path)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -86,12 +85,12 @@ def test_damaged_basket(nano_file, random_events, seed):
 def test_missing_tree(nano_file, emu, tmp_path):
     path = nano_file([emu()], tree="events", runs=(1, 1.0))
     with pytest.raises(InputError, match="no tree 'Events'; present: events, Runs"):
-        check_file(path)
-    assert check_file(path, "events") == 1
+        inspect_file(path)
+    assert inspect_file(path, "events").n_entries == 1
     with uproot.recreate(tmp_path / "bare.root"):
         pass
     with pytest.raises(InputError, match="no tree 'Events'; present: none"):
-        check_file(tmp_path / "bare.root")
+        inspect_file(tmp_path / "bare.root")
     with uproot.recreate(tmp_path / "histogram.root") as file:
         file["Events"] = np.histogram([1.0, 2.0])
     with pytest.raises(InputError, match="no tree 'Events'; present: none"):
@@ -100,16 +99,16 @@ def test_missing_tree(nano_file, emu, tmp_path):
 
 def test_missing_branch(nano_file, emu):
     path = nano_file([emu()], drop=("luminosityBlock",))
-    for use in (check_file, open_events, lambda path: next(iterate_events(path))):
+    for use in (inspect_file, open_events, lambda path: next(iterate_events(path))):
         with pytest.raises(InputError, match="branch 'luminosityBlock' is missing"):
             use(path)
     path = nano_file([emu()])
     with pytest.raises(
         InputError, match="'Jet_btagDeepFlav' is missing; close in the file: Jet_btagDeepFlavB"
     ):
-        check_file(path, branches=["Jet_btagDeepFlav"])
+        inspect_file(path, branches=["Jet_btagDeepFlav"])
     with pytest.raises(InputError, match="'Zebra' is missing; none in the file has a similar name"):
-        check_file(path, branches=["Zebra"])
+        inspect_file(path, branches=["Zebra"])
 
 
 @pytest.mark.parametrize("path", ["root://host.example//store/file.root", "https://host.example/file.root"])
@@ -122,7 +121,7 @@ def test_urls_are_left_to_uproot(monkeypatch, path):
 
     monkeypatch.setattr(uproot, "open", refuse)
     with pytest.raises(InputError, match=r"file\.root: cannot be opened as a ROOT file \(no route\)"):
-        check_file(path)
+        inspect_file(path)
     # Alone XRootD's client waits for many minutes.
     assert asked == [(path, {"timeout": 60} if path.startswith("root://") else {})]
 
@@ -170,7 +169,7 @@ def test_stored_photon_masses_are_no_warning(tmp_path):
 )
 def test_foreign_files(data, name, message):
     with pytest.raises(InputError, match=message):
-        check_file(data / name, branches=needed_branches(SelectionConfig()))
+        inspect_file(data / name, branches=needed_branches(SelectionConfig()))
 
 
 def test_foreign_file_in_selection(data):

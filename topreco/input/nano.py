@@ -6,6 +6,7 @@ import struct
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,14 @@ def inspect_file(path: str | Path, tree: str = "Events", branches: Iterable[str]
             generated = _generator_sums(file)
         except Exception as error:
             raise InputError(f"{path}: damaged, tree 'Runs' cannot be read ({_first_line(error)})") from error
-        return FileSummary(int(found.num_entries), frozenset(found.keys()), generated, file.file.uuid.bytes)
+        names = _one_copy(frozenset(found.keys()))
+        return FileSummary(int(found.num_entries), names, generated, file.file.uuid.bytes)
 
 
-def check_file(path: str | Path, tree: str = "Events", branches: Iterable[str] = ()) -> int:
-    """Number of entries of a file that can be used; arguments and errors as in `inspect_file`."""
-    return inspect_file(path, tree, branches).n_entries
+@lru_cache(maxsize=64)
+def _one_copy(names: frozenset[str]) -> frozenset[str]:
+    """The first of equal sets: thousands of files of one sample must not hold their branch names each."""
+    return names
 
 
 def open_events(
