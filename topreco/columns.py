@@ -23,7 +23,6 @@ from topreco.files import complete_file
 from topreco.observables import OBSERVABLES
 
 _LEGS = ("top", "antitop")
-_COORDINATES = ("pt", "eta", "phi", "mass")
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def event_columns(events: DileptonEvents, pairs: Mapping[str, TopPair]) -> dict[
         "channel": np.array(CHANNELS, dtype=object)[events.channel],
         "weight": events.weight.astype(np.float64),
     }
-    leptons = np.stack([events.lepton_plus, events.lepton_minus], axis=1)
+    leptons = events.lepton_p4
     for name, pair in pairs.items():
         prefix = re.sub(r"\W", "_", name)
         if f"{prefix}_valid" in columns:
@@ -146,9 +145,9 @@ def event_columns(events: DileptonEvents, pairs: Mapping[str, TopPair]) -> dict[
         tops = np.where(pair.valid[:, None, None], pair.p4, np.nan)
         system = np.where(pair.valid[:, None], pair.system, np.nan)
         values: dict[str, FloatArray] = {
-            f"{leg}_{coordinate}": getattr(fourvector, coordinate)(tops[:, i])
+            f"{leg}_{coordinate}": value
             for i, leg in enumerate(_LEGS)
-            for coordinate in _COORDINATES
+            for coordinate, value in fourvector.to_pt_eta_phi_mass(tops[:, i]).items()
         }
         values |= {key: known.compute(tops, system, leptons) for key, known in OBSERVABLES.items()}
         columns |= {f"{prefix}_{key}": value.astype(np.float32) for key, value in values.items()}

@@ -64,6 +64,11 @@ def from_pt_eta_phi_mass(pt: Array, eta: Array, phi: Array, mass: Array) -> Arra
     return pack(energy, pt * xp.cos(phi), pt * xp.sin(phi), pz)
 
 
+def to_pt_eta_phi_mass(p4: Array) -> dict[str, Array]:
+    """The coordinates that NanoAOD stores by name, see `from_pt_eta_phi_mass`, of p4 (..., 4), each (...)."""
+    return {"pt": pt(p4), "eta": eta(p4), "phi": phi(p4), "mass": mass(p4)}
+
+
 def from_three_momentum(momentum: Array, mass: Array | float) -> Array:
     """On-shell four-momenta of given three-momenta.
 

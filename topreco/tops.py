@@ -246,12 +246,7 @@ def _aligned(pair: TopPair, index: IntArray, n: int) -> Any:
         padded = np.full((n, 4), np.nan)
         padded[index] = np.where(pair.valid[:, None], p4, np.nan)
         return ak.zip(
-            {
-                "pt": fourvector.pt(padded),
-                "eta": fourvector.eta(padded),
-                "phi": fourvector.phi(padded),
-                "mass": fourvector.mass(padded),
-            },
+            fourvector.to_pt_eta_phi_mass(padded),
             with_name="Momentum4D",
             behavior=vector.backends.awkward.behavior,
         )

@@ -34,13 +34,6 @@ from topreco.input.pepper import (
     select_pepper,
 )
 
-_COORDINATES: dict[str, Callable[[FloatArray], FloatArray]] = {
-    "pt": fourvector.pt,
-    "eta": fourvector.eta,
-    "phi": fourvector.phi,
-    "mass": fourvector.mass,
-}
-
 
 @dataclass(frozen=True)
 class WriteSummary:
@@ -90,7 +83,7 @@ class _Tops:
     @property
     def coordinates(self) -> dict[str, FloatArray]:
         """pT, η, φ and mass of top and antitop in turn, each of shape (2 solved,)."""
-        return {name: compute(self.p4).reshape(-1) for name, compute in _COORDINATES.items()}
+        return {name: values.reshape(-1) for name, values in fourvector.to_pt_eta_phi_mass(self.p4).items()}
 
 
 def copy_paths(files: Sequence[str | Path], folder: str | Path) -> dict[Path, Path]:
@@ -227,11 +220,12 @@ def _add_to_hdf5(group: Any, column: str, tops: _Tops) -> None:
             del group[buffer]
     used = re.findall(r'"form_key": "node(\d+)"', json.dumps(form))
     last = max(map(int, used), default=-1)
-    option, offsets, record, *leaves = (f"node{last + 1 + i}" for i in range(3 + len(_COORDINATES)))
+    coordinates = tops.coordinates
+    option, offsets, record, *leaves = (f"node{last + 1 + i}" for i in range(3 + len(coordinates)))
     common: dict[str, Any] = {"has_identities": False, "parameters": {}}
     leaf = {"class": "NumpyArray", "inner_shape": [], "itemsize": 8, "format": "d", "primitive": "float64"}
     contents = {
-        name: leaf | common | {"form_key": key} for name, key in zip(_COORDINATES, leaves, strict=True)
+        name: leaf | common | {"form_key": key} for name, key in zip(coordinates, leaves, strict=True)
     }
     content = {"class": "RecordArray", "contents": contents} | common | {"form_key": record}
     content = (
@@ -245,7 +239,7 @@ def _add_to_hdf5(group: Any, column: str, tops: _Tops) -> None:
     buffers = {
         f"{option}-index": np.where(tops.passed, np.cumsum(tops.passed) - 1, -1),
         f"{offsets}-offsets": np.concatenate([[0], np.cumsum(tops.counts[tops.passed])]),
-        **{f"{key}-data": values for key, values in zip(leaves, tops.coordinates.values(), strict=True)},
+        **{f"{key}-data": values for key, values in zip(leaves, coordinates.values(), strict=True)},
     }
     for name, values in buffers.items():
         # Nothing cannot be compressed.
