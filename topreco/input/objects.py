@@ -4,7 +4,7 @@
 of what was read, between the two.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +145,43 @@ class Objects:
 
     def __len__(self) -> int:
         return len(self.weight)
+
+
+def number_in_event(counts: IntArray) -> IntArray:
+    """Position of each object among those of its event, from their number in each (n,), shape (objects,)."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def pad_in_falling_pt(event: IntArray, pt: FloatArray, n: int, length: int) -> Callable[[Any], Any]:
+    """How to arrange objects as one row per event in falling pT; at equal pT the given order decides.
+
+    Parameters
+    ----------
+    event
+        Position of the event of each object, in [0, n), shape (objects,).
+    pt
+        Transverse momentum, shape (objects,).
+    n
+        Number of events.
+    length
+        Objects kept per event, the leading ones.
+
+    Returns
+    -------
+    padded
+        From values (objects, ...) to (n, length, ...), zero where there is no object.
+    """
+    order = np.lexsort((-pt, event))
+    rank = number_in_event(np.bincount(event, minlength=n))
+    order, rank = order[rank < length], rank[rank < length]
+    place = event[order], rank
+
+    def padded(values: Any) -> Any:
+        array = np.zeros((n, length, *values.shape[1:]), dtype=values.dtype)
+        array[place] = values[order]
+        return array
+
+    return padded
 
 
 def needed_branches(config: SelectionConfig) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ from topreco.input.nano import (
     read_finite,
     require_finite,
 )
+from topreco.input.objects import pad_in_falling_pt
 from topreco.input.selection import Selection
 from topreco.pairing import b_candidates
 
@@ -489,19 +490,11 @@ def _jets(events: Any, config: SelectionConfig) -> dict[str, Any]:
         if has_branch(events, "Jet_btagged")
         else score > config.jet.btag_threshold
     )
-    row = np.repeat(np.arange(len(counts)), counts)
-    order = np.lexsort((-pt, row))
-    rank = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    stored = rank < config.jet.max_jets
-
-    def padded(values: Any) -> Any:
-        array = np.zeros((len(counts), config.jet.max_jets, *values.shape[1:]), dtype=values.dtype)
-        array[row[stored], rank[stored]] = values[order][stored]
-        return array
-
+    n = len(counts)
+    padded = pad_in_falling_pt(np.repeat(np.arange(n), counts), pt, n, config.jet.max_jets)
     return {
         "jets": padded(fourvector.from_pt_eta_phi_mass(pt, eta, phi, mass)),
-        "jet_mask": padded(np.ones(len(row), dtype=bool)),
+        "jet_mask": padded(np.ones(len(pt), dtype=bool)),
         "jet_btag": padded(score),
         "jet_tagged": padded(tagged),
     }

@@ -17,7 +17,7 @@ from topreco.events import CHANNELS, BoolArray, DileptonEvents, FloatArray, IntA
 from topreco.input.cutflow import Cutflow
 from topreco.input.event_cuts import event_cuts, vetoed_jets
 from topreco.input.nano import require_finite
-from topreco.input.objects import Leptons, Objects, read_objects
+from topreco.input.objects import Leptons, Objects, pad_in_falling_pt, read_objects
 from topreco.pairing import b_candidates
 from topreco.presets import resolve_selection
 
@@ -235,22 +235,10 @@ def _select_jets(objects: Objects, config: SelectionConfig, index: IntArray, lep
     clean = distance > cuts.lepton_distance
     kept, p4 = kept[clean], p4[clean]
 
-    # Corrections to the jets may have changed their order; at equal pT the file's order decides.
-    order = np.lexsort((-jets.pt[kept], row[kept]))
-    row, p4, kept = row[kept][order], p4[order], kept[order]
-    btag = jets.btag[kept]
+    row, btag, n = row[kept], jets.btag[kept], len(index)
     tagged = btag > cuts.btag_threshold
-    n = len(index)
-    n_jets = np.bincount(row, minlength=n)
-    rank = np.arange(len(row)) - np.repeat(np.cumsum(n_jets) - n_jets, n_jets)
-    stored = rank < cuts.max_jets
-    place = row[stored], rank[stored]
-
-    def padded(values: Any) -> Any:
-        array = np.zeros((n, cuts.max_jets, *values.shape[1:]), dtype=values.dtype)
-        array[place] = values[stored]
-        return array
-
+    # Corrections to the jets may have changed their order.
+    padded = pad_in_falling_pt(row, jets.pt[kept], n, cuts.max_jets)
     mask = padded(np.ones(len(row), dtype=bool))
     return _Jets(
         p4=padded(p4),
@@ -258,7 +246,7 @@ def _select_jets(objects: Objects, config: SelectionConfig, index: IntArray, lep
         btag=padded(btag),
         tagged=padded(tagged),
         index=np.where(mask, padded(kept), -1),
-        n_jets=n_jets,
+        n_jets=np.bincount(row, minlength=n),
         n_tagged=np.bincount(row[tagged], minlength=n),
     )
 

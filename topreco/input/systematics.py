@@ -46,7 +46,7 @@ from topreco.input.nano import (
     read_finite,
     rename_branches,
 )
-from topreco.input.objects import Jets, Objects, Particles, fit_selection, read_objects
+from topreco.input.objects import Jets, Objects, Particles, fit_selection, number_in_event, read_objects
 from topreco.input.selection import IndexedSelection
 
 _COLLECTIONS = {"jet": "Jet", "electron": "Electron", "muon": "Muon"}
@@ -292,7 +292,7 @@ def _unclustered_shift(events: Any, met: str, variation: str) -> FloatArray:
 def _normal(objects: Objects, particles: Particles, seed: int, kind: str) -> FloatArray:
     """Normal random number of each object, a hash of its event and its number in it, shape (objects,)."""
     counts, event = particles.counts, particles.event
-    number = np.arange(len(event)) - np.repeat(np.cumsum(counts) - counts, counts)
+    number = number_in_event(counts)
     stream = 2 * list(_FIELDS).index(kind)
     keys = [column[event] for column in (objects.run, objects.luminosity_block, objects.event)]
     radius, angle = (hashed_uniform(seed, *keys, number, stream + i) for i in (0, 1))
