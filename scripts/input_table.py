@@ -9,16 +9,15 @@ Folders are searched for ROOT and HDF5 files. KEY=VALUE overrides the configurat
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from topreco.config import SkimConfig, load_config
 from topreco.errors import TopRecoError
 from topreco.files import write_text
-from topreco.input.nano import inspect_file, iterate_events, rename_branches
-from topreco.input.objects import fit_selection
-from topreco.input.selection import select
-from topreco.input.truth import has_truth, read_truth
+from topreco.input.skimming import make_skim
+from topreco.skim import Skim
 
 BEGIN, END = "<!-- input table -->", "<!-- end of input table -->"
 HEADINGS = ("file", "preset", "era", "read", "selected", "truth-matched", "error")
@@ -38,25 +37,33 @@ def find_files(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def row(path: str, name: str, settings: SkimConfig) -> tuple[str, ...]:
     """Cells of a file, in the order of `HEADINGS`."""
-    preset = era = ""
-    try:
-        branches = inspect_file(path, settings.tree).branches
-        selection = fit_selection(settings.selection, branches, path)
-        preset, era = selection.preset or "", selection.era or "–"
-        n_read = n_selected = n_matched = 0
-        truth = False
-        for chunk in iterate_events(path, settings.tree, step_size=settings.step_size):
-            events = rename_branches(chunk, selection.branches)
-            selected = select(chunk, selection, dataset=settings.dataset)
-            n_read += len(events)
-            n_selected += len(selected.events)
-            truth = has_truth(events)
-            if truth:
-                n_matched += int(read_truth(events[selected.index]).valid.sum())
-    except TopRecoError as error:
-        text = " ".join(str(error).replace(f"{path}: ", "").split()).replace("|", r"\|")
-        return (name, preset, era, "", "", "", text)
-    return (name, preset, era, str(n_read), str(n_selected), str(n_matched) if truth else "no truth", "")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            summary = make_skim(
+                [path],
+                Path(folder) / "skim.parquet",
+                settings.selection,
+                dataset=settings.dataset,
+                tree=settings.tree,
+                step_size=settings.step_size,
+                progress=False,
+            )
+            skim = Skim(summary.output)
+            matched = sum(int(t.valid.sum()) for _, t in skim.row_groups() if t is not None)
+        except TopRecoError as error:
+            text = " ".join(str(error).replace(f"{path}: ", "").split()).replace("|", r"\|")
+            return (name, "", "", "", "", "", text)
+    selection = skim.metadata["selection"]
+    return (
+        name,
+        # pepper's files have no preset.
+        selection["preset"] or skim.metadata["preset"],
+        selection["era"] or "–",
+        str(summary.n_read),
+        str(summary.n_selected),
+        str(matched) if summary.has_truth else "no truth",
+        "",
+    )
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
