@@ -8,6 +8,19 @@ import pytest
 from topreco.events import CHANNELS, DileptonEvents, TopPair, Truth, dataset_id, toy_events
 
 
+def test_quantiles_are_picked_and_joined_by_name():
+    values = np.arange(20.0).reshape(4, 5)
+    pair = TopPair(np.zeros((4, 2, 4)), np.ones(4, dtype=bool), quantiles={"m_tt": values})
+    assert np.array_equal(pair[1:3].quantiles["m_tt"], values[1:3])
+    joined = TopPair.concatenate([pair[:1], pair[1:]])
+    assert np.array_equal(joined.quantiles["m_tt"], values)
+    other = TopPair(np.zeros((4, 2, 4)), np.ones(4, dtype=bool), quantiles={"c_hel": values})
+    with pytest.raises(ValueError, match="the entries of 'quantiles' differ"):
+        TopPair.concatenate([pair, other])
+    with pytest.raises(ValueError, match=r"TopPair.quantiles\['m_tt'\]: shape \(4, 3\)"):
+        TopPair(np.zeros((4, 2, 4)), np.ones(4, dtype=bool), quantiles={"m_tt": values[:, :3]})
+
+
 def test_indexing_and_concatenation_are_inverse():
     events = toy_events(20, seed=3)
     again = DileptonEvents.concatenate([events[:7], events[7:7], events[np.arange(7, 20)]])

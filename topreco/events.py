@@ -7,7 +7,7 @@ is the top (with ℓ⁺ and ν) and 1 the antitop (with ℓ⁻ and ν̄).
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -26,6 +26,9 @@ CHANNELS = ("ee", "emu", "mumu")
 
 PRODUCTIONS = ("gg", "qq", "other")
 """Partonic initial states; `Truth.production` indexes this tuple."""
+
+QUANTILE_LEVELS = (0.025, 0.16, 0.5, 0.84, 0.975)
+"""Levels of `TopPair.quantiles`: limits of the central 95 % and 68 % intervals, and the median between."""
 
 
 def dataset_id(name: str) -> int:
@@ -68,7 +71,7 @@ def hashed_uniform(salt: int, *parts: npt.ArrayLike) -> FloatArray:
 
 
 class _Struct:
-    """A struct of arrays over events: length, indexing, concatenation."""
+    """A struct of arrays, and mappings of arrays, over events: length, indexing, concatenation."""
 
     def __len__(self) -> int:
         first = dataclasses.fields(self)[0]  # type: ignore[arg-type]
@@ -78,7 +81,7 @@ class _Struct:
         return dataclasses.replace(  # type: ignore[type-var]
             self,
             **{
-                field.name: None if (value := getattr(self, field.name)) is None else value[index]
+                field.name: _picked(getattr(self, field.name), index)
                 for field in dataclasses.fields(self)  # type: ignore[arg-type]
             },
         )
@@ -96,7 +99,12 @@ class _Struct:
                 raise ValueError(
                     f"{cls.__name__}.concatenate: field {field.name!r} is present in some parts only"
                 )
-            columns[field.name] = None if absent[0] else np.concatenate(values)
+            if isinstance(values[0], Mapping):
+                if len({frozenset(value) for value in values}) > 1:
+                    raise ValueError(f"{cls.__name__}.concatenate: the entries of {field.name!r} differ")
+                columns[field.name] = {key: np.concatenate([v[key] for v in values]) for key in values[0]}
+            else:
+                columns[field.name] = None if absent[0] else np.concatenate(values)
         return cls(**columns)
 
     def _check(self, shapes: dict[str, tuple[int | None, ...]]) -> None:
@@ -113,6 +121,13 @@ class _Struct:
             ):
                 wanted = "(" + ", ".join("any" if e is None else str(e) for e in expected) + ")"
                 raise ValueError(f"{type(self).__name__}.{name}: shape {found} found, {wanted} expected")
+
+
+def _picked(value: Any, index: Any) -> Any:
+    """Some events of a column, of a mapping of columns or of nothing."""
+    if isinstance(value, Mapping):
+        return {key: column[index] for key, column in value.items()}
+    return None if value is None else value[index]
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,6 +249,9 @@ class TopPair(_Struct):
         Larger is better; its meaning belongs to the method, shape (n,).
     uncertainty
         Standard deviation of p4 in GeV as the method estimates it, shape (n, 2, 4).
+    quantiles
+        Quantiles of the true value of observables as the method estimates them, by name in
+        `topreco.observables.OBSERVABLES`; each of shape (n, 5), at `QUANTILE_LEVELS`, rising.
     """
 
     p4: FloatArray
@@ -241,9 +259,15 @@ class TopPair(_Struct):
     ttbar: FloatArray | None = None
     quality: FloatArray | None = None
     uncertainty: FloatArray | None = None
+    quantiles: Mapping[str, FloatArray] | None = None
 
     def __post_init__(self) -> None:
         self._check({"p4": (2, 4), "valid": (), "ttbar": (4,), "quality": (), "uncertainty": (2, 4)})
+        expected = (len(self), len(QUANTILE_LEVELS))
+        for name, values in (self.quantiles or {}).items():
+            if np.shape(values) != expected:
+                found = np.shape(values)
+                raise ValueError(f"TopPair.quantiles[{name!r}]: shape {found} found, {expected} expected")
 
     @property
     def system(self) -> FloatArray:

@@ -200,18 +200,18 @@ def test_a_killed_run_resumes(reference, tmp_path):
     process = subprocess.Popen([sys.executable, script, FAST.model_dump_json(), output])
     try:
         deadline = time.monotonic() + 60
-        while not list(parts.glob("*.parquet")) and time.monotonic() < deadline:
+        while not list(parts.glob("block-*.parquet")) and time.monotonic() < deadline:
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)
     finally:
         process.wait()
     assert not output.exists()
-    done = len(list(parts.glob("*.parquet")))
+    done = len(list(parts.glob("block-*.parquet")))
     assert done >= 1
     # What the run had begun to write when it was killed.
-    (parts / "block-000002.parquet.999999.tmp").write_bytes(b"half")
+    (parts / ".block-000002.0123456789ab.tmp.parquet").write_bytes(b"half")
     time.sleep(0.5)  # workers follow their parent
-    done = len(list(parts.glob("*.parquet")))
+    done = len(list(parts.glob("block-*.parquet")))
     summary = simulate(FAST, output, workers=1, progress=False)
     assert summary.n_resumed == done
     assert same(arrays(reference), arrays(output))
