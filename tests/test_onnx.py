@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,19 @@ def test_pickles_as_its_path(toy_onnx):
     again = pickle.loads(content)
     assert again.name == "x"
     np.testing.assert_array_equal(again(toy_events(5)).p4, model(toy_events(5)).p4)
+
+
+def test_may_pickle_with_its_content(toy_onnx, tmp_path):
+    path = shutil.copy(toy_onnx, tmp_path / "toy.onnx")
+    content = pickle.dumps(topreco.load(path, threads=1, ship=True))
+    path.unlink()
+    again = pickle.loads(content)
+    expected = topreco.load(toy_onnx, threads=1)(toy_events(5)).p4
+    np.testing.assert_array_equal(again(toy_events(5)).p4, expected)
+
+
+def test_one_network_needs_no_key(toy_onnx):
+    assert not topreco.load(toy_onnx).uses_event_key
 
 
 def test_is_opened_once_per_process(toy_onnx):

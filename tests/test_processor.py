@@ -115,7 +115,7 @@ def test_futures_change_nothing(simulated, instance, nominal):
 def test_dask_changes_nothing(simulated, instance, nominal):
     distributed = pytest.importorskip("distributed")
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
     ):
         executor = processor.DaskExecutor(client=client, status=False)

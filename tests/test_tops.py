@@ -13,12 +13,14 @@ from coffea import processor
 
 import topreco
 from topreco import fourvector
-from topreco.config import SelectionConfig, SolverConfig
+from topreco.config import SelectionConfig, SolverConfig, build_config
 from topreco.errors import TopRecoError
 from topreco.events import toy_events
 from topreco.input.nano import QuietNanoAODSchema, open_events
+from topreco.input.pepper import iterate_pepper, select_pepper
 from topreco.input.selection import select
 from topreco.pairing import b_candidates
+from topreco.presets import resolve_selection
 
 
 def records(p4, **fields):
@@ -150,6 +152,32 @@ def test_keys_that_matter_are_asked_for(events):
     pair = model(events)
     np.testing.assert_array_equal(tops.valid, pair.valid)
     assert_close(tops, np.where(pair.valid[:, None, None], pair.p4, np.nan))
+
+
+def test_presets_tell_the_tagger_of_own_objects(events, toy_model):
+    objects = own_objects(events)
+    score = objects["jets"].btag
+    objects["jets"] = ak.with_field(objects["jets"][["pt", "eta", "phi", "mass"]], score, "btagPNetB")
+    era = build_config(
+        SelectionConfig, {"preset": "nano_v12", "era": "2022", "jet": {"btag": "btagPNetB"}}, "test"
+    )
+    tops = topreco.reconstruct(objects, toy_model, selection=era)
+    same = {"jet": {"btag": "btagPNetB", "btag_threshold": resolve_selection(era, ()).jet.btag_threshold}}
+    expected = topreco.reconstruct(objects, toy_model, selection=build_config(SelectionConfig, same, "test"))
+    assert ak.all(tops.valid)
+    assert ak.all(tops.top.pt == expected.top.pt)
+
+
+@pytest.mark.parametrize("form", ["h5", "root"])
+def test_events_of_pepper(data, toy_model, form):
+    pytest.importorskip("h5py")
+    pytest.importorskip("hdf5plugin")
+    (chunk,) = iterate_pepper(data / "pepper" / f"pepper_TTTo2L2Nu_0000.{form}")
+    tops = topreco.reconstruct(chunk, toy_model, dataset="tt")
+    selected = select_pepper(chunk, SelectionConfig(), dataset="tt")
+    assert len(tops) == len(chunk)
+    assert np.array_equal(np.flatnonzero(tops.valid), selected.index)
+    assert_close(tops[selected.index], topreco.load(toy_model)(selected.events).p4)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from topreco.files import complete_file
 
 if TYPE_CHECKING:
     from topreco.network.checkpoint import Artefact
+    from topreco.network.reader import TopModel
     from topreco.solvers.response import Response
 
 
@@ -40,7 +41,40 @@ class Reconstructor(Protocol):
         """Reconstruct the top-quark pair of each event."""
 
 
-class NetworkReconstructor:
+class _ModelFile:
+    """A model file that pickles as its path alone, a shipped model as its name, or with its content.
+
+    Each process reads the file once, however many chunks it works on.
+    """
+
+    def __init__(
+        self, source: Path | str, *, name: str | None, batch_size: int, threads: int | None, ship: bool
+    ) -> None:
+        self._source = source
+        self.name = self.path.stem if name is None else name
+        self.batch_size = batch_size
+        self.threads = threads
+        self.ship = ship
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self.ship and isinstance(self._source, Path):
+            state["content"] = self._source.read_bytes()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        content = state.pop("content", None)
+        self.__dict__.update(state)
+        if content is not None:
+            self._source = _unpack(content, self.path.suffix)
+
+    @property
+    def path(self) -> Path:
+        """The model file."""
+        return self._source if isinstance(self._source, Path) else shipped_models()[self._source]
+
+
+class NetworkReconstructor(_ModelFile):
     """A trained network, read from its model file.
 
     Pickles as the file's path alone, a model that comes with the package as its name: each process reads the
@@ -75,29 +109,9 @@ class NetworkReconstructor:
         ship: bool = False,
     ) -> None:
         # A shipped model may lie elsewhere in the worker that gets this object, and has the same name there.
-        self._source = str(path) if str(path) in shipped_models() else Path(path).absolute()
-        self.name = self.path.stem if name is None else name
-        self.batch_size = batch_size
-        self.threads = threads
-        self.ship = ship
+        source = str(path) if str(path) in shipped_models() else Path(path).absolute()
+        super().__init__(source, name=name, batch_size=batch_size, threads=threads, ship=ship)
         _ = self.artefact  # Fail here, not in the first worker.
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        if self.ship and isinstance(self._source, Path):
-            state["content"] = self._source.read_bytes()
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        content = state.pop("content", None)
-        self.__dict__.update(state)
-        if content is not None:
-            self._source = _unpack(content)
-
-    @property
-    def path(self) -> Path:
-        """The model file."""
-        return self._source if isinstance(self._source, Path) else shipped_models()[self._source]
 
     @property
     def artefact(self) -> "Artefact":
@@ -141,7 +155,7 @@ class NetworkReconstructor:
             torch.set_num_threads(threads)
 
 
-class OnnxReconstructor:
+class OnnxReconstructor(_ModelFile):
     """A trained network as `topreco export` wrote it, evaluated by onnxruntime: needs no torch.
 
     Pickles as the file's path alone; each process opens the file once, however many chunks it works on.
@@ -156,6 +170,8 @@ class OnnxReconstructor:
         Events per forward pass. It changes memory and speed, not results.
     threads
         Threads during a call; None takes all cores. Workers that share a machine want 1.
+    ship
+        Pickle with the file's content, for workers that cannot see the file.
 
     Raises
     ------
@@ -164,18 +180,28 @@ class OnnxReconstructor:
     """
 
     def __init__(
-        self, path: str | Path, *, name: str | None = None, batch_size: int = 256, threads: int | None = None
+        self,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        batch_size: int = 256,
+        threads: int | None = None,
+        ship: bool = False,
     ) -> None:
-        from topreco.network.reader import TopModel
-
-        with _onnx_errors(path):
-            self._model = TopModel(path, threads=threads or 0, batch_size=batch_size)
-        self.name = self.path.stem if name is None else name
+        super().__init__(Path(path).absolute(), name=name, batch_size=batch_size, threads=threads, ship=ship)
+        _ = self._model  # Fail here, not in the first worker.
 
     @property
-    def path(self) -> Path:
-        """The model file."""
-        return self._model.path
+    def _model(self) -> "TopModel":
+        from topreco.network.reader import TopModel
+
+        with _onnx_errors(self.path):
+            return TopModel(self.path, threads=self.threads or 0, batch_size=self.batch_size)
+
+    @property
+    def uses_event_key(self) -> bool:
+        """Whether (dataset, run, lumi, event) matters: it decides which of several folds reconstructs."""
+        return self._model.folds > 1
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -199,8 +225,9 @@ class OnnxReconstructor:
         from topreco.network.splits import fold_of
 
         objects = {name: getattr(events, name) for name in INPUTS}
+        model = self._model
         with _onnx_errors(self.path):
-            p4, valid = self._model.run(objects, fold=fold_of(events, self._model.folds))
+            p4, valid = model.run(objects, fold=fold_of(events, model.folds))
         return TopPair(p4=p4, valid=valid)
 
 
@@ -232,9 +259,9 @@ def _unpacked() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="topreco-", ignore_cleanup_errors=True)
 
 
-def _unpack(content: bytes) -> Path:
+def _unpack(content: bytes, suffix: str) -> Path:
     """Path of a model file with this content, written the first time this process gets it."""
-    path = Path(_unpacked().name) / f"{hashlib.sha256(content).hexdigest()}.safetensors"
+    path = Path(_unpacked().name) / f"{hashlib.sha256(content).hexdigest()}{suffix}"
     if not path.exists():
         with complete_file(path) as temporary:
             temporary.write_bytes(content)
@@ -432,7 +459,7 @@ def load(
     if str(source) in ANALYTIC_METHODS:
         return AnalyticReconstructor(str(source), solvers, name=name)
     if Path(source).suffix == ".onnx":
-        return OnnxReconstructor(source, name=name, threads=threads)
+        return OnnxReconstructor(source, name=name, threads=threads, ship=ship)
     if str(source) not in shipped_models() and Path(source).suffix != ".safetensors":
         raise TopRecoError(
             f"method {str(source)!r}: a .safetensors file written by `topreco train` expected, an .onnx file "

@@ -12,11 +12,12 @@ from topreco.constants import M_ELECTRON, M_MUON, PDG_ELECTRON, PDG_MUON
 from topreco.errors import TopRecoError
 from topreco.events import DileptonEvents, FloatArray, IntArray, TopPair, dataset_id
 from topreco.pairing import b_candidates
+from topreco.presets import resolve_selection
 from topreco.reconstructors import Reconstructor, load
 
 _ACCEPTED = (
-    "NanoEvents, topreco.DileptonEvents, or a dictionary with 'leptons' (or 'lepton_plus' and "
-    "'lepton_minus'), 'jets' and 'met'"
+    "NanoEvents, events of pepper, topreco.DileptonEvents, or a dictionary with 'leptons' (or 'lepton_plus' "
+    "and 'lepton_minus'), 'jets' and 'met'"
 )
 _KEY = ("run", "luminosityBlock", "event")
 _MIN_JETS = 2
@@ -35,9 +36,10 @@ def reconstruct(
     Parameters
     ----------
     events
-        One of three:
+        One of four:
 
         - `NanoEvents`, from which `selection` selects;
+        - events of pepper, as `topreco.input.pepper` reads them, that pepper's cuts select;
         - your own objects as a dictionary, or a record array, of awkward arrays with one entry per event:
           ``leptons`` (any number per event, with pt, eta, phi, charge, pdgId), or in their place
           ``lepton_plus`` and ``lepton_minus`` (one or None per event); ``jets`` (any number, with pt, eta,
@@ -48,8 +50,8 @@ def reconstruct(
     model
         What `topreco.load` knows, or what it gave. A model file is read once per process.
     selection
-        Cuts on `NanoEvents`. For own objects only its name and working point of the b tagger, its number of
-        jets to keep and `m_lb_max` count.
+        Cuts on `NanoEvents`. For own objects only its name and working point of the b tagger (`preset` and
+        `era` tell both), its number of jets to keep and `m_lb_max` count.
     dataset
         Name of the dataset, part of an event's key; by default that of `events.metadata`.
     threads
@@ -74,18 +76,29 @@ def reconstruct(
     if isinstance(events, DileptonEvents):
         return _aligned(reconstructor(events), np.arange(len(events)), len(events))
     dataset = dataset or (getattr(events, "metadata", None) or {}).get("dataset", "default")
-    if isinstance(events, ak.Array) and {"Electron", "Muon", "Jet"} <= set(events.layout.fields):
-        from topreco.input.selection import select
-
+    if isinstance(events, ak.Array) and (select := _selector(events)) is not None:
         selected = select(events, config, dataset=dataset)
         return _aligned(reconstructor(selected.events), selected.index, len(events))
     if not isinstance(events, Mapping | ak.Array):
         raise TopRecoError(f"reconstruct: {_ACCEPTED} expected, {type(events).__name__} found")
     own = _Objects(events)
     chosen, index = own.dilepton_events(
-        config, dataset, needs_key=getattr(reconstructor, "uses_event_key", True), name=reconstructor.name
+        resolve_selection(config, ()),
+        dataset,
+        needs_key=getattr(reconstructor, "uses_event_key", True),
+        name=reconstructor.name,
     )
     return _aligned(reconstructor(chosen), index, own.n)
+
+
+def _selector(events: Any) -> Any:
+    """Function that selects from a chunk of NanoAOD or of pepper; None for anything else."""
+    from topreco.input.pepper import is_pepper, select_pepper
+    from topreco.input.selection import select
+
+    if is_pepper(events):
+        return select_pepper
+    return select if {"Electron", "Muon", "Jet"} <= set(events.layout.fields) else None
 
 
 class _Objects:

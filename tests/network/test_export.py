@@ -21,6 +21,7 @@ from topreco.network.inference import predict
 from topreco.network.reader import INPUTS, ModelError, TopModel
 from topreco.network.splits import fold_of
 from topreco.network.tokens import Objects
+from topreco.reconstructors import OnnxReconstructor
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -173,6 +174,7 @@ def test_runs_on_old_runtimes(exported):
 def test_each_event_is_given_to_the_network_of_its_fold(exported):
     saved, model = exported
     assert model.folds == 2
+    assert OnnxReconstructor(model.path).uses_event_key
     events = toy_events(200)
     fold = fold_of(events, 2)
     p4, _ = model.run(arrays(events), fold=fold)
