@@ -618,9 +618,9 @@ def test_the_scale_is_known_to_the_network(network, objects, readout, kind):
     """Without log(scale), momenta twice as large would give a raw answer twice as large."""
     model = network(kind, readout=readout, normalisation={"kind": "event_mass"})
     tokens = build_tokens(objects, model.config.tokens)
-    one = model._raw(tokens, model.scale_of(tokens), model.spurions)[0]
+    one = model.raw(tokens, model.scale_of(tokens), model.spurions)[0]
     tokens = tokens._replace(p4=2 * tokens.p4)
-    two = model._raw(tokens, model.scale_of(tokens), model.spurions)[0]
+    two = model.raw(tokens, model.scale_of(tokens), model.spurions)[0]
     assert (one - two).abs().max() > 1e-6
 
 
