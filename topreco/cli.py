@@ -166,6 +166,37 @@ def train(
 
 
 @app.command()
+def quantiles(
+    model: Annotated[str, typer.Argument(help="Model file (.safetensors), or the name of a shipped model.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model file to write.")],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    calibrate_only: Annotated[
+        bool, typer.Option("--calibrate-only", help="Keep the quantiles, calibrate them on these events.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Add the uncertainty of each event to a trained network, or calibrate it on other skims."""
+    from topreco.network.quantile_training import add_quantiles
+
+    settings = load_config(TrainConfig, config, overrides or [])
+    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    described = add_quantiles(
+        _network(model, "quantiles").artefact,
+        settings,
+        output,
+        calibrate_only=calibrate_only,
+        report=console.print,
+    )
+    for name, numbers in described.get("test", {}).items() if not calibrate_only else ():
+        typer.echo(
+            f"{name}: {100 * numbers['coverage68']:.1f} % and {100 * numbers['coverage95']:.1f} % "
+            "of the test events in the 68 % and 95 % intervals"
+        )
+    typer.echo(f"model: {output}")
+
+
+@app.command()
 def export(
     model: Annotated[str, typer.Argument(help="Model file (.safetensors), or the name of a shipped model.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="ONNX file to write.")],
@@ -175,15 +206,21 @@ def export(
 ) -> None:
     """Write a network as ONNX, which needs no torch, and a reader for any framework (extra `onnx`)."""
     from topreco.network.export import export_onnx
+
+    for path in export_onnx(_network(model, "export").artefact, output, triton=triton):
+        typer.echo(path)
+
+
+def _network(model: str, command: str) -> Any:
+    """The network of a model file or of a shipped model, for a command that needs its weights."""
     from topreco.reconstructors import NetworkReconstructor, load
 
     loaded = load(model)
     if not isinstance(loaded, NetworkReconstructor):
         raise TopRecoError(
-            f"export {model!r}: a trained network expected, a .safetensors file or shipped model"
+            f"{command} {model!r}: a trained network expected, a .safetensors file or shipped model"
         )
-    for path in export_onnx(loaded.artefact, output, triton=triton):
-        typer.echo(path)
+    return loaded
 
 
 @app.command()

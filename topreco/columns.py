@@ -18,7 +18,7 @@ import numpy as np
 from topreco import fourvector
 from topreco.config import NOMINAL
 from topreco.errors import TopRecoError
-from topreco.events import CHANNELS, DileptonEvents, FloatArray, IntArray, TopPair
+from topreco.events import CHANNELS, QUANTILE_LEVELS, DileptonEvents, FloatArray, IntArray, TopPair
 from topreco.files import complete_file
 from topreco.observables import OBSERVABLES
 
@@ -150,8 +150,19 @@ def event_columns(events: DileptonEvents, pairs: Mapping[str, TopPair]) -> dict[
             for coordinate, value in fourvector.to_pt_eta_phi_mass(tops[:, i]).items()
         }
         values |= {key: known.compute(tops, system, leptons) for key, known in OBSERVABLES.items()}
+        values |= _uncertainty(pair)
         columns |= {f"{prefix}_{key}": value.astype(np.float32) for key, value in values.items()}
     return columns
+
+
+def _uncertainty(pair: TopPair) -> dict[str, FloatArray]:
+    """Columns of what a method says about its uncertainty, NaN without an answer."""
+    found: dict[str, FloatArray] = {}
+    if pair.quality is not None:
+        found["quality"] = pair.quality
+    for name, quantiles in (pair.quantiles or {}).items():
+        found |= {f"{name}_q{1000 * level:03.0f}": quantiles[:, i] for i, level in enumerate(QUANTILE_LEVELS)}
+    return {name: np.where(pair.valid, values, np.nan) for name, values in found.items()}
 
 
 def folder_name(name: str) -> str:

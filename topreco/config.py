@@ -300,6 +300,19 @@ def _backbone_kind(value: Any) -> str:
     return str(getattr(value, "kind", type(value).__name__))
 
 
+QuantileObservable = Literal[
+    "m_tt",
+    "pt_tt",
+    "y_tt",
+    "pt_top",
+    "pt_antitop",
+    "y_top",
+    "y_antitop",
+    "delta_abs_y",
+    "cos_theta_star",
+    "c_hel",
+]
+
 HeadKind = Literal["on_shell", "timelike", "direct", "projected", "three_momentum", "neutrinos"]
 
 BackboneConfig = Annotated[
@@ -308,6 +321,29 @@ BackboneConfig = Annotated[
     | Annotated[TransformerConfig, Tag("transformer")],
     Discriminator(_backbone_kind),
 ]
+
+
+class QuantilesConfig(Config):
+    """A second, small network for the uncertainty of each event: quantiles of true observables."""
+
+    backbone: BackboneConfig = LGATrSlimConfig(blocks=3, vector_channels=12, scalar_channels=48)
+    observables: tuple[QuantileObservable, ...] = (
+        *("m_tt", "pt_tt", "y_tt", "pt_top", "pt_antitop", "y_top", "y_antitop", "delta_abs_y", "c_hel"),
+    )
+    """Observables with quantiles; the four-momenta of t and t̄ always have uncertainties. The quality of an
+    event is that of m_tt."""
+    hidden: PositiveInt = 64
+    """Width of the layers behind the backbone."""
+    calibration_bins: PositiveInt = 8
+    """Bins of equal population in predicted m_tt in which the validation events correct the quantiles; fewer
+    if there are less than 500 events for each."""
+
+    @field_validator("observables")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{repeated[0]!r} is given twice")
+        return names
 
 
 class ModelConfig(Config):
@@ -326,6 +362,8 @@ class ModelConfig(Config):
     m_top: Positive = M_TOP
     charge_symmetric: bool = False
     """Exact symmetry under ℓ⁺ ↔ ℓ⁻, t ↔ t̄, at twice the cost. Not for asymmetry measurements."""
+    quantiles: QuantilesConfig | None = None
+    """With it, the model also says how uncertain each event is; null: four-momenta alone."""
 
     @model_validator(mode="after")
     def _spurions_visible(self) -> Self:
@@ -379,6 +417,15 @@ class OptimiserConfig(Config):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
 
 
+class QuantileTrainingConfig(Config):
+    """Training of the quantiles, after that of the tops, which it leaves as they are."""
+
+    epochs: PositiveInt = 10
+    batch_size: PositiveInt = 256
+    learning_rate: Positive = 2e-3
+    weight_decay: NonNegative = 0.01
+
+
 class DataConfig(Config):
     """Training data and its split, which is a hash of each event's key and so never changes."""
 
@@ -405,6 +452,8 @@ class TrainConfig(Config):
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
+    quantiles: QuantileTrainingConfig = QuantileTrainingConfig()
+    """How `model.quantiles` are trained, if there are any."""
     epochs: PositiveInt = 20
     batch_size: PositiveInt = 512
     """Events per step, over all devices."""

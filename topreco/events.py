@@ -319,6 +319,26 @@ class Truth(_Struct):
 _FLAVOURS = (PDG_ELECTRON, PDG_MUON)
 
 
+def mass_quality(quantiles: Mapping[str, FloatArray]) -> FloatArray | None:
+    """Quality of events by how well m_tt is known: −½ ln(q₈₄/q₁₆), about minus its relative uncertainty.
+
+    Parameters
+    ----------
+    quantiles
+        As in `TopPair`.
+
+    Returns
+    -------
+    quality
+        Shape (n,); None without quantiles of m_tt.
+    """
+    if "m_tt" not in quantiles:
+        return None
+    low, high = (quantiles["m_tt"][:, QUANTILE_LEVELS.index(level)] for level in (0.16, 0.84))
+    quality: FloatArray = -0.5 * np.log(high / low)
+    return quality
+
+
 def toy_events(n: int, *, max_jets: int = 12, seed: int = 0) -> DileptonEvents:
     """Random, kinematically sane events for tests, examples and benchmarks: no physics in them.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from topreco.config import SolverConfig
 from topreco.errors import TopRecoError
-from topreco.events import BoolArray, DileptonEvents, FloatArray, TopPair
+from topreco.events import BoolArray, DileptonEvents, FloatArray, TopPair, mass_quality
 from topreco.files import complete_file
 
 if TYPE_CHECKING:
@@ -227,8 +227,9 @@ class OnnxReconstructor(_ModelFile):
         objects = {name: getattr(events, name) for name in INPUTS}
         model = self._model
         with _onnx_errors(self.path):
-            p4, valid = model.run(objects, fold=fold_of(events, model.folds))
-        return TopPair(p4=p4, valid=valid)
+            p4, valid, quantiles, std = model.run(objects, fold=fold_of(events, model.folds))
+        quality = None if quantiles is None else mass_quality(quantiles)
+        return TopPair(p4, valid, quality=quality, uncertainty=std, quantiles=quantiles)
 
 
 @contextmanager

@@ -62,7 +62,9 @@ def reconstruct(
     tops
         Record array of the length of `events`: ``top``, ``antitop`` and ``ttbar`` are `Momentum4D` of
         `vector` (pt, eta, phi, mass in GeV, and all that follows), NaN unless ``valid``; ``selected`` tells
-        events that were not selected from those without a solution.
+        events that were not selected from those without a solution. Where the method knows them, ``quality``
+        (larger is better) and ``quantiles``: for each observable the quantiles of its true value at
+        `topreco.events.QUANTILE_LEVELS`, five numbers per event.
 
     Raises
     ------
@@ -255,23 +257,32 @@ def _aligned(pair: TopPair, index: IntArray, n: int) -> Any:
     valid = np.zeros(n, dtype=bool)
     valid[index] = pair.valid
 
+    def numbers(values: FloatArray) -> FloatArray:
+        padded = np.full((n, *values.shape[1:]), np.nan)
+        padded[index[pair.valid]] = values[pair.valid]
+        return padded
+
     def momentum(p4: FloatArray) -> Any:
-        padded = np.full((n, 4), np.nan)
-        padded[index] = np.where(pair.valid[:, None], p4, np.nan)
         return ak.zip(
-            fourvector.to_pt_eta_phi_mass(padded),
+            fourvector.to_pt_eta_phi_mass(numbers(p4)),
             with_name="Momentum4D",
             behavior=vector.backends.awkward.behavior,
         )
 
+    columns = {
+        "top": momentum(pair.p4[:, 0]),
+        "antitop": momentum(pair.p4[:, 1]),
+        "ttbar": momentum(pair.system),
+        "valid": valid,
+        "selected": selected,
+    }
+    if pair.quality is not None:
+        columns["quality"] = numbers(pair.quality)
+    if pair.quantiles:
+        quantiles = {name: numbers(values) for name, values in pair.quantiles.items()}
+        columns["quantiles"] = ak.zip(quantiles, depth_limit=1)
     return ak.zip(
-        {
-            "top": momentum(pair.p4[:, 0]),
-            "antitop": momentum(pair.p4[:, 1]),
-            "ttbar": momentum(pair.system),
-            "valid": valid,
-            "selected": selected,
-        },
+        columns,
         depth_limit=1,
         behavior=vector.backends.awkward.behavior,
     )

@@ -117,7 +117,7 @@ def test_agrees_with_torch(assert_agrees, small_config, tmp_path, kind, fields):
     saved = artefact_of(tmp_path, network)
     export_onnx(saved, tmp_path / "model.onnx")
     events = toy_events(10_000, seed=4)
-    p4, valid = TopModel(tmp_path / "model.onnx").run(arrays(events))
+    p4, valid, *_ = TopModel(tmp_path / "model.onnx").run(arrays(events))
     assert valid.all()
     # After the export, too: lgatr keeps constants when first used, and those of the tracing break every call.
     assert_agrees(p4, saved.networks[0], events)
@@ -144,7 +144,7 @@ def test_any_number_of_events_and_jets(exported, n, places):
         jet_tagged=events.jet_tagged[:, :places],
         b_candidates=np.where(events.b_candidates < places, events.b_candidates, -1),
     )
-    p4, valid = model.run(arrays(events), fold=fold_of(events, 2))
+    p4, valid, *_ = model.run(arrays(events), fold=fold_of(events, 2))
     assert valid.all()
     assert relative_difference(p4, predict(saved.networks, events).p4) < 1e-4
 
@@ -177,9 +177,9 @@ def test_each_event_is_given_to_the_network_of_its_fold(exported):
     assert OnnxReconstructor(model.path).uses_event_key
     events = toy_events(200)
     fold = fold_of(events, 2)
-    p4, _ = model.run(arrays(events), fold=fold)
+    p4, *_ = model.run(arrays(events), fold=fold)
     assert relative_difference(p4, predict(saved.networks, events).p4) < 1e-4
-    other, _ = model.run(arrays(events), fold=1 - fold)
+    other, *_ = model.run(arrays(events), fold=1 - fold)
     assert (np.abs(other - p4).max(axis=(1, 2)) > 0.1).all()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from topreco.config import ModelConfig
 from topreco.network.encoder import EventNetwork, Raw
 from topreco.network.heads import Head, soft_assignment
+from topreco.network.quantiles import QuantileNetwork
 from topreco.network.tokens import FIRST_JET, Objects, Tokens, build_tokens, charge_exchange
 
 
@@ -21,6 +22,11 @@ class TopNetwork(EventNetwork):
     ----------
     config
         Configuration of the model.
+
+    Attributes
+    ----------
+    quantiles
+        Network of the uncertainties, None without `config.quantiles`.
     """
 
     _exchange_rows: Tensor
@@ -40,6 +46,8 @@ class TopNetwork(EventNetwork):
             "_exchange_signs": torch.tensor(exchange_signs),
         }.items():
             self.register_buffer(name, value, persistent=False)
+        # Last, so that the tops start from the same random numbers with and without.
+        self.quantiles = None if config.quantiles is None else QuantileNetwork(config)
 
     def forward(self, objects: Objects) -> Float[Tensor, "n 2 4"]:
         """Four-momenta (E, px, py, pz) in GeV of top and antitop, shape (n, 2, 4).
@@ -48,6 +56,11 @@ class TopNetwork(EventNetwork):
         """
         tokens = build_tokens(objects, self.config.tokens)
         return self.forward_tokens(tokens, self.scale_of(tokens))
+
+    def answers(self, objects: Objects) -> tuple[Tensor, ...]:
+        """All that the network says: the four-momenta and, with quantiles, the fields of `Spread`."""
+        p4 = self(objects)
+        return (p4,) if self.quantiles is None else (p4, *self.quantiles(objects, p4))
 
     def forward_tokens(
         self,

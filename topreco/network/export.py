@@ -1,8 +1,9 @@
 """Trained networks as ONNX: one file that any onnxruntime evaluates without torch (extra `onnx`).
 
 Inputs are the objects of events in GeV, the fields of `topreco.network.tokens.Objects`, output is `p4` in
-GeV; tokens, spurions, normalisation and head are inside. Numbers of events and jets are free. The file
-carries the metadata of the model file as `metadata_props["topreco"]`, and ends with a digest of all before.
+GeV and, of models with quantiles, `quantiles` and `p4_std`, see `topreco.network.quantiles.Spread`. Tokens,
+spurions, normalisation and head are inside; numbers of events and jets are free. The file carries the
+metadata of the model file as `metadata_props["topreco"]`, and ends with a digest of all before.
 
 A model of several folds becomes one graph with a further input `fold`, shape (n, 1): the network that has
 not seen the event. All networks are evaluated and one answer is taken, so that it costs as many times more.
@@ -21,18 +22,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from topreco.config import QuantilesConfig
 from topreco.errors import TopRecoError
-from topreco.events import DileptonEvents, FloatArray, toy_events
+from topreco.events import QUANTILE_LEVELS, DileptonEvents, TopPair, toy_events
 from topreco.files import complete_file, writable_folder, write_text
 from topreco.network import reader
 from topreco.network.build import TopNetwork
 from topreco.network.checkpoint import Artefact
 from topreco.network.inference import predict
-from topreco.network.reader import DIGEST_MARK, INPUTS, TopModel
+from topreco.network.reader import DIGEST_MARK, INPUTS, OUTPUTS, Answer, TopModel
 from topreco.network.tokens import Objects
 
 READER_NAME = "model_reader.py"
@@ -101,7 +102,10 @@ def export_onnx(
         folder = Path(triton) / path.stem
         with complete_file(folder / "1" / "model.onnx") as temporary:
             temporary.write_bytes(content)
-        write_text(folder / "config.pbtxt", triton_config(path.stem, len(artefact.networks)))
+        write_text(
+            folder / "config.pbtxt",
+            triton_config(path.stem, len(artefact.networks), artefact.config.quantiles),
+        )
         written += [folder / "1" / "model.onnx", folder / "config.pbtxt"]
     return tuple(written)
 
@@ -111,19 +115,23 @@ class _Graph(nn.Module):
 
     def __init__(self, networks: Sequence[TopNetwork]) -> None:
         super().__init__()
-        self.networks = nn.ModuleList(networks)
+        self.networks: Any = nn.ModuleList(networks)
         self.max_jets = networks[0].config.tokens.max_jets
 
-    def forward(self, *arrays: Tensor) -> Float[Tensor, "n 2 4"]:
-        """Four-momenta of top and antitop in GeV from the fields of `Objects` and, with several, the fold."""
+    def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
+        """What the network answers from the fields of `Objects` and, with several, the fold."""
         # With as many empty slots as the network has places for jets, it always cuts and never fills up: one
         # graph for any number of jets.
         objects = _with_empty_slots(Objects(*arrays[: len(Objects._fields)]), self.max_jets)
         first, *others = self.networks
-        p4: Tensor = first(objects)
+        answers: tuple[Tensor, ...] = first.answers(objects)
         for number, network in enumerate(others, start=1):
-            p4 = torch.where(arrays[-1][..., None] == number, network(objects), p4)
-        return p4
+            own = (arrays[-1] == number)[..., None]
+            answers = tuple(
+                torch.where(own, answer, before)
+                for answer, before in zip(network.answers(objects), answers, strict=True)
+            )
+        return answers
 
 
 def _with_empty_slots(objects: Objects, n: int) -> Objects:
@@ -161,7 +169,7 @@ def _serialise(artefact: Artefact) -> bytes:
             dynamo=True,
             verbose=False,
             input_names=names,
-            output_names=["p4"],
+            output_names=list(OUTPUTS[: 1 if artefact.config.quantiles is None else None]),
             dynamic_shapes=(axes,),
             opset_version=_OPSET,
         )
@@ -185,12 +193,12 @@ def _compare(networks: Sequence[TopNetwork], model: TopModel) -> None:
     for fold, network in enumerate(networks):
         exact = copy.deepcopy(network).double()
         for events in _probes():
-            expected = predict([exact], events).p4
+            expected = predict([exact], events)
             objects = {name: getattr(events, name) for name in INPUTS}
-            p4, _ = model.run(objects, fold=np.full(len(events), fold))
-            found = _relative_difference(p4, expected)
+            answer = model.run(objects, fold=np.full(len(events), fold))
+            found = _difference(answer, expected)
             # Some networks magnify the rounding of single precision, in torch as well.
-            allowed = max(TOLERANCE, 10 * _relative_difference(predict([network], events).p4, expected))
+            allowed = max(TOLERANCE, 10 * _difference(predict([network], events), expected))
             # NaN, where only one of them has an answer, is no agreement.
             if not found <= allowed:
                 raise TopRecoError(
@@ -199,9 +207,15 @@ def _compare(networks: Sequence[TopNetwork], model: TopModel) -> None:
                 )
 
 
-def _relative_difference(p4: FloatArray, expected: FloatArray) -> float:
-    """Largest difference of two sets of four-momenta, in units of the energy of the top."""
-    return float((np.abs(p4 - expected) / expected[..., :1]).max())
+def _difference(answer: Answer | TopPair, expected: TopPair) -> float:
+    """Largest difference of two answers, in units of the energy of the top, of the observable or of 1."""
+    energy = expected.p4[..., :1]
+    pairs: list[Any] = [(answer.p4, expected.p4, energy)]
+    if expected.quantiles is not None:
+        pairs.append((answer.uncertainty, expected.uncertainty, energy))
+        for name, values in expected.quantiles.items():
+            pairs.append(((answer.quantiles or {})[name], values, np.maximum(np.abs(values), 1.0)))
+    return max(float((np.abs(found - wanted) / unit).max()) for found, wanted, unit in pairs)
 
 
 def _probes() -> Iterator[DileptonEvents]:
@@ -220,7 +234,7 @@ def _probes() -> Iterator[DileptonEvents]:
         )
 
 
-def triton_config(name: str, folds: int) -> str:
+def triton_config(name: str, folds: int, quantiles: QuantilesConfig | None = None) -> str:
     """Configuration of a model for NVIDIA's Triton server, in protobuf's text format.
 
     The preferred batch size is what `coffea.ml_tools.triton_wrapper` fills its requests up to.
@@ -231,6 +245,8 @@ def triton_config(name: str, folds: int) -> str:
         Of the model, that of its folder.
     folds
         Number of networks in it.
+    quantiles
+        Its quantiles, if it has any.
     """
     tensors = {name: _TRITON_TYPES[kind] for name, kind in INPUTS.items()}
     if folds > 1:
@@ -240,6 +256,12 @@ def triton_config(name: str, folds: int) -> str:
         f'  {{ name: "{tensor}" data_type: {kind} dims: {_TRITON_DIMS.get(tensor, [2])} }}'
         for tensor, kind in tensors.items()
     )
+    shapes = {"p4": (2, 4)}
+    if quantiles is not None:
+        shapes |= {"quantiles": (len(quantiles.observables), len(QUANTILE_LEVELS)), "p4_std": (2, 4)}
+    outputs = ",\n".join(
+        f'  {{ name: "{tensor}" data_type: TYPE_FP32 dims: {list(dims)} }}' for tensor, dims in shapes.items()
+    )
     return f"""\
 name: "{name}"
 backend: "onnxruntime"
@@ -248,7 +270,7 @@ input [
 {inputs}
 ]
 output [
-  {{ name: "p4" data_type: TYPE_FP32 dims: [2, 4] }}
+{outputs}
 ]
 dynamic_batching {{ preferred_batch_size: [{_TRITON_BATCH}] }}
 """

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from topreco.events import DileptonEvents, TopPair
+from topreco.events import QUANTILE_LEVELS, DileptonEvents, FloatArray, TopPair, mass_quality
 from topreco.network.build import TopNetwork
 from topreco.network.splits import fold_of
 from topreco.network.tokens import Objects
@@ -33,7 +33,7 @@ def predict(networks: Sequence[TopNetwork], events: DileptonEvents, *, batch_siz
     -------
     pair
         Four-momenta of t and t̄ in GeV, double precision; NaN and not valid where an input that exists or
-        the output is not finite.
+        the output is not finite. With quantiles, uncertainty and quality if the networks have them.
 
     Raises
     ------
@@ -45,39 +45,48 @@ def predict(networks: Sequence[TopNetwork], events: DileptonEvents, *, batch_siz
     if batch_size < 1:
         raise ValueError(f"predict: batch_size {batch_size} found, at least 1 expected")
     fold = fold_of(events, len(networks))
-    p4 = np.full((len(events), 2, 4), np.nan)
+    own = networks[0].quantiles
+    columns = [np.full((len(events), 2, 4), np.nan)]
+    if own is not None:
+        columns.append(np.full((len(events), len(own.observables), len(QUANTILE_LEVELS)), np.nan))
+        columns.append(np.full((len(events), 2, 4), np.nan))
     for number, network in enumerate(networks):
-        own = np.flatnonzero(fold == number)
+        mine = np.flatnonzero(fold == number)
         training = network.training
         network.eval()
         try:
-            for start in range(0, len(own), batch_size):
-                chosen = own[start : start + batch_size]
-                p4[chosen] = _forward(network, events[chosen])
+            for start in range(0, len(mine), batch_size):
+                chosen = mine[start : start + batch_size]
+                for column, answer in zip(columns, _forward(network, events[chosen]), strict=True):
+                    column[chosen] = answer
         finally:
             network.train(training)
+    p4 = columns[0]
     valid = np.isfinite(p4).all(axis=(1, 2))
-    p4[~valid] = np.nan
-    return TopPair(p4=p4, valid=valid)
+    for column in columns:
+        column[~valid] = np.nan
+    if own is None:
+        return TopPair(p4=p4, valid=valid)
+    quantiles = {name: columns[1][:, i] for i, name in enumerate(own.observables)}
+    return TopPair(p4, valid, quality=mass_quality(quantiles), uncertainty=columns[2], quantiles=quantiles)
 
 
 @torch.inference_mode()
-def _forward(
-    network: TopNetwork, events: DileptonEvents
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """Predicted four-momenta in GeV, shape (n, 2, 4), NaN for events that are not finite."""
+def _forward(network: TopNetwork, events: DileptonEvents) -> list[FloatArray]:
+    """Everything that the network answers, NaN for events that are not finite."""
     parameter = next(network.parameters())
     # A value beyond the network's precision is an infinity, not an error.
     with np.errstate(over="ignore"):
         objects = Objects.from_events(events, dtype=parameter.dtype)
     finite = _finite(objects).nonzero()[:, 0]
-    p4 = torch.full((len(events), 2, 4), torch.nan, dtype=torch.float64)
-    if len(finite):
-        filled = -(-len(finite) // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
-        padded = finite[torch.arange(filled) % len(finite)]
-        pred = network(objects.take(padded).to(parameter.device))
-        p4[finite] = pred[: len(finite)].double().cpu()
-    return p4.numpy()
+    filled = -(-len(finite) // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
+    padded = finite[torch.arange(filled) % max(len(finite), 1)]
+    columns = []
+    for answer in network.answers(objects.take(padded).to(parameter.device)):
+        column = torch.full((len(events), *answer.shape[1:]), torch.nan, dtype=torch.float64)
+        column[finite] = answer[: len(finite)].double().cpu()
+        columns.append(column.numpy())
+    return columns
 
 
 def _finite(objects: Objects) -> Bool[Tensor, " n"]:

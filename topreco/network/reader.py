@@ -15,6 +15,7 @@ any. With arrays of the n events that pass your selection of two leptons and at 
     )
     tops.top, tops.antitop  # (n, 4): E, px, py, pz in GeV
     tops.valid  # (n,): False, and NaN above, where an event has no answer
+    tops.quantiles["m_tt"], tops.quality  # of models with uncertainties, see Tops
 
 Momenta, masses and MET are in GeV. Jets need no order; a slot with pT = 0, or one that a numpy mask hides, is
 empty. In awkward, `ak.to_numpy(ak.pad_none(jets.pt, 12, clip=True))` is such an array; leptons are
@@ -47,6 +48,12 @@ INPUTS = {
 }
 """Inputs of every model, with the type of their numbers; models of several folds have `fold` too."""
 
+OUTPUTS = ("p4", "quantiles", "p4_std")
+"""Outputs; the last two are those of models with quantiles."""
+
+QUANTILE_LEVELS = (0.025, 0.16, 0.5, 0.84, 0.975)
+"""Levels of the quantiles of observables."""
+
 DIGEST_MARK = b"topreco_sha256\x12\x40"
 """What stands before the last 64 bytes of a file, the SHA-256 of all others in hexadecimal digits."""
 
@@ -71,11 +78,43 @@ class Tops(NamedTuple):
         Four-momenta (E, px, py, pz) in GeV, shape (n, 4); NaN where not valid.
     valid
         Whether there is an answer, shape (n,).
+    quantiles
+        Of models that have them: quantiles of the true value of observables at `QUANTILE_LEVELS` by name,
+        each of shape (n, 5), rising.
+    quality
+        Larger is better: minus the relative uncertainty of the mass of the pair, −½ ln(q₈₄/q₁₆), shape (n,).
+    top_std, antitop_std
+        Uncertainty of (E, px, py, pz) in GeV, half the width of the 68 % interval, shape (n, 4).
     """
 
     top: Array
     antitop: Array
     valid: Array
+    quantiles: Optional[dict[str, Array]] = None
+    quality: Optional[Array] = None
+    top_std: Optional[Array] = None
+    antitop_std: Optional[Array] = None
+
+
+class Answer(NamedTuple):
+    """What a model says of events.
+
+    Attributes
+    ----------
+    p4
+        (E, px, py, pz) in GeV of top (index 0) and antitop (1), shape (n, 2, 4); NaN where not valid.
+    valid
+        Whether everything that exists in the event, and the answer, is finite, shape (n,).
+    quantiles
+        See `Tops`.
+    uncertainty
+        Of p4 in GeV, shape (n, 2, 4), of models with quantiles.
+    """
+
+    p4: Array
+    valid: Array
+    quantiles: Optional[dict[str, Array]] = None
+    uncertainty: Optional[Array] = None
 
 
 class TopModel:
@@ -135,6 +174,11 @@ class TopModel:
         """Number of networks in the file; with more than one, each event needs its fold, see `fold_of`."""
         return int(self.metadata["folds"])
 
+    @property
+    def observables(self) -> tuple[str, ...]:
+        """Observables with quantiles, none in a model without uncertainties."""
+        return tuple((self.metadata["model"].get("quantiles") or {}).get("observables", ()))
+
     def __call__(self, *, fold: Any = None, **arrays: Any) -> Tops:
         """Reconstruct the top-quark pair of each event.
 
@@ -160,11 +204,15 @@ class TopModel:
             "max_jets": self._setting("max_jets", "jet"),
             "m_lb_max": self._setting("m_lb_max"),
         }
-        p4, valid = self.run(make_objects(**arrays, **settings), fold=fold)
-        return Tops(p4[:, 0], p4[:, 1], valid)
+        p4, valid, quantiles, std = self.run(make_objects(**arrays, **settings), fold=fold)
+        if quantiles is None or std is None:
+            return Tops(p4[:, 0], p4[:, 1], valid)
+        mass = quantiles.get("m_tt")
+        quality = None if mass is None else -0.5 * np.log(mass[:, 3] / mass[:, 1])
+        return Tops(p4[:, 0], p4[:, 1], valid, quantiles, quality, std[:, 0], std[:, 1])
 
-    def run(self, objects: Mapping[str, Array], *, fold: Any = None) -> tuple[Array, Array]:
-        """Four-momenta of top and antitop from objects in GeV.
+    def run(self, objects: Mapping[str, Array], *, fold: Any = None) -> Answer:
+        """What the model says of objects in GeV.
 
         Parameters
         ----------
@@ -175,10 +223,8 @@ class TopModel:
 
         Returns
         -------
-        p4
-            (E, px, py, pz) in GeV of top (index 0) and antitop (1), shape (n, 2, 4); NaN where not valid.
-        valid
-            Whether everything that exists in the event, and the answer, is finite, shape (n,).
+        answer
+            Four-momenta and, of models that have them, uncertainties.
 
         Raises
         ------
@@ -195,17 +241,25 @@ class TopModel:
         if metadata["folds"] > 1:
             inputs["fold"] = _checked_fold(self.path, fold, n, metadata["folds"])
         finite = _finite(inputs)
-        p4 = np.full((n, 2, 4), np.nan)
+        names = self.observables
+        columns = [np.full((n, 2, 4), np.nan)]
+        if names:
+            columns += [np.full((n, len(names), len(QUANTILE_LEVELS)), np.nan), np.full((n, 2, 4), np.nan)]
         for start in range(0, n, self.batch_size):
             own = start + np.flatnonzero(finite[start : start + self.batch_size])
             if len(own):
                 filled = -(-len(own) // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
                 padded = own[np.arange(filled) % len(own)]
-                (answer,) = session.run(["p4"], {name: values[padded] for name, values in inputs.items()})
-                p4[own] = answer[: len(own)]
-        valid = np.isfinite(p4).all(axis=(1, 2))
-        p4[~valid] = np.nan
-        return p4, valid
+                batch = {name: values[padded] for name, values in inputs.items()}
+                for column, answer in zip(columns, session.run(list(OUTPUTS[: len(columns)]), batch)):
+                    column[own] = answer[: len(own)]
+        valid = np.isfinite(columns[0]).all(axis=(1, 2))
+        for column in columns:
+            column[~valid] = np.nan
+        if not names:
+            return Answer(columns[0], valid)
+        quantiles = {name: columns[1][:, i] for i, name in enumerate(names)}
+        return Answer(columns[0], valid, quantiles, columns[2])
 
     def _open(self) -> tuple[Any, dict[str, Any]]:
         """Session and metadata."""

@@ -30,13 +30,14 @@ from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
 
 from topreco import fourvector
-from topreco.config import OptimiserConfig, TrainConfig
+from topreco.config import ModelConfig, OptimiserConfig, TrainConfig
 from topreco.events import FloatArray
 from topreco.files import complete_file, writable_folder, write_text
 from topreco.network.build import TopNetwork, build_network
 from topreco.network.checkpoint import save_artefact
 from topreco.network.data import TrainingData, TrainingError, augment, read_training_data
 from topreco.network.losses import event_loss, loss_weights, m_tt_bias_loss
+from topreco.network.quantile_training import train_quantiles
 from topreco.network.tokens import Objects
 from topreco.observables import m_tt
 
@@ -138,7 +139,7 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
             total_steps = steps * config.epochs
 
             torch.manual_seed(_seed(config.seed, fold))
-            network = build_network(config.model)
+            network = build_network(_tops_alone(config))
             stride = math.ceil(len(train_index) / _STANDARDISATION_EVENTS)
             network.fit_standardisation(data.objects.take(train_index[::stride]).to("cpu"))
             network.to(fabric.device)
@@ -266,6 +267,10 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
                 "data": data.summary,
                 "metrics": {"best": [part["best"] for part in state["finished"]], "test": test},
             }
+            if config.model.quantiles is not None:
+                networks, metadata["quantiles"] = train_quantiles(
+                    networks, data, config, report=console.print
+                )
             save_artefact(path, networks, metadata)
             # The weights of the epochs before are of no more use.
             state["complete"] = True
@@ -479,7 +484,7 @@ def _finish(
     """The best networks, and metrics of all test events, each seen by the network of its fold alone."""
     networks, parts = [], []
     for fold, finished in enumerate(state["finished"]):
-        network = build_network(config.model)
+        network = build_network(_tops_alone(config))
         network.load_state_dict(finished["weights"])
         network.to(data.weight.device).eval()
         networks.append(network)
@@ -493,6 +498,11 @@ def _finish(
 
 
 # ---- what is kept on disk --------------------------------------------------------------------------------
+
+
+def _tops_alone(config: TrainConfig) -> ModelConfig:
+    """The model without quantiles, which are trained when the tops are done."""
+    return config.model.model_copy(update={"quantiles": None})
 
 
 def _config_data(config: TrainConfig) -> dict[str, Any]:

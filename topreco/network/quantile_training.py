@@ -1,0 +1,341 @@
+"""Train and calibrate the quantiles of networks whose tops are trained already and stay as they are."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from topreco import fourvector
+from topreco.config import QuantilesConfig, TrainConfig
+from topreco.files import writable_folder
+from topreco.network.build import TopNetwork, build_network
+from topreco.network.checkpoint import Artefact, save_artefact
+from topreco.network.data import TrainingData, TrainingError, read_training_data
+from topreco.network.losses import loss_weights
+from topreco.network.quantiles import QuantileNetwork, fit_calibration, pinball_loss
+from topreco.network.tokens import Objects
+
+_EVALUATION_BATCH = 1024
+_CALIBRATION_EVENTS = 500
+_STANDARDISATION_EVENTS = 100_000
+_CLIP_NORM = 1.0
+# Of the seeds: apart from all epochs of the tops.
+_STREAM = 1_000_003
+
+
+class _Sample(NamedTuple):
+    """Events with what a network of tops says of them, and the truth in the scale of the quantiles."""
+
+    objects: Objects
+    p4: Tensor
+    truth: Tensor
+    weight: Tensor
+
+    def take(self, index: Tensor | slice) -> "_Sample":
+        return _Sample(self.objects.take(index), self.p4[index], self.truth[index], self.weight[index])
+
+    def batches(self) -> Iterator["_Sample"]:
+        """All events in batches that evaluation can take."""
+        for start in range(0, len(self.weight), _EVALUATION_BATCH):
+            yield self.take(slice(start, start + _EVALUATION_BATCH))
+
+
+def add_quantiles(
+    artefact: Artefact,
+    config: TrainConfig,
+    output: str | Path,
+    *,
+    calibrate_only: bool = False,
+    report: Callable[[str], object] = print,
+) -> dict[str, Any]:
+    """Write a model with quantiles, from one without, or with those of a model calibrated anew.
+
+    Parameters
+    ----------
+    artefact
+        The model; its tops stay as they are.
+    config
+        `data`, and, to train, `model.quantiles` (the default ones if null), `quantiles`, seed and
+        augmentation. To train, the data must be those of the model's own training with the same splits;
+        to calibrate, all events of `data.files` count, and the model must not have seen them.
+    output
+        Model file to write.
+    calibrate_only
+        Keep the quantiles that the model has, and calibrate them on all events of the data.
+    report
+        Takes a line per epoch.
+
+    Returns
+    -------
+    metadata
+        What the file says of the quantiles.
+
+    Raises
+    ------
+    TrainingError
+        If the data cannot be trained on, or there are no quantiles to calibrate.
+    TopRecoError
+        If a skim cannot be read or the file not be written.
+    """
+    writable_folder(Path(output).parent)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    folds = len(artefact.networks)
+    data = read_training_data(config.data.model_copy(update={"folds": folds}))
+    described: dict[str, Any] = {"data": data.summary}
+    if calibrate_only:
+        networks = list(copy.deepcopy(artefact.networks))
+        recalibrate(networks, data, config)
+        described = dict(artefact.metadata.get("quantiles", {})) | {"calibration": data.summary}
+    else:
+        model = config.model.model_copy(update={"quantiles": config.model.quantiles or QuantilesConfig()})
+        config = config.model_copy(update={"model": model})
+        networks, metadata = train_quantiles(artefact.networks, data, config, report=report)
+        described |= {"training": config.quantiles.model_dump(mode="json")} | metadata
+    save_artefact(output, networks, artefact.metadata | {"quantiles": described})
+    return described
+
+
+def train_quantiles(
+    networks: Sequence[TopNetwork],
+    data: TrainingData,
+    config: TrainConfig,
+    *,
+    report: Callable[[str], object] = print,
+) -> tuple[list[TopNetwork], dict[str, Any]]:
+    """Give trained networks quantiles: train them, and calibrate them on the validation events.
+
+    Parameters
+    ----------
+    networks
+        One network of tops per fold; they are not changed.
+    data
+        The data that they were trained on, on one device.
+    config
+        `model.quantiles`, `quantiles`, seed and augmentation.
+    report
+        Takes a line per epoch.
+
+    Returns
+    -------
+    networks
+        The same tops, with quantiles, in evaluation mode.
+    metadata
+        For the model file: ``test`` is the `coverage` of the test events.
+
+    Raises
+    ------
+    TrainingError
+        If there are no validation events, or the loss becomes non-finite.
+    """
+    trained = []
+    for fold, tops in enumerate(networks):
+        train_index, validation_index, _ = data.indices(fold)
+        if len(validation_index) == 0:
+            raise TrainingError("data.validation_fraction: no validation events, which quantiles need")
+        torch.manual_seed(_seed(config.seed, fold))
+        quantiles_config = tops.config.model_copy(update={"quantiles": config.model.quantiles})
+        network = build_network(quantiles_config).to(data.weight.device)
+        own = {
+            name: tensor for name, tensor in tops.state_dict().items() if not name.startswith("quantiles.")
+        }
+        network.load_state_dict(network.state_dict() | own)
+        quantiles = _own(network)
+        weight = loss_weights(data.weight, config.loss.negative_weights)
+        stride = math.ceil(len(train_index) / _STANDARDISATION_EVENTS)
+        train = _sample(network, data, train_index, weight)
+        some = train.take(torch.arange(0, len(train_index), stride, device=weight.device))
+        quantiles.fit_scales(some.objects, some.p4, some.truth)
+        variants = [train]
+        if config.augment_charge_exchange:
+            variants.append(_sample(network, data, train_index, weight, exchanged=True))
+        validation = _sample(network, data, validation_index, weight)
+        name = f"network {fold + 1}/{len(networks)} " if len(networks) > 1 else ""
+        _train(quantiles, variants, validation, config, fold, name, report)
+        calibrate(network, validation)
+        trained.append(network.eval())
+    return trained, {"test": coverage(trained, data)}
+
+
+def _train(
+    quantiles: QuantileNetwork,
+    variants: Sequence[_Sample],
+    validation: _Sample,
+    config: TrainConfig,
+    fold: int,
+    name: str,
+    report: Callable[[str], object],
+) -> None:
+    """Minimise the pinball loss; keep the weights of the best epoch."""
+    options = config.quantiles
+    n = len(variants[0].weight)
+    batch_size = min(options.batch_size, n)
+    steps = n // batch_size
+    optimiser = torch.optim.AdamW(
+        quantiles.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, options.learning_rate, total_steps=options.epochs * steps, pct_start=0.1
+    )
+    mean_weight = variants[0].weight.mean()
+    best, best_weights = math.inf, quantiles.state_dict()
+    for epoch in range(options.epochs):
+        draw = torch.Generator().manual_seed(_seed(config.seed, fold, epoch))
+        order = torch.randperm(n, generator=draw)
+        variant = torch.randint(len(variants), (steps,), generator=draw).tolist()
+        quantiles.train()
+        total = 0.0
+        for step in range(steps):
+            index = order[step * batch_size : (step + 1) * batch_size].to(mean_weight.device)
+            batch = variants[variant[step]].take(index)
+            loss = _loss(quantiles, batch, batch.weight / mean_weight)
+            if not loss.isfinite():
+                raise TrainingError(f"quantiles: loss is {loss.item()} in epoch {epoch} (network {fold})")
+            quantiles.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(quantiles.parameters(), _CLIP_NORM)
+            optimiser.step()
+            schedule.step()
+            total += loss.item() / steps
+        now = _mean_loss(quantiles, validation)
+        progress = f"{name}quantiles, epoch {epoch + 1}/{options.epochs}"
+        report(f"{progress}: pinball loss {total:.4f}; validation {now:.4f}")
+        if now < best:
+            best = now
+            best_weights = {key: value.clone() for key, value in quantiles.state_dict().items()}
+    quantiles.load_state_dict(best_weights)
+
+
+def _loss(quantiles: QuantileNetwork, batch: _Sample, weight: Tensor) -> Tensor:
+    residual = batch.truth - quantiles.values(batch.objects, batch.p4, batch.p4)
+    u = quantiles.residual_quantiles(batch.objects, batch.p4)
+    return (weight * pinball_loss(u, residual, quantiles.unit).mean(1)).mean()
+
+
+@torch.no_grad()
+def _mean_loss(quantiles: QuantileNetwork, sample: _Sample) -> float:
+    quantiles.eval()
+    losses = [_loss(quantiles, batch, batch.weight) * len(batch.weight) for batch in sample.batches()]
+    return float(torch.stack(losses).double().sum() / sample.weight.double().sum())
+
+
+def calibrate(network: TopNetwork, sample: _Sample) -> None:
+    """Correct a network's quantiles on events that it was not trained on."""
+    quantiles = _own(network)
+    n_bins = max(1, min(len(quantiles.knots), len(sample.weight) // _CALIBRATION_EVENTS))
+    network.eval()
+    with torch.no_grad():
+        u = torch.cat([quantiles.residual_quantiles(batch.objects, batch.p4) for batch in sample.batches()])
+        predicted = quantiles.values(sample.objects, sample.p4, sample.p4)
+    arrays = (
+        x.double().cpu().numpy()
+        for x in (u, sample.truth - predicted, sample.weight, fourvector.mass(sample.p4.sum(1)).log())
+    )
+    quantiles.set_calibration(fit_calibration(*arrays, n_bins=n_bins))
+
+
+def recalibrate(networks: Sequence[TopNetwork], data: TrainingData, config: TrainConfig) -> None:
+    """Calibrate trained quantiles anew, on all events of other data.
+
+    Parameters
+    ----------
+    networks
+        One network per fold, each calibrated on the events of its fold; changed in place.
+    data
+        Events that the networks were not trained on.
+    config
+        `loss.negative_weights`.
+
+    Raises
+    ------
+    TrainingError
+        If a network has no quantiles or no events.
+    """
+    weight = loss_weights(data.weight, config.loss.negative_weights)
+    for fold, network in enumerate(networks):
+        if network.quantiles is None:
+            raise TrainingError("recalibrate: the model has no quantiles; `topreco quantiles` adds them")
+        own = torch.ones_like(data.fold, dtype=torch.bool) if len(networks) == 1 else data.fold == fold
+        index = own.nonzero().squeeze(1)
+        if not weight[index].sum() > 0:
+            raise TrainingError(f"recalibrate: no events with weight for network {fold}")
+        calibrate(network, _sample(network, data, index, weight))
+
+
+def coverage(networks: Sequence[TopNetwork], data: TrainingData) -> dict[str, Any]:
+    """How often the truth lies within the intervals of the test events, with signed weights.
+
+    Returns
+    -------
+    metrics
+        By observable: ``coverage68`` and ``coverage95``, and ``pinball``, the mean pinball loss in the unit
+        of training. Empty without test events.
+    """
+    inside, losses, weights = [], [], []
+    for fold, network in enumerate(networks):
+        quantiles = _own(network)
+        index = data.indices(fold)[2]
+        if len(index) == 0:
+            continue
+        sample = _sample(network, data, index, data.weight)
+        with torch.no_grad():
+            for batch in sample.batches():
+                u = quantiles.calibrated_quantiles(batch.objects, batch.p4)
+                residual = batch.truth - quantiles.values(batch.objects, batch.p4, batch.p4)
+                above = residual[..., None] > u
+                inside.append(torch.stack([above[..., i] & ~above[..., -1 - i] for i in (1, 0)], -1))
+                losses.append(pinball_loss(u, residual, quantiles.unit))
+            weights.append(sample.weight)
+    if not weights:
+        return {}
+    weight = torch.cat(weights).double()[:, None] / torch.cat(weights).double().sum()
+    covered = (weight[..., None] * torch.cat(inside)).sum(0)
+    loss = (weight * torch.cat(losses)).sum(0)
+    return {
+        name: {
+            "coverage68": float(covered[i, 0]),
+            "coverage95": float(covered[i, 1]),
+            "pinball": float(loss[i]),
+        }
+        for i, name in enumerate(_own(networks[0]).observables)
+    }
+
+
+@torch.no_grad()
+def _sample(
+    network: TopNetwork, data: TrainingData, index: Tensor, weight: Tensor, *, exchanged: bool = False
+) -> _Sample:
+    """Events of some indices as the network of tops sees them, with charges exchanged if asked for."""
+    quantiles = _own(network)
+    network.eval()
+    objects, tops = data.objects.take(index), data.tops[index]
+    if exchanged:
+        objects, tops = objects.charge_exchanged(), tops.flip(1)
+    parts = [
+        (p4, quantiles.values(batch, truth, p4))
+        for start in range(0, len(index), _EVALUATION_BATCH)
+        for batch, truth in [
+            (objects.take(slice(start, start + _EVALUATION_BATCH)), tops[start : start + _EVALUATION_BATCH])
+        ]
+        for p4 in [network(batch)]
+    ]
+    p4, values = (torch.cat(column) for column in zip(*parts, strict=True))
+    if "c_hel" in quantiles.observables:
+        # That of the true leptons, which charge exchange leaves as it is.
+        values[:, quantiles.observables.index("c_hel")] = data.c_hel[index]
+    return _Sample(objects, p4, values, weight[index])
+
+
+def _own(network: TopNetwork) -> QuantileNetwork:
+    if network.quantiles is None:
+        raise ValueError("a network with quantiles expected")
+    return network.quantiles
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence((_STREAM, *parts)).generate_state(1, np.uint64)[0])
