@@ -72,6 +72,20 @@ def test_every_column(tmp_path, events, pairs, file_format):
             np.testing.assert_allclose(table[f"{prefix}_{key}"], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("file_format", ["parquet", "root"])
+def test_uncertainties(tmp_path, events, pairs, file_format):
+    quantiles = np.sort(np.random.default_rng(6).uniform(300, 900, (len(events), 5)), axis=1)
+    valid = np.arange(len(events)) != 3
+    pair = dataclasses.replace(
+        pairs["good-one"], valid=valid, quality=-quantiles[:, 2], quantiles={"m_tt": quantiles}
+    )
+    table = read(tmp_path / write(tmp_path, events, {"net": pair}, file_format)["path"])
+    for i, label in enumerate(("q025", "q160", "q500", "q840", "q975")):
+        expected = np.where(valid, quantiles[:, i], np.nan)
+        np.testing.assert_allclose(table[f"net_m_tt_{label}"], expected, rtol=1e-6)
+    np.testing.assert_allclose(table.net_quality, np.where(valid, -quantiles[:, 2], np.nan), rtol=1e-6)
+
+
 def test_formats_agree(tmp_path, events, pairs):
     one, two = (read(tmp_path / write(tmp_path, events, pairs, form)["path"]) for form in ("parquet", "root"))
     assert one.fields == two.fields

@@ -135,6 +135,23 @@ def test_no_events(events, toy_model):
     assert tops.top.pt.to_list() == []
 
 
+def test_uncertainties_are_aligned(events):
+    quantiles = np.sort(np.random.default_rng(6).uniform(300, 900, (len(events), 5)), axis=1)
+    valid = np.arange(len(events)) != 3
+
+    class Method:
+        name = "own"
+
+        def __call__(self, events):
+            p4 = np.ones((len(events), 2, 4))
+            return topreco.TopPair(p4, valid, quality=-quantiles[:, 2], quantiles={"m_tt": quantiles})
+
+    tops = topreco.reconstruct(events, Method())
+    np.testing.assert_array_equal(tops.quality, np.where(valid, -quantiles[:, 2], np.nan))
+    np.testing.assert_array_equal(tops.quantiles.m_tt, np.where(valid[:, None], quantiles, np.nan))
+    assert "quality" not in topreco.reconstruct(events, "ellipse_unsmeared").fields
+
+
 def test_only_the_system(events):
     tops = topreco.reconstruct(events, "loose")
     assert ak.any(tops.valid)

@@ -12,7 +12,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 
 from topreco.config import ModelConfig
 from topreco.errors import TopRecoError
-from topreco.events import toy_events
+from topreco.events import QUANTILE_LEVELS, toy_events
 from topreco.network import export, reader
 from topreco.network.build import build_network
 from topreco.network.checkpoint import load_artefact, save_artefact
@@ -86,13 +86,18 @@ def artefact_of(folder, *networks, metadata=None):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Two small networks, of two folds, with a Triton folder: exporting takes seconds."""
+    """Two small networks with quantiles, of two folds, with a Triton folder: exporting takes seconds."""
     folder = tmp_path_factory.mktemp("exported")
     backbone = {"kind": "lgatr_slim", "blocks": 1, "vector_channels": 4, "scalar_channels": 8, "heads": 1}
-    config = ModelConfig.model_validate({"backbone": backbone})
+    quantiles = {"backbone": backbone, "hidden": 8, "observables": ["m_tt", "pt_top", "c_hel"]}
+    config = ModelConfig.model_validate({"backbone": backbone, "quantiles": quantiles})
     with torch.random.fork_rng():
         torch.manual_seed(3)
         networks = [build_network(config) for _ in range(2)]
+        for network in networks:
+            network.quantiles.knots.copy_(torch.linspace(5.9, 6.8, 8))
+            network.quantiles.shift.uniform_(-0.3, 0.3)
+            network.quantiles.stretch.uniform_(0.7, 1.5)
     saved = artefact_of(folder, *networks, metadata={"training": {"note": "ℓ⁺ℓ⁻"}})
     written = export_onnx(saved, folder / "model.onnx", triton=folder / "models")
     assert sorted(written) == sorted(path for path in folder.rglob("*.*") if path.suffix != ".safetensors")
@@ -147,6 +152,31 @@ def test_any_number_of_events_and_jets(exported, n, places):
     p4, valid, *_ = model.run(arrays(events), fold=fold_of(events, 2))
     assert valid.all()
     assert relative_difference(p4, predict(saved.networks, events).p4) < 1e-4
+
+
+def test_quantiles_agree_with_torch(exported):
+    saved, model = exported
+    events = toy_events(1000, seed=6)
+    answer, expected = model.run(arrays(events), fold=fold_of(events, 2)), predict(saved.networks, events)
+    assert list(answer.quantiles) == list(expected.quantiles) == ["m_tt", "pt_top", "c_hel"]
+    for name, values in expected.quantiles.items():
+        np.testing.assert_allclose(answer.quantiles[name], values, rtol=1e-4, atol=1e-3)
+    assert relative_difference(answer.uncertainty, expected.uncertainty) < 1e-3
+    pair = OnnxReconstructor(model.path, threads=1)(events)
+    np.testing.assert_allclose(pair.quality, expected.quality, rtol=1e-3)
+
+
+def test_the_reader_gives_quantiles(exported, monkeypatch):
+    _, model = exported
+    events = toy_events(20)
+    monkeypatch.setattr(reader, "make_objects", lambda **_: arrays(events))
+    settings = {"btag_threshold": 0.2783, "max_jets": 12, "m_lb_max": 180.0}
+    tops = TopModel(model.path, **settings)(fold=fold_of(events, 2))
+    pair = OnnxReconstructor(model.path, threads=1)(events)
+    np.testing.assert_allclose(tops.quality, pair.quality, rtol=1e-3)
+    np.testing.assert_allclose(tops.quantiles["c_hel"], pair.quantiles["c_hel"], atol=1e-3)
+    np.testing.assert_allclose(tops.top_std, pair.uncertainty[:, 0], rtol=1e-2)
+    assert reader.QUANTILE_LEVELS == QUANTILE_LEVELS
 
 
 def test_metadata_is_that_of_the_model_file(exported):
