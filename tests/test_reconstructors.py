@@ -9,6 +9,7 @@ import torch
 
 import topreco
 from topreco import fourvector
+from topreco.compare import load_methods
 from topreco.config import SolverConfig
 from topreco.constants import M_B, M_MUON, M_TOP, M_W
 from topreco.errors import TopRecoError
@@ -158,3 +159,28 @@ def test_analytic_methods_pickle():
 def test_missing_response_is_refused_at_once(tmp_path):
     with pytest.raises(TopRecoError, match=r"absent\.json"):
         topreco.load("sonnenschein", solvers=SolverConfig(response=tmp_path / "absent.json"))
+
+
+# ---- quality ---------------------------------------------------------------------------------------------
+
+
+def test_a_quality_cut_makes_events_unsolved():
+    method = topreco.load("ellipse_closest")
+    events = toy_events(60)
+    pair = method(events)
+    minimum = float(np.nanmedian(pair.quality))
+    (cut,) = load_methods([method], min_quality={"ellipse_closest": minimum})
+    kept = cut(events)
+    assert (cut.name, cut.uses_event_key, cut.path) == (method.name, method.uses_event_key, None)
+    np.testing.assert_array_equal(kept.valid, pair.valid & (pair.quality >= minimum))
+    assert 0 < kept.valid.sum() < pair.valid.sum()
+    np.testing.assert_array_equal(kept.p4, pair.p4)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(cut))(events).valid, kept.valid)
+
+
+def test_quality_cuts_that_mean_nothing(toy_model):
+    with pytest.raises(TopRecoError, match=r"min_quality\.elipse: no such method; there are ellipse"):
+        load_methods(["ellipse"], min_quality={"elipse": 1.0})
+    (cut,) = load_methods([toy_model], min_quality={"toy": -0.1})
+    with pytest.raises(TopRecoError, match="min_quality: method 'toy' tells no quality"):
+        cut(toy_events(2))

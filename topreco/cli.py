@@ -203,11 +203,13 @@ def export(
     triton: Annotated[
         Path | None, typer.Option(help="Folder of a Triton model repository to put the model into too.")
     ] = None,
+    quantiles: Annotated[bool, typer.Option(help="With the uncertainty of each event.")] = True,
 ) -> None:
     """Write a network as ONNX, which needs no torch, and a reader for any framework (extra `onnx`)."""
     from topreco.network.export import export_onnx
 
-    for path in export_onnx(_network(model, "export").artefact, output, triton=triton):
+    artefact = _network(model, "export").artefact
+    for path in export_onnx(artefact, output, triton=triton, quantiles=quantiles):
         typer.echo(path)
 
 

@@ -11,7 +11,7 @@ from topreco.config import NOMINAL, SolverConfig
 from topreco.errors import TopRecoError
 from topreco.evaluation.histograms import fill
 from topreco.events import DileptonEvents, FloatArray, TopPair, Truth
-from topreco.reconstructors import Reconstructor, load
+from topreco.reconstructors import QualityCut, Reconstructor, load
 
 
 def load_methods(
@@ -20,6 +20,8 @@ def load_methods(
     threads: int | None = None,
     solvers: SolverConfig | None = None,
     ship: bool = False,
+    quantiles: bool = True,
+    min_quality: Mapping[str, float] | None = None,
 ) -> list[Reconstructor]:
     """Reconstructors with names of their own.
 
@@ -33,6 +35,10 @@ def load_methods(
         Settings of the analytic methods that are given by name.
     ship
         Pickle the model files that are loaded with their content.
+    quantiles
+        Evaluate the uncertainty of each event, too, of models that are loaded and have it.
+    min_quality
+        Smallest quality of an event that counts as solved, by name of the method.
 
     Returns
     -------
@@ -42,16 +48,21 @@ def load_methods(
     Raises
     ------
     TopRecoError
-        If a method cannot be loaded, or two have the same name.
+        If a method cannot be loaded, two have the same name, or `min_quality` names none of them.
     """
     loaded = [
-        load(m, threads=threads, solvers=solvers, ship=ship) if isinstance(m, str | Path) else m
+        load(m, threads=threads, solvers=solvers, ship=ship, quantiles=quantiles)
+        if isinstance(m, str | Path)
+        else m
         for m in methods
     ]
     names = [method.name for method in loaded]
     if len(set(names)) < len(names):
         raise TopRecoError(f"methods: every method needs a name of its own, found {', '.join(names)}")
-    return loaded
+    cuts = min_quality or {}
+    if unknown := sorted(cuts.keys() - set(names)):
+        raise TopRecoError(f"min_quality.{unknown[0]}: no such method; there are {', '.join(names)}")
+    return [QualityCut(m, cuts[m.name]) if m.name in cuts else m for m in loaded]
 
 
 def fill_methods(

@@ -798,6 +798,9 @@ class RunConfig(Config):
     tree: str = "Events"
     methods: tuple[str, ...] = ()
     """Model files, or names that `topreco.load` knows."""
+    min_quality: dict[str, float] = {}
+    """Smallest quality of an event that counts as solved, by name of the method: for networks with quantiles
+    −0.1 keeps events whose m_tt is known to 10 %."""
     solvers: SolverConfig = SolverConfig()
     """Of the analytic methods."""
     selection: SelectionConfig = SelectionConfig()

@@ -148,7 +148,15 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
     pepper = _is_pepper(config)
     inputs, skipped = _inspect(config, pepper, progress)
     presets = _presets(config, inputs, pepper)
-    methods = load_methods(config.methods, threads=1, solvers=config.solvers, ship=config.ship_model)
+    methods = load_methods(
+        config.methods,
+        threads=1,
+        solvers=config.solvers,
+        ship=config.ship_model,
+        # Histograms do not need them.
+        quantiles=config.output_columns is not None or bool(config.min_quality),
+        min_quality=config.min_quality,
+    )
     check_corrections(config.systematics)
     description = describe_configuration(config, methods)
     with _output_folder(config.output) as folder:

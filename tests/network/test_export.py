@@ -166,6 +166,19 @@ def test_quantiles_agree_with_torch(exported):
     np.testing.assert_allclose(pair.quality, expected.quality, rtol=1e-3)
 
 
+def test_quantiles_can_be_left_out(exported, tmp_path):
+    saved, model = exported
+    export_onnx(saved, tmp_path / "plain.onnx", quantiles=False)
+    plain, events = TopModel(tmp_path / "plain.onnx"), toy_events(100)
+    fold = fold_of(events, 2)
+    answer = plain.run(arrays(events), fold=fold)
+    assert answer.quantiles is None
+    assert relative_difference(answer.p4, model.run(arrays(events), fold=fold).p4) < 1e-5
+    # Nor need they be evaluated, or be lost to those who share the model.
+    assert model.run(arrays(events), fold=fold, quantiles=False).quantiles is None
+    assert saved.networks[0].quantiles is not None
+
+
 def test_the_reader_gives_quantiles(exported, monkeypatch):
     _, model = exported
     events = toy_events(20)

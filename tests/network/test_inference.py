@@ -116,7 +116,7 @@ def test_leaves_the_network_as_it_was():
 def test_cannot_depend_on_truth_or_weights():
     hints = typing.get_type_hints(predict)
     assert hints["events"] is DileptonEvents
-    assert list(inspect.signature(predict).parameters) == ["networks", "events", "batch_size"]
+    assert list(inspect.signature(predict).parameters) == ["networks", "events", "batch_size", "quantiles"]
     assert "Truth" not in vars(inference)
     events = toy_events(20)
     other = dataclasses.replace(events, weight=-3 * events.weight)

@@ -59,7 +59,7 @@ _TRITON_BATCH, _TRITON_MAX_BATCH = 256, 4096
 
 
 def export_onnx(
-    artefact: Artefact, path: str | Path, *, triton: str | Path | None = None
+    artefact: Artefact, path: str | Path, *, triton: str | Path | None = None, quantiles: bool = True
 ) -> tuple[Path, ...]:
     """Write a model as ONNX, whole or not at all, with the reader beside it.
 
@@ -73,6 +73,8 @@ def export_onnx(
         File to write (`.onnx`).
     triton
         Folder of a Triton model repository in which to put the model too, under the file's stem.
+    quantiles
+        With the uncertainty of each event, if the model has it.
 
     Returns
     -------
@@ -84,6 +86,8 @@ def export_onnx(
     TopRecoError
         If the extra `onnx` is missing, a file cannot be written, or torch and onnxruntime disagree.
     """
+    if not quantiles:
+        artefact = _without_quantiles(artefact)
     path = Path(path)
     if path.suffix != ".onnx":
         raise TopRecoError(f"{path}: a name with the suffix .onnx expected")
@@ -108,6 +112,16 @@ def export_onnx(
         )
         written += [folder / "1" / "model.onnx", folder / "config.pbtxt"]
     return tuple(written)
+
+
+def _without_quantiles(artefact: Artefact) -> Artefact:
+    """The same model of tops without their uncertainty."""
+    networks = copy.deepcopy(artefact.networks)
+    config = artefact.config.model_copy(update={"quantiles": None})
+    for network in networks:
+        network.config, network.quantiles = config, None
+    metadata = artefact.metadata | {"model": artefact.metadata["model"] | {"quantiles": None}}
+    return Artefact(networks, metadata, config)
 
 
 class _Graph(nn.Module):

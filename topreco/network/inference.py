@@ -17,7 +17,9 @@ from topreco.network.tokens import Objects
 _BATCH_MULTIPLE = 64
 
 
-def predict(networks: Sequence[TopNetwork], events: DileptonEvents, *, batch_size: int = 256) -> TopPair:
+def predict(
+    networks: Sequence[TopNetwork], events: DileptonEvents, *, batch_size: int = 256, quantiles: bool = True
+) -> TopPair:
     """Reconstruct the top-quark pair of each event with the network that has not seen it.
 
     Parameters
@@ -28,6 +30,8 @@ def predict(networks: Sequence[TopNetwork], events: DileptonEvents, *, batch_siz
         Selected events, any number.
     batch_size
         Events per forward pass; results depend on it by rounding only.
+    quantiles
+        Evaluate the quantiles, too, of networks that have them.
 
     Returns
     -------
@@ -45,7 +49,7 @@ def predict(networks: Sequence[TopNetwork], events: DileptonEvents, *, batch_siz
     if batch_size < 1:
         raise ValueError(f"predict: batch_size {batch_size} found, at least 1 expected")
     fold = fold_of(events, len(networks))
-    own = networks[0].quantiles
+    own = networks[0].quantiles if quantiles else None
     columns = [np.full((len(events), 2, 4), np.nan)]
     if own is not None:
         columns.append(np.full((len(events), len(own.observables), len(QUANTILE_LEVELS)), np.nan))
@@ -57,7 +61,7 @@ def predict(networks: Sequence[TopNetwork], events: DileptonEvents, *, batch_siz
         try:
             for start in range(0, len(mine), batch_size):
                 chosen = mine[start : start + batch_size]
-                for column, answer in zip(columns, _forward(network, events[chosen]), strict=True):
+                for column, answer in zip(columns, _forward(network, events[chosen], quantiles), strict=True):
                     column[chosen] = answer
         finally:
             network.train(training)
@@ -67,12 +71,12 @@ def predict(networks: Sequence[TopNetwork], events: DileptonEvents, *, batch_siz
         column[~valid] = np.nan
     if own is None:
         return TopPair(p4=p4, valid=valid)
-    quantiles = {name: columns[1][:, i] for i, name in enumerate(own.observables)}
-    return TopPair(p4, valid, quality=mass_quality(quantiles), uncertainty=columns[2], quantiles=quantiles)
+    by_name = {name: columns[1][:, i] for i, name in enumerate(own.observables)}
+    return TopPair(p4, valid, quality=mass_quality(by_name), uncertainty=columns[2], quantiles=by_name)
 
 
 @torch.inference_mode()
-def _forward(network: TopNetwork, events: DileptonEvents) -> list[FloatArray]:
+def _forward(network: TopNetwork, events: DileptonEvents, quantiles: bool) -> list[FloatArray]:
     """Everything that the network answers, NaN for events that are not finite."""
     parameter = next(network.parameters())
     # A value beyond the network's precision is an infinity, not an error.
@@ -82,7 +86,8 @@ def _forward(network: TopNetwork, events: DileptonEvents) -> list[FloatArray]:
     filled = -(-len(finite) // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
     padded = finite[torch.arange(filled) % max(len(finite), 1)]
     columns = []
-    for answer in network.answers(objects.take(padded).to(parameter.device)):
+    batch = objects.take(padded).to(parameter.device)
+    for answer in network.answers(batch) if quantiles else (network(batch),):
         column = torch.full((len(events), *answer.shape[1:]), torch.nan, dtype=torch.float64)
         column[finite] = answer[: len(finite)].double().cpu()
         columns.append(column.numpy())

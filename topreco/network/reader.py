@@ -211,7 +211,7 @@ class TopModel:
         quality = None if mass is None else -0.5 * np.log(mass[:, 3] / mass[:, 1])
         return Tops(p4[:, 0], p4[:, 1], valid, quantiles, quality, std[:, 0], std[:, 1])
 
-    def run(self, objects: Mapping[str, Array], *, fold: Any = None) -> Answer:
+    def run(self, objects: Mapping[str, Array], *, fold: Any = None, quantiles: bool = True) -> Answer:
         """What the model says of objects in GeV.
 
         Parameters
@@ -220,6 +220,8 @@ class TopModel:
             The arrays of `INPUTS`, as `make_objects` gives them; other types of numbers are converted.
         fold
             See a call.
+        quantiles
+            Evaluate the uncertainties, too, of models that have them.
 
         Returns
         -------
@@ -241,7 +243,7 @@ class TopModel:
         if metadata["folds"] > 1:
             inputs["fold"] = _checked_fold(self.path, fold, n, metadata["folds"])
         finite = _finite(inputs)
-        names = self.observables
+        names = self.observables if quantiles else ()
         columns = [np.full((n, 2, 4), np.nan)]
         if names:
             columns += [np.full((n, len(names), len(QUANTILE_LEVELS)), np.nan), np.full((n, 2, 4), np.nan)]
@@ -258,8 +260,7 @@ class TopModel:
             column[~valid] = np.nan
         if not names:
             return Answer(columns[0], valid)
-        quantiles = {name: columns[1][:, i] for i, name in enumerate(names)}
-        return Answer(columns[0], valid, quantiles, columns[2])
+        return Answer(columns[0], valid, {name: columns[1][:, i] for i, name in enumerate(names)}, columns[2])
 
     def _open(self) -> tuple[Any, dict[str, Any]]:
         """Session and metadata."""
