@@ -21,7 +21,7 @@ in data, only ``events`` and ``spectrum`` are filled. A moment is the sum its na
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import hist
@@ -122,7 +122,7 @@ def book(config: HistogramConfig | None = None) -> dict[str, hist.Hist]:
     for name in config.observables:
         observable = OBSERVABLES[name]
         edges = _edges(config, name)
-        fine = _fine_edges(edges)
+        fine = fine_edges(edges)
         label = observable.axis_label
         n_bins, low, high = SPECTRUM_BINS.get(name, (60, edges[0], edges[-1]))
         moment = _category("moment", TRUTH_MOMENTS)
@@ -200,7 +200,7 @@ def _edges(config: HistogramConfig, name: str) -> Array:
     return edges
 
 
-def _fine_edges(edges: Array) -> Array:
+def fine_edges(edges: Array) -> Array:
     """Edges with every bin divided into equal parts, those of the coarse bins among them exactly."""
     parts = max(1, _FINE_TRUTH_BINS // (len(edges) - 1))
     inner = [np.linspace(*ends, parts, endpoint=False) for ends in itertools.pairwise(edges)]
@@ -285,21 +285,19 @@ def fill(
     weight = np.asarray(events.weight, np.float64)
     check_weights(weight, f"events.weight ({dataset})")
     subsets = {"all": np.ones(n, np.bool_)} | ({} if common is None else {"common": np.asarray(common, bool)})
-    predicted = _values(histograms, pair.p4, pair.system, events.lepton_p4, pair.valid)
-    true: dict[str, Array] = {}
-    if truth is not None:
-        system = truth.tops.sum(axis=1)
-        true = _values(histograms, truth.tops, system, truth.lepton, truth.valid, also="m_tt")
+    names = observables_of(histograms)
+    predicted = predicted_values(names, events, pair)
+    true = {} if truth is None else true_values((*names, "m_tt"), truth)
 
     category = dataset, method, variation
     channel = events.channel.astype(np.intp)
-    for name in observables_of(histograms):
+    for name in names:
         observable = OBSERVABLES[name]
         pred = predicted[name]
         solved = has_value(pred, relative=observable.relative)
         spectrum = histograms[f"spectrum/{name}"]
-        counts = _Filler(histograms["events"], *category)
-        values = _Filler(spectrum, *category)
+        counts = Filler(histograms["events"], *category)
+        values = Filler(spectrum, *category)
         for subset, chosen in subsets.items():
             for outcome, passed in zip(OUTCOMES, (np.ones(n, np.bool_), solved & chosen), strict=True):
                 for moment, content in _counts(weight[passed]):
@@ -334,7 +332,7 @@ def _fill_truth(
     """Fill what needs truth, for one observable."""
     name = observable.name
     spectrum, migration = histograms[f"spectrum/{name}"], histograms[f"migration/{name}"]
-    values, migrations = _Filler(spectrum, *category), _Filler(migration, *category)
+    values, migrations = Filler(spectrum, *category), Filler(migration, *category)
     for subset, chosen in subsets.items():
         keep = solved & known & chosen
         p, t, w, c = pred[keep], true[name][keep], weight[keep], channel[keep]
@@ -348,7 +346,7 @@ def _fill_truth(
         if f"moments{suffix}/{name}" not in histograms:
             continue
         moments, residuals = histograms[f"moments{suffix}/{name}"], histograms[f"residual{suffix}/{name}"]
-        sums, tails = _Filler(moments, *category), _Filler(residuals, *category)
+        sums, tails = Filler(moments, *category), Filler(residuals, *category)
         coarse = moments.axes["truth"].index(np.where(known, true[binned_in], 0.0)) + 1
         fine = residuals.axes["truth"].index(np.where(known, true[binned_in], 0.0)) + 1
         for subset, chosen in subsets.items():
@@ -365,18 +363,22 @@ def _fill_truth(
             tails.add({"subset": subset}, [c, fine[keep], bins], w)
 
 
+def predicted_values(names: Iterable[str], events: DileptonEvents, pair: TopPair) -> dict[str, Array]:
+    """Observables of what a method reconstructed, NaN where it has no answer, each of shape (n,)."""
+    return _values(names, pair.p4, pair.system, events.lepton_p4, pair.valid)
+
+
+def true_values(names: Iterable[str], truth: Truth) -> dict[str, Array]:
+    """Observables of the generated tops, NaN where there are none, each of shape (n,)."""
+    return _values(names, truth.tops, truth.tops.sum(axis=1), truth.lepton, truth.valid)
+
+
 def _values(
-    histograms: Mapping[str, hist.Hist],
-    tops: Array,
-    system: Array,
-    leptons: Array,
-    valid: Array,
-    also: str | None = None,
+    names: Iterable[str], tops: Array, system: Array, leptons: Array, valid: Array
 ) -> dict[str, Array]:
     """Observables of valid events, NaN elsewhere, each of shape (n,)."""
     found = {}
-    names = dict.fromkeys((*observables_of(histograms), *([] if also is None else [also])))
-    for name in names:
+    for name in dict.fromkeys(names):
         values = np.full(len(valid), np.nan)
         # A method's overflowing momenta are events without a value, not a reason to warn.
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
@@ -392,7 +394,7 @@ def _counts(weight: Array) -> list[tuple[str, Array]]:
     return list(zip(COUNTS, (np.ones_like(weight), weight, weight**2), strict=True))
 
 
-class _Filler:
+class Filler:
     """Adds weighted events to the cells of one dataset, method and variation of a histogram.
 
     Sums are formed with `numpy.bincount` on bin numbers computed once, far faster than one call of

@@ -642,6 +642,11 @@ def stability(migration: Array) -> Array:
     return _divide(np.diagonal(migration), np.where(row > 0, row, 0))
 
 
+def bin_starts(fine: Array, coarse: Array) -> list[int]:
+    """First fine bin, with flow, of each coarse bin, with flow, given the edges of both."""
+    return [0, *(np.searchsorted(fine, coarse) + 1).tolist()]
+
+
 def merge_bins(counts: Array, starts: Sequence[int], axis: int) -> Array:
     """Contents of merged neighbouring bins.
 

@@ -181,7 +181,7 @@ def plot_residual(
         drawn = reach is not None
         if reach is not None:
             coarse = _coarser(edges, *reach, n_bins=50)
-            starts = [0, *(np.searchsorted(edges, coarse) + 1).tolist()]
+            starts = metrics.bin_starts(edges, coarse)
             for i, (method, counts) in enumerate(methods.items()):
                 if not counts.sum() > 0:
                     continue
@@ -528,7 +528,7 @@ def _figures_of(
     yield f"residual_{name}", plot_residual(tails, residual, observable, label=label)
     edges = histograms[f"moments/{name}"].axes["truth"].edges
     fine = histograms[f"migration/{name}"].axes["truth"].edges
-    starts = [0, *(np.searchsorted(fine, edges) + 1).tolist()]
+    starts = metrics.bin_starts(fine, edges)
     for method in with_truth:
         merged = contents("migration", method)
         for axis in (0, 1):

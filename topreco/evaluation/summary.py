@@ -210,7 +210,7 @@ def _result(contents: _Contents, grid: list[int]) -> Result:
 
     migration = contents.counts("migration")
     fine = contents.axis("migration", "truth").edges
-    coarse = _starts(fine, contents.axis("moments", "truth").edges)
+    coarse = metrics.bin_starts(fine, contents.axis("moments", "truth").edges)
     return Result(
         int(events["selected"]["n"]),
         int(events["solved"]["n"]),
@@ -265,18 +265,13 @@ def _bins(contents: _Contents, suffix: str) -> tuple[Bin, ...]:
     edges = contents.axis(f"moments{suffix}", "truth").edges
     counts = contents.counts(f"residual{suffix}")
     fine = contents.axis(f"residual{suffix}", "truth").edges
-    counts = metrics.merge_bins(counts, _starts(fine, edges), axis=0)
+    counts = metrics.merge_bins(counts, metrics.bin_starts(fine, edges), axis=0)
     residual_edges = contents.axis(f"residual{suffix}", "residual").edges
     share = metrics.efficiency(*(moments[key] for key in ("w_selected", "ww_selected", "w", "ww")))
     residuals = [Cumulative.from_histogram(row, residual_edges) for row in counts]
     found = metrics.collect(moments, residuals, [None] * len(residuals), share)
     ends = [-math.inf, *edges.tolist(), math.inf]
     return tuple(Bin(*x) for x in zip(ends[:-1], ends[1:], found, strict=True))
-
-
-def _starts(fine: Array, coarse: Array) -> list[int]:
-    """First fine bin, with flow, of each coarse bin, with flow."""
-    return [0, *(np.searchsorted(fine, coarse) + 1).tolist()]
 
 
 def _equal_bins(
