@@ -302,6 +302,63 @@ def plot(
     typer.echo(f"{len(paths)} files in {folder}")
 
 
+@app.command()
+def unfolding(
+    source: Annotated[Path, typer.Argument(help="Output folder of `topreco run`, or its histograms.coffea.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the files.")] = None,
+    min_purity: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Merge bins until each has this purity.")
+    ] = None,
+    min_stability: Annotated[
+        float | None, typer.Option(min=0, max=1, help="And this stability, by default as much.")
+    ] = None,
+    min_events: Annotated[float, typer.Option(min=0, help="And this many events.")] = 100,
+    reco_bins: Annotated[int, typer.Option(min=1, help="Reconstructed bins in each truth bin.")] = 2,
+    signal: Annotated[str | None, typer.Option(help="Dataset to optimise the bins for.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", "-m", help="Method; all by default.")
+    ] = None,
+    observable: Annotated[list[str] | None, typer.Option(help="Observable; all by default.")] = None,
+    plots: Annotated[bool, typer.Option(help="Make the figures too.")] = True,
+    label: Annotated[str, typer.Option(help="Text above the figures.")] = "Simulation",
+    experiment: Annotated[str, typer.Option(help="Experiment in bold before it, such as CMS.")] = "",
+    sqrt_s: Annotated[float | None, typer.Option(help="Centre-of-mass energy in TeV to show.")] = None,
+) -> None:
+    """Export response matrices of a run as ROOT and JSON, on request in bins of a minimum purity."""
+    from topreco.evaluation import unfolding_export as export_to
+    from topreco.evaluation.plotting import Label
+    from topreco.evaluation.unfolding import BinRequirements
+    from topreco.run import load_results
+
+    results = load_results(source)
+    bins = None
+    if min_purity is not None:
+        stability = min_purity if min_stability is None else min_stability
+        bins = BinRequirements(min_purity, stability, min_events, reco_bins)
+    elif min_stability is not None:
+        raise TopRecoError("--min-stability: belongs to --min-purity, which is not given")
+    found = export_to.collect_responses(
+        results["histograms"], methods=method or (), observables=observable or (), bins=bins, signal=signal
+    )
+    folder = output or (source if source.is_dir() else source.parent) / "unfolding"
+    # Who runs the processor in an own Runner has no metadata.
+    metadata = results.get("metadata", {"config": {"unfolding": {"phase_space": None}}, "kept": {}})
+    about = {"phase_space": metadata["config"]["unfolding"]["phase_space"], "kept": metadata["kept"]}
+    paths = export_to.write_responses(found, folder, about=about)
+    for table in export_to.tables(found):
+        _console().print(table)
+    if plots:
+        export_to.save_figures(found, folder, label=Label(label, experiment, sqrt_s))
+    for path in paths:
+        typer.echo(path)
+    for dataset, n in metadata["kept"].items():
+        if n["entries"] != n["generated"]:
+            typer.echo(
+                f"{dataset}: the files have {n['entries']} of {n['generated']} generated events. If these "
+                "were chosen, acceptances are too large, and only purity and stability are right"
+            )
+
+
 @app.command("config")
 def show_config(
     kind: Annotated[

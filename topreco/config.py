@@ -5,6 +5,7 @@ the value found and what is allowed.
 """
 
 import difflib
+import itertools
 import math
 import re
 import types
@@ -29,7 +30,7 @@ from pydantic import (
 
 from topreco.constants import M_TOP, M_W, M_Z
 from topreco.errors import TopRecoError
-from topreco.observables import OBSERVABLE_GROUPS
+from topreco.observables import OBSERVABLE_GROUPS, OBSERVABLES
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -735,6 +736,70 @@ class HistogramConfig(Config):
         return tuple(dict.fromkeys(o for name in names for o in OBSERVABLE_GROUPS.get(name, (name,))))
 
 
+Edges = Annotated[tuple[float, ...], Field(min_length=2)]
+
+
+class ResponseBins(Config):
+    """Bins of a response matrix."""
+
+    truth: Edges | None = None
+    """Edges; null takes fine ones, from which `topreco unfolding --min-purity` can make better."""
+    reco: Edges | None = None
+    """Edges; null takes those of `truth`. For purity and stability those of `truth` must be among them."""
+
+    @field_validator("truth", "reco")
+    @classmethod
+    def _rise(cls, edges: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if edges is not None and not all(map(math.isfinite, edges)):
+            raise ValueError("finite edges expected")
+        if edges is not None and any(b <= a for a, b in itertools.pairwise(edges)):
+            raise ValueError("rising edges expected")
+        return edges
+
+    @model_validator(mode="after")
+    def _reco_needs_truth(self) -> Self:
+        if self.truth is None and self.reco is not None:
+            raise ValueError("'reco' is given without 'truth'; give the edges of both, or of none")
+        return self
+
+
+class PhaseSpaceConfig(Config):
+    """Generated events that a measurement is unfolded to; with cuts on their partons, pT in GeV."""
+
+    decay: Literal["dileptonic", "prompt", "any"] = "dileptonic"
+    """Both W bosons give an e or μ, directly or through a τ; `prompt`: directly; `any`: every tt̄ pair."""
+    lepton_pt_min: NonNegative = 0.0
+    """Of both charged leptons."""
+    lepton_eta_max: Positive | None = None
+    b_pt_min: NonNegative = 0.0
+    """Of both b quarks, before they radiate."""
+    b_eta_max: Positive | None = None
+
+
+class UnfoldingConfig(Config):
+    """Response matrices, with the generated spectra of all events; none by default."""
+
+    observables: dict[str, ResponseBins] = {}
+    """Bins by observable. A list of names, or of groups of them, takes fine bins."""
+    phase_space: PhaseSpaceConfig = PhaseSpaceConfig()
+
+    @field_validator("observables", mode="before")
+    @classmethod
+    def _names_alone(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return {o: {} for name in value for o in OBSERVABLE_GROUPS.get(name, (name,))}
+        return value
+
+    @field_validator("observables")
+    @classmethod
+    def _known(cls, value: dict[str, ResponseBins]) -> dict[str, ResponseBins]:
+        for name in value:
+            if name not in OBSERVABLES:
+                known = ", ".join(OBSERVABLES)
+                raise ValueError(f"unknown observable {name!r}{nearest(name, OBSERVABLES)}; allowed: {known}")
+        return value
+
+
 class SkimConfig(Config):
     """`topreco skim`: ROOT files to a Parquet file of selected events."""
 
@@ -806,6 +871,7 @@ class RunConfig(Config):
     selection: SelectionConfig = SelectionConfig()
     histograms: HistogramConfig = HistogramConfig()
     systematics: SystematicsConfig = SystematicsConfig()
+    unfolding: UnfoldingConfig = UnfoldingConfig()
     executor: Literal["iterative", "futures", "dask", "parsl", "taskvine"] = "iterative"
     workers: PositiveInt = 1
     """Processes on this machine, or jobs of the batch system."""

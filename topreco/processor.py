@@ -1,7 +1,7 @@
 """The coffea processor: NanoAOD events to histograms of reconstructed top-quark pairs."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,22 @@ from coffea.processor import ProcessorABC
 
 from topreco.columns import ColumnWriter
 from topreco.compare import fill_methods, load_methods
-from topreco.config import NOMINAL, HistogramConfig, SelectionConfig, SolverConfig, SystematicsConfig
+from topreco.config import (
+    NOMINAL,
+    HistogramConfig,
+    SelectionConfig,
+    SolverConfig,
+    SystematicsConfig,
+    UnfoldingConfig,
+)
+from topreco.errors import TopRecoError
 from topreco.evaluation.histograms import book
-from topreco.events import DileptonEvents, FloatArray, Truth
+from topreco.evaluation.responses import book_responses, fill_generated, fill_responses
+from topreco.events import DileptonEvents, FloatArray, IntArray, TopPair, Truth
 from topreco.input.nano import rename_branches
 from topreco.input.pepper import is_pepper, select_pepper
 from topreco.input.selection import Selection, select_objects
-from topreco.input.systematics import check_corrections, event_weights, variations
+from topreco.input.systematics import check_corrections, event_weights, generated_weights, variations
 from topreco.input.truth import has_truth, read_truth
 from topreco.reconstructors import Reconstructor
 
@@ -42,6 +51,8 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
     systematics
         Corrections and variations; none by default. The cutflow is that of the nominal events, with the
         weights of the generator.
+    unfolding
+        Response matrices to fill; none by default.
     columns
         Where to write the results of each event; None keeps histograms only.
 
@@ -59,6 +70,7 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         solvers: SolverConfig | None = None,
         systematics: SystematicsConfig | None = None,
         columns: ColumnWriter | None = None,
+        unfolding: UnfoldingConfig | None = None,
     ) -> None:
         # One thread each: the executor already keeps every core busy.
         self.methods = load_methods(methods, threads=1, solvers=solvers)
@@ -66,6 +78,7 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         self.histograms = histograms or HistogramConfig()
         self.systematics = systematics or SystematicsConfig()
         self.columns = columns
+        self.unfolding = unfolding or UnfoldingConfig()
         # Refuse what is wrong here, not in the first worker.
         book(self.histograms)
         check_corrections(self.systematics)
@@ -75,24 +88,34 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         dataset = events.metadata["dataset"]
         weights: dict[str, FloatArray] = {}
         if is_pepper(events):
+            if self.unfolding.observables:
+                raise TopRecoError(
+                    f"unfolding: not for files of pepper, which lack the events it rejected: {dataset}"
+                )
             # pepper has corrected its objects, and its weights are final.
             selected = {NOMINAL: select_pepper(events, self.selection, dataset=dataset)}
         else:
             events = rename_branches(events, self.selection.branches)
             selected, weights = self._select_variations(events, dataset)
-        samples = dict(zip(selected, self._with_truth(events, list(selected.values())), strict=True))
-        nominal, truth = samples.pop(NOMINAL)
+        known, truth = self._read_truth(events, selected)
+        samples = {
+            name: (found.events, None if truth is None else truth[np.searchsorted(known, found.index)])
+            for name, found in selected.items()
+        }
+        nominal, nominal_truth = samples[NOMINAL]
         histograms = book(self.histograms)
         pairs = fill_methods(
             histograms,
             self.methods,
             dataset=dataset,
             events=nominal,
-            truth=truth,
-            variations=samples,
+            truth=nominal_truth,
+            variations={name: sample for name, sample in samples.items() if name != NOMINAL},
             weights=weights,
             metrics=self.systematics.metrics,
         )
+        if self.unfolding.observables:
+            histograms |= self._responses(events, truth, samples, weights, pairs)
         cutflow = selected[NOMINAL].cutflow.to_dict()
         output: dict[str, Any] = {"histograms": histograms, "cutflow": {dataset: cutflow}}
         if self.columns is not None:
@@ -117,16 +140,48 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
             weights |= {variation: weight * factor for variation, factor in factors.items()}
         return selected, weights
 
-    @staticmethod
-    def _with_truth(
-        events: Any, selections: Sequence[Selection]
-    ) -> list[tuple[DileptonEvents, Truth | None]]:
-        """Selected events with their truth, which is read once for what any selection has."""
+    def _read_truth(self, events: Any, selected: Mapping[str, Selection]) -> tuple[IntArray, Truth | None]:
+        """Positions in the chunk and truth of what any selection has, or for unfolding of all events."""
         if not has_truth(events):
-            return [(selection.events, None) for selection in selections]
-        index = np.unique(np.concatenate([selection.index for selection in selections]))
-        truth = read_truth(events[index])
-        return [(s.events, truth[np.searchsorted(index, s.index)]) for s in selections]
+            return np.empty(0, np.intp), None
+        if self.unfolding.observables:
+            return np.arange(len(events)), read_truth(events)
+        index = np.unique(np.concatenate([selection.index for selection in selected.values()]))
+        return index, read_truth(events[index])
+
+    def _responses(
+        self,
+        events: Any,
+        truth: Truth | None,
+        samples: Mapping[str, tuple[DileptonEvents, Truth | None]],
+        weights: Mapping[str, FloatArray],
+        pairs: Mapping[str, Mapping[str, TopPair]],
+    ) -> dict[str, Any]:
+        """Filled response matrices of the chunk, and the generated spectra of all its events."""
+        dataset = events.metadata["dataset"]
+        histograms = book_responses(self.unfolding)
+        if truth is not None:
+            fill_generated(
+                histograms,
+                self.unfolding.phase_space,
+                dataset=dataset,
+                truth=truth,
+                weights=generated_weights(events, self.systematics),
+            )
+        for variation, (selected, generated) in samples.items():
+            of_events = {variation: selected.weight, **(weights if variation == NOMINAL else {})}
+            for method, pair in pairs[variation].items():
+                fill_responses(
+                    histograms,
+                    self.unfolding.phase_space,
+                    dataset=dataset,
+                    method=method,
+                    events=selected,
+                    pair=pair,
+                    truth=generated,
+                    weights=of_events,
+                )
+        return histograms
 
     def postprocess(self, accumulator: dict[str, Any]) -> dict[str, Any]:
         """Nothing is left to do once the chunks are merged."""

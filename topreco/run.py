@@ -166,18 +166,25 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
             checkpointer = ChunkCheckpointer(config.checkpoint.absolute())
         writer = _column_writer(config, description, inputs)
         instance = DileptonProcessor(
-            methods, config.selection, config.histograms, systematics=config.systematics, columns=writer
+            methods,
+            config.selection,
+            config.histograms,
+            systematics=config.systematics,
+            columns=writer,
+            unfolding=config.unfolding,
         )
         schema = PepperSchema if pepper else QuietNanoAODSchema
         output, statistics = _run(config, instance, schema, inputs, skipped, checkpointer, progress)
         summary = summarise(output["histograms"])
         files = sorted(output.pop("columns", []), key=lambda entry: entry["path"])
-        metadata = {
+        metadata: dict[str, Any] = {
             "config": config.model_dump(mode="json"),
             "presets": presets,
             "versions": versions(),
             "run": asdict(statistics),
         }
+        if config.unfolding.observables:
+            metadata["kept"] = _kept(inputs)
         with complete_file(folder / "histograms.coffea") as temporary:
             coffea.util.save({**output, "metadata": metadata}, temporary)
         write_report(summary, folder / "results.json")
@@ -247,6 +254,17 @@ def _presets(config: RunConfig, inputs: _Inputs, pepper: bool) -> dict[str, str]
     }
 
 
+def _kept(inputs: _Inputs) -> dict[str, dict[str, int]]:
+    """By dataset, entries of the files that know how many events were generated for them, and that number."""
+    found: dict[str, dict[str, int]] = {}
+    for (dataset, _), summary in inputs.items():
+        if summary.generated is not None:
+            sums = found.setdefault(dataset, {"entries": 0, "generated": 0})
+            sums["entries"] += summary.n_entries
+            sums["generated"] += summary.generated[0]
+    return found
+
+
 def _is_pepper(config: RunConfig) -> bool:
     """Whether the files are event files of pepper, as the first that can be read is."""
     files = [file for files in config.fileset.values() for file in files]
@@ -259,6 +277,10 @@ def _is_pepper(config: RunConfig) -> bool:
         return False
     if config.systematics != SystematicsConfig():
         raise TopRecoError(f"systematics: not for files of pepper, which has made its own: {files[0]}")
+    if config.unfolding.observables:
+        raise TopRecoError(
+            f"unfolding: not for files of pepper, which lack the events it rejected: {files[0]}"
+        )
     return True
 
 
@@ -412,16 +434,28 @@ def load_histograms(path: str | Path) -> Mapping[str, Any]:
     TopRecoError
         If there is no such file or it was not written by `run`.
     """
+    return load_results(path)["histograms"]
+
+
+def load_results(path: str | Path) -> Mapping[str, Any]:
+    """Histograms, cutflow and metadata saved by `run`, from its folder or its ``histograms.coffea``.
+
+    Raises
+    ------
+    TopRecoError
+        If there is no such file or it was not written by `run`.
+    """
     path = Path(path)
     file = path / "histograms.coffea" if path.is_dir() else path
     if not file.is_file():
         raise TopRecoError(f"{file}: no such file; the output folder of `topreco run` expected")
     try:
         content = coffea.util.load(file)
-        return content["histograms"]
+        content["histograms"]
     # A damaged pickle raises almost anything.
     except Exception as error:
         raise TopRecoError(f"{file}: not the histograms of `topreco run` ({type(error).__name__})") from error
+    return content
 
 
 @contextmanager

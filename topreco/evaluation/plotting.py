@@ -213,6 +213,7 @@ def plot_migration(
     *,
     method: str,
     per: str = "truth",
+    reco_edges: Array | None = None,
     label: Label | None = None,
 ) -> Figure:
     """Map of true versus reconstructed bins, in percent, every bin of the same size whatever its width.
@@ -222,7 +223,7 @@ def plot_migration(
     counts
         Sums of weights by truth and reconstructed bin with flow, shape (bins + 2, bins + 2).
     edges
-        Edges of the bins, shape (bins + 1,).
+        Edges of the bins, shape (bins + 1,), those of truth if others are given for reconstruction.
     observable
         Observable that was reconstructed.
     method
@@ -230,6 +231,8 @@ def plot_migration(
     per
         "truth" normalises to the events of a truth bin, "reco" to those of a reconstructed bin; the flow is
         counted, so that the cells need not add up to 100 %.
+    reco_edges
+        Edges of the reconstructed bins, if they are others.
     label
         Text above the figure.
 
@@ -242,27 +245,30 @@ def plot_migration(
         raise ValueError(f"per: 'truth' or 'reco' expected, found {per!r}")
     total = counts.sum(axis=1 if per == "truth" else 0, keepdims=True)
     share = 100 * np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)[1:-1, 1:-1]
-    n = len(edges) - 1
+    reco_edges = edges if reco_edges is None else reco_edges
+    grids = [np.arange(float(len(of))) for of in (edges, reco_edges)]
     with _style():
         figure, axes = _canvas(label, width=12.0)
-        grid = np.arange(n + 1.0)
         top = float(np.nanmax(share)) if np.isfinite(share).any() else 0.0
         mesh = axes.pcolormesh(
-            grid, grid, np.ma.masked_invalid(share.T), cmap="cividis", vmin=0, vmax=top if top > 0 else 1.0
+            *grids, np.ma.masked_invalid(share.T), cmap="cividis", vmin=0, vmax=top if top > 0 else 1.0
         )
         bar = figure.colorbar(mesh, ax=axes, pad=0.02)
         bar.set_label(f"Share of the {'true' if per == 'truth' else 'reconstructed'} bin [%]")
-        if n <= 15:
+        if max(share.shape) <= 20:
+            size = 15 if max(share.shape) <= 15 else 12
             for (i, j), value in np.ndenumerate(share):
                 if abs(value) >= 0.5:
                     colour = "black" if value > 0.55 * top else "white"
                     axes.text(
-                        i + 0.5, j + 0.5, f"{value:.0f}", ha="center", va="center", size=15, color=colour
+                        i + 0.5, j + 0.5, f"{value:.0f}", ha="center", va="center", size=size, color=colour
                     )
-        step = max(1, math.ceil(n / 14))
-        texts = [f"{edge:.4g}" for edge in edges[::step]]
-        axes.set_xticks(grid[::step], texts, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(grid[::step], texts)
+        ticks = []
+        for grid, of in zip(grids, (edges, reco_edges), strict=True):
+            step = max(1, math.ceil((len(of) - 1) / 14))
+            ticks.append((grid[::step], [f"{edge:.4g}" for edge in of[::step]]))
+        axes.set_xticks(*ticks[0], rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(*ticks[1])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_locator(NullLocator())
         axes.tick_params(top=False, right=False, direction="out", length=6)
@@ -271,6 +277,46 @@ def plot_migration(
         _note(axes, method, boxed=True)
         if not np.isfinite(share).any():
             _no_events(axes)
+        return figure
+
+
+def plot_shares(
+    shares: Mapping[str, metrics.Estimate],
+    edges: Array,
+    observable: Observable,
+    *,
+    method: str,
+    label: Label | None = None,
+) -> Figure:
+    """Purity, stability and other fractions in truth bins, with statistical errors.
+
+    Parameters
+    ----------
+    shares
+        Fractions by name, shape (bins,); NaN is not drawn.
+    edges
+        Edges of the bins, shape (bins + 1,).
+    observable
+        The observable.
+    method
+        Name of the method.
+    label
+        Text above the figure.
+    """
+    with _style():
+        figure, axes = _canvas(label)
+        drawn = False
+        for i, (name, share) in enumerate(shares.items()):
+            drawn |= bool(np.isfinite(share.value).any())
+            colour = COLOURS[i % len(COLOURS)]
+            axes.stairs(share.value, edges, baseline=None, color=colour, linewidth=2.5)
+            error = np.where(np.isfinite(share.error), share.error, 0.0)
+            axes.errorbar(_middles(edges, i, len(shares)), share.value, yerr=error, label=name, **_marker(i))
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_xlabel(f"True {observable.axis_label}")
+        axes.set_ylabel("Fraction of events")
+        _note(axes, method, boxed=False)
+        _finish(axes, len(shares), drawn, from_zero=True)
         return figure
 
 

@@ -198,6 +198,56 @@ def event_weights(
     return factors
 
 
+def generated_weights(events: Any, config: SystematicsConfig) -> Iterator[tuple[str, FloatArray]]:
+    """Weights of all events of a chunk before the detector, for spectra of generated quantities.
+
+    Of the sources of weights those count that read the generator's own branches, such as `LHEScaleWeight` and
+    `PSWeight`. All others, such as efficiencies of the detector, change what is selected only.
+
+    Parameters
+    ----------
+    events
+        `NanoEvents` of the chunk, n of them.
+    config
+        Sources.
+
+    Yields
+    ------
+    name, weight
+        "nominal" first, then SOURCE_VARIATION, shape (n,).
+
+    Raises
+    ------
+    topreco.input.nano.InputError
+        If a branch is missing, cannot be read or has too few elements.
+    """
+    if not is_simulation(events):
+        yield NOMINAL, np.ones(len(events))
+        return
+    index = np.arange(len(events))
+    sources = {
+        name: source
+        for name, source in config.weights.items()
+        if source.branches and all(map(_of_theory, source.branches.values()))
+    }
+    weight = read_finite(events, "genWeight")
+    nominal = {
+        name: _element(events, index, *source.elements[NOMINAL])
+        for name, source in sources.items()
+        if source.corrects
+    }
+    yield NOMINAL, np.prod([weight, *nominal.values()], axis=0)
+    for name, source in sources.items():
+        others = [factor for other, factor in nominal.items() if other != name]
+        for variation in source.variations:
+            factor = _element(events, index, *source.elements[variation])
+            yield f"{name}_{variation}", np.prod([weight, *others, factor], axis=0)
+
+
+def _of_theory(branch: str) -> bool:
+    return branch.startswith(("LHE", "PSWeight"))
+
+
 # ---- objects ---------------------------------------------------------------------------------------------
 
 

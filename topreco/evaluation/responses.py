@@ -1,0 +1,204 @@
+"""Booking and filling of response matrices, with what is not in them: fakes, and events without an answer.
+
+All histograms merge exactly by addition, and hold sums of weights and of their squares. By key:
+
+============================  ==============================================================================
+response/OBSERVABLE           truth, reco: events of the phase space that a method reconstructs
+measured/OBSERVABLE           reco: all events that a method reconstructs, in data too
+fakes/OBSERVABLE              reco: those of them that are not of the phase space, of simulation only
+not_reconstructed/OBSERVABLE  truth: selected events of the phase space for which a method has no answer
+generated/OBSERVABLE          truth: all events of the phase space, whether selected or not
+============================  ==============================================================================
+
+They start with the axes dataset, method and variation, which grow, and channel; ``generated`` knows no method
+and no channel, and of variations only those of the generator. Every axis of an observable has under- and
+overflow. Without rounding, measured is the sum over truth of response, plus fakes.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import hist
+import numpy as np
+
+from topreco import fourvector
+from topreco.config import NOMINAL, PhaseSpaceConfig, UnfoldingConfig
+from topreco.evaluation.histograms import (
+    DEFAULT_BINS,
+    Filler,
+    fine_edges,
+    predicted_values,
+    true_values,
+)
+from topreco.evaluation.metrics import Array, check_weights, has_value
+from topreco.events import CHANNELS, BoolArray, DileptonEvents, TopPair, Truth
+from topreco.observables import OBSERVABLES
+
+
+def book_responses(config: UnfoldingConfig) -> dict[str, hist.Hist]:
+    """Empty response matrices of the configured observables.
+
+    Parameters
+    ----------
+    config
+        Observables and their bins.
+    """
+    histograms = {}
+    for name, bins in config.observables.items():
+        truth_edges = fine_edges(np.asarray(DEFAULT_BINS[name], float)) if bins.truth is None else bins.truth
+        label = OBSERVABLES[name].axis_label
+        truth = hist.axis.Variable(truth_edges, name="truth", label=f"True {label}")
+        reco_edges = truth_edges if bins.reco is None else bins.reco
+        reco = hist.axis.Variable(reco_edges, name="reco", label=f"Reconstructed {label}")
+        dataset, method, variation = (
+            hist.axis.StrCategory([], growth=True, name=axis) for axis in ("dataset", "method", "variation")
+        )
+        channel = hist.axis.StrCategory(CHANNELS, name="channel", overflow=False)
+        common = dataset, method, variation, channel
+        axes = {
+            "response": (*common, truth, reco),
+            "measured": (*common, reco),
+            "fakes": (*common, reco),
+            "not_reconstructed": (*common, truth),
+            "generated": (dataset, variation, truth),
+        }
+        for kind, of_kind in axes.items():
+            histograms[f"{kind}/{name}"] = hist.Hist(*of_kind, storage=hist.storage.Weight())
+    return histograms
+
+
+def in_phase_space(truth: Truth, config: PhaseSpaceConfig) -> BoolArray:
+    """Whether generated events belong to the phase space that is unfolded to, shape (n,).
+
+    Parameters
+    ----------
+    truth
+        Generated events, n of them; without two tops they belong to none.
+    config
+        Decay and cuts on the partons.
+    """
+    inside = truth.valid
+    if config.decay != "any":
+        inside &= truth.dileptonic
+    if config.decay == "prompt":
+        inside &= ~truth.via_tau.any(axis=1)
+    for p4, pt_min, eta_max in (
+        (truth.lepton, config.lepton_pt_min, config.lepton_eta_max),
+        (truth.b, config.b_pt_min, config.b_eta_max),
+    ):
+        # Unknown partons are NaN, which pass no cut.
+        if pt_min > 0:
+            inside &= (fourvector.pt(p4) > pt_min).all(axis=1)
+        if eta_max is not None:
+            inside &= (np.abs(fourvector.eta(p4)) < eta_max).all(axis=1)
+    return inside
+
+
+def fill_generated(
+    histograms: Mapping[str, hist.Hist],
+    phase_space: PhaseSpaceConfig,
+    *,
+    dataset: str,
+    truth: Truth,
+    weights: Iterable[tuple[str, Array]],
+) -> None:
+    """Fill the generated spectra of the phase space.
+
+    Parameters
+    ----------
+    histograms
+        Histograms of `book_responses`, filled in place.
+    phase_space
+        Which events to count.
+    dataset
+        Category to fill.
+    truth
+        Of all generated events, n of them, whether they are selected or not.
+    weights
+        Variations and their weights before the detector, shape (n,) each.
+
+    Raises
+    ------
+    ValueError
+        If a weight is not finite.
+    """
+    names = responses_of(histograms)
+    inside = in_phase_space(truth, phase_space)
+    values = true_values(names, truth[inside])
+    for variation, weight in weights:
+        check_weights(weight, f"generated weight ({dataset}, {variation})")
+        for name in names:
+            known = has_value(values[name], relative=OBSERVABLES[name].relative)
+            histograms[f"generated/{name}"].fill(
+                dataset, variation, values[name][known], weight=weight[inside][known]
+            )
+
+
+def fill_responses(
+    histograms: Mapping[str, hist.Hist],
+    phase_space: PhaseSpaceConfig,
+    *,
+    dataset: str,
+    method: str,
+    events: DileptonEvents,
+    pair: TopPair,
+    truth: Truth | None = None,
+    weights: Mapping[str, Array] | None = None,
+) -> None:
+    """Fill what one method made of selected events.
+
+    Parameters
+    ----------
+    histograms
+        Histograms of `book_responses`, filled in place.
+    phase_space
+        Which events are signal; those of others are fakes.
+    dataset, method
+        Categories to fill.
+    events
+        Selected events, n of them, whether solved or not.
+    pair
+        What the method reconstructed in them.
+    truth
+        Generated tops, None in data.
+    weights
+        Weights by variation, shape (n,) each; None takes that of the events as "nominal".
+
+    Raises
+    ------
+    ValueError
+        If lengths differ or a weight is not finite.
+    """
+    n = len(events)
+    for what, length in {"pair": len(pair), "truth": n if truth is None else len(truth)}.items():
+        if length != n:
+            raise ValueError(f"fill_responses: {n} events but {length} entries in {what} ({dataset})")
+    names = responses_of(histograms)
+    channel = events.channel.astype(np.intp)
+    predicted = predicted_values(names, events, pair)
+    inside = np.zeros(n, np.bool_) if truth is None else in_phase_space(truth, phase_space)
+    true = {} if truth is None else true_values(names, truth)
+    for name in names:
+        relative = OBSERVABLES[name].relative
+        solved = has_value(predicted[name], relative=relative)
+        signal = inside & has_value(true[name], relative=relative) if truth is not None else inside
+        truth_axis, reco_axis = histograms[f"response/{name}"].axes[-2:]
+        # Counted from the underflow on; values that are not there are not filled either.
+        reco = reco_axis.index(np.where(solved, predicted[name], 0.0)) + 1
+        generated = truth_axis.index(np.where(signal, true[name], 0.0)) + 1 if truth is not None else reco
+        parts = {"measured": (solved, [reco])}
+        if truth is not None:
+            parts |= {
+                "response": (solved & signal, [generated, reco]),
+                "fakes": (solved & ~signal, [reco]),
+                "not_reconstructed": (~solved & signal, [generated]),
+            }
+        for variation, weight in ({NOMINAL: events.weight} if weights is None else weights).items():
+            check_weights(weight, f"weight ({dataset}, {variation})")
+            for kind, (keep, bins) in parts.items():
+                filler = Filler(histograms[f"{kind}/{name}"], dataset, method, variation)
+                filler.add({}, [channel[keep], *(index[keep] for index in bins)], weight[keep])
+
+
+def responses_of(histograms: Mapping[str, hist.Hist]) -> tuple[str, ...]:
+    """Names of the observables with a response matrix, in the order of booking."""
+    return tuple(key.removeprefix("response/") for key in histograms if key.startswith("response/"))
