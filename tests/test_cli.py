@@ -110,6 +110,34 @@ def test_data_and_empty_selections_say_what_they_are(command, as_data, toy_model
     assert "No events" in out
 
 
+@pytest.mark.sim
+def test_responses_of_a_run(command, refused, simulated, toy_model, tmp_path):
+    folder = tmp_path / "run"
+    bins = "unfolding.observables={m_tt: {truth: [300, 450, 2000]}, y_top: {}}"
+    code, _, _ = command("run", simulated, "-m", toy_model, "-o", folder, "--quiet", "--no-plots", bins)
+    assert code == 0
+    code, out, err = command("unfolding", folder, "--observable", "m_tt", "--sqrt-s", 13)
+    assert (code, err) == (0, "")
+    assert "condition number" in out
+    assert "300 to 450" in out
+    names = {path.relative_to(folder / "unfolding").as_posix() for path in folder.rglob("unfolding/**/*.*")}
+    assert names == {
+        *("responses.root", "toy.json", "toy.yaml"),
+        *(f"default/{kind}_m_tt_toy.{x}" for kind in ("response", "shares") for x in ("png", "pdf")),
+    }
+    content = json.loads((folder / "unfolding" / "toy.json").read_text())
+    assert content["phase_space"]["decay"] == "dileptonic"
+    assert content["kept"] == {"default": {"entries": 1200, "generated": 1200}}
+    assert "acceptances are too large" not in out
+    options = ("--min-purity", 0.1, "--min-events", 5, "--observable", "y_top", "-o", tmp_path / "bins")
+    assert command("unfolding", folder, *options)[0] == 0
+    refused("unfolding", folder, "--min-purity", 1, "-o", tmp_path / "out", match="toy, m_tt: no two bins")
+    refused(
+        "unfolding", folder, "--min-stability", 0.5, "-o", tmp_path / "out", match="--min-stability: belongs"
+    )
+    refused("unfolding", tmp_path / "absent", match="absent: no such file")
+
+
 def nano_file(path, *, drop=(), pt=(40.0, 30.0), n=4):
     """A minimal NanoAOD file with `n` events of two muons and two jets."""
 

@@ -101,6 +101,37 @@ def test_mistakes_are_named(override, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "observables={m_ttt: {}}",
+            r"unfolding\.observables: unknown observable 'm_ttt'; did you mean 'm_tt'",
+        ),
+        ("observables=[m_tt, mtt]", r"unfolding\.observables: unknown observable 'mtt'; did you mean 'm_tt'"),
+        (
+            "observables.m_tt.truth=[1, 3, 2]",
+            r"observables\.m_tt\.truth: rising edges expected, found \[1, 3, 2",
+        ),
+        ("observables.m_tt.truth=[1, .inf]", r"observables\.m_tt\.truth: finite edges expected"),
+        ("observables.m_tt.truth=[1]", r"observables\.m_tt\.truth: .*at least 2 items.*found \[1\]"),
+        ("observables.m_tt.reco=[1, 2]", r"observables\.m_tt: 'reco' is given without 'truth'"),
+        ("observables.m_tt.bins=[1, 2]", r"unknown key 'unfolding\.observables\.m_tt\.bins'.*reco, truth"),
+        ("phase_space.decay=lepton", r"unfolding\.phase_space\.decay: .*'dileptonic'.*found 'lepton'"),
+    ],
+)
+def test_mistakes_in_bins_of_responses_are_named(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(RunConfig, None, [f"unfolding.{override}"])
+
+
+def test_names_of_observables_alone_take_fine_bins():
+    config = load_config(RunConfig, None, ["unfolding.observables=[m_tt, angles]"])
+    assert list(config.unfolding.observables) == ["m_tt", *OBSERVABLE_GROUPS["angles"]]
+    assert all(bins.truth is None for bins in config.unfolding.observables.values())
+    assert not RunConfig().unfolding.observables
+
+
 def test_file_errors_name_the_file(tmp_path):
     with pytest.raises(ConfigError, match=r"dilepto.yaml: no such file.*did you mean 'dilepton.yaml'"):
         find_config("dilepto.yaml")

@@ -1,5 +1,6 @@
 """The processor in a coffea Runner: equal for every executor and chunking, on simulation and data."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -10,14 +11,25 @@ import pytest
 import uproot
 from coffea import processor
 
-from topreco.config import ConfigError, HistogramConfig, ObjectSource, SelectionConfig, SystematicsConfig
+from topreco.config import (
+    ConfigError,
+    HistogramConfig,
+    ObjectSource,
+    SelectionConfig,
+    SystematicsConfig,
+    UnfoldingConfig,
+)
 from topreco.errors import TopRecoError
 from topreco.evaluation.summary import summarise
+from topreco.evaluation.unfolding import read_response
 from topreco.events import TopPair
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import QuietNanoAODSchema, open_events
+from topreco.input.pepper import iterate_pepper
 from topreco.input.selection import select, select_objects
 from topreco.input.systematics import variations
+from topreco.input.truth import read_truth
+from topreco.observables import OBSERVABLES
 from topreco.processor import DileptonProcessor
 from topreco.reconstructors import load
 
@@ -313,3 +325,106 @@ def test_inside_another_processor(simulated, toy_model):
     output = run(simulated, Own())
     assert output["n"] > 50
     assert output["jets"] > output["n"]
+
+
+# ---- unfolding -------------------------------------------------------------------------------------------
+
+KINDS = ("response", "measured", "fakes", "not_reconstructed", "generated")
+UNFOLDING = UnfoldingConfig(
+    observables={"m_tt": {"truth": [300, 400, 500, 700, 2000]}, "c_hel": {"truth": [-1, 0, 1]}}
+)
+
+
+def unfolding_instance(toy_model, **options):
+    return DileptonProcessor([toy_model], unfolding=UNFOLDING, **options)
+
+
+@pytest.fixture(scope="module")
+def unfoldable(simulated, toy_model):
+    return run(simulated, unfolding_instance(toy_model))
+
+
+def test_responses_leave_all_else_as_it_is(unfoldable, nominal):
+    new = {f"{kind}/{name}" for kind in KINDS for name in UNFOLDING.observables}
+    assert unfoldable["histograms"].keys() - nominal["histograms"].keys() == new
+    others = {key: histogram for key, histogram in unfoldable["histograms"].items() if key not in new}
+    assert_equal(nominal, {**unfoldable, "histograms": others})
+
+
+@pytest.mark.parametrize("name", UNFOLDING.observables)
+def test_generated_events_are_all_of_the_file(unfoldable, simulated, name):
+    truth = read_truth(open_events(simulated))
+    truth = truth[truth.dileptonic]
+    response = read_response(unfoldable["histograms"], name, dataset="ttbar", method="toy")
+    values = OBSERVABLES[name].compute(truth.tops, truth.tops.sum(axis=1), truth.lepton)
+    assert len(values) > 600
+    expected = np.histogram(values, bins=[-np.inf, *response.truth_edges, np.inf])[0]
+    np.testing.assert_array_equal(response.generated.value, expected)
+    selected = unfoldable["cutflow"]["ttbar"]["at least 1 b tag"]["total"]["n"]
+    assert response.measured.value.sum() + response.not_reconstructed.value.sum() == selected
+    assert 0.03 < response.acceptance.value[1] < 0.3
+    np.testing.assert_allclose(
+        response.fold(response.generated.value) + response.fakes.value, response.measured.value, rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("chunksize", [50, 333])
+def test_chunk_size_does_not_change_responses(simulated, toy_model, unfoldable, chunksize):
+    found = run(simulated, unfolding_instance(toy_model), chunksize=chunksize)
+    assert_equal(unfoldable, found)
+    for key in unfoldable["histograms"]:
+        if key.partition("/")[0] in KINDS:
+            ours, theirs = (o["histograms"][key].view(flow=True) for o in (unfoldable, found))
+            np.testing.assert_array_equal(ours, theirs, err_msg=key)
+
+
+def test_variations_have_responses(simulated, toy_model, unfoldable):
+    found = run(simulated, unfolding_instance(toy_model, systematics=SYSTEMATICS), chunksize=500)
+    read = {
+        variation: read_response(
+            found["histograms"], "m_tt", dataset="ttbar", method="toy", variation=variation
+        )
+        for variation in ("nominal", "none_up", "jes_up", "luminosity_up")
+    }
+    alone = read_response(unfoldable["histograms"], "m_tt", dataset="ttbar", method="toy")
+    for response in read.values():
+        np.testing.assert_array_equal(response.generated.value, alone.generated.value)
+    np.testing.assert_array_equal(read["nominal"].response.value, alone.response.value)
+    np.testing.assert_array_equal(read["none_up"].response.value, alone.response.value)
+    np.testing.assert_allclose(read["luminosity_up"].response.value, 1.1 * alone.response.value)
+    assert not np.array_equal(read["jes_up"].response.value, alone.response.value)
+
+
+def test_data_have_measured_spectra_only(as_data, toy_model):
+    histograms = run(as_data, unfolding_instance(toy_model))["histograms"]
+    for key in (f"{kind}/m_tt" for kind in KINDS):
+        assert histograms[key].view(flow=True)["value"].any() == (key == "measured/m_tt"), key
+
+
+@pytest.mark.parametrize("unfolding", [None, UNFOLDING])
+def test_methods_see_the_same_with_and_without_responses(simulated, unfolding):
+    """No truth reaches a method: it gets the selected events, and nothing else."""
+    seen = []
+
+    class Watching:
+        name = "watching"
+
+        def __call__(self, *events):
+            seen.append(events)
+            return TopPair(np.full((len(events[0]), 2, 4), np.nan), np.zeros(len(events[0]), bool))
+
+    events = open_events(simulated)
+    events.metadata["dataset"] = "ttbar"
+    DileptonProcessor([Watching()], unfolding=unfolding).process(events)
+    ((found,),) = seen
+    expected = select(open_events(simulated), SelectionConfig(), dataset="ttbar").events
+    for field in dataclasses.fields(expected):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name))
+
+
+def test_pepper_has_no_generated_spectra(data, toy_model):
+    file = data / "pepper" / "pepper_TTTo2L2Nu_0000.root"
+    events = next(iterate_pepper(file))
+    events.metadata["dataset"] = "tt"
+    with pytest.raises(TopRecoError, match="unfolding: not for files of pepper, which lack the events"):
+        unfolding_instance(toy_model).process(events)

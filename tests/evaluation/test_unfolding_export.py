@@ -194,7 +194,8 @@ def test_a_method_without_answers_has_no_bins(toy):
     none = dataclasses.replace(pair, valid=np.zeros(2000, bool))
     for dataset, found in (("tt", none), ("data", pair)):
         fill_responses(
-            *(histograms, CONFIG.phase_space),
+            histograms,
+            CONFIG.phase_space,
             dataset=dataset,
             method="a",
             events=events,

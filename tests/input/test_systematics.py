@@ -20,7 +20,13 @@ from topreco.input import systematics
 from topreco.input.nano import InputError, iterate_events, open_events
 from topreco.input.objects import read_objects
 from topreco.input.selection import select, select_objects
-from topreco.input.systematics import CorrectionError, check_corrections, event_weights, variations
+from topreco.input.systematics import (
+    CorrectionError,
+    check_corrections,
+    event_weights,
+    generated_weights,
+    variations,
+)
 
 SELECTION = SelectionConfig()
 JETS = [
@@ -512,6 +518,30 @@ def test_weights_of_branches_and_flat_ones(two):
     assert factors.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_allclose(factors[name], values, rtol=1e-6, err_msg=name)
+
+
+def test_generated_events_have_the_weights_of_the_generator_alone(nano_file, emu):
+    branches = {
+        "PSWeight": ak.Array([[1.1, 1.2], [1.3, 1.4]]),
+        "LHEReweightingWeight": ak.Array([[0.5], [0.25]]),
+        "L1PreFiringWeight_Nom": np.array([0.9, 0.8], "f4"),
+    }
+    # The first is not selected.
+    both = [emu(Electron=[], Jet=JETS, genWeight=2.0), emu(Jet=JETS, genWeight=-2.0)]
+    events = open_events(nano_file(both, extra=branches))
+    config = configure(
+        weights={
+            "nnlo": {"branches": {"nominal": "LHEReweightingWeight[0]"}},
+            "ps": {"branches": {"isr_up": "PSWeight[0]", "fsr_up": "PSWeight[1]"}},
+            "prefiring": {"branches": {"nominal": "L1PreFiringWeight_Nom"}},
+            "lumi": {"flat": 0.1},
+        }
+    )
+    found = dict(generated_weights(events, config))
+    assert list(found) == ["nominal", "ps_isr_up", "ps_fsr_up"]
+    np.testing.assert_allclose(found["nominal"], [1.0, -0.5])
+    np.testing.assert_allclose(found["ps_isr_up"], [1.1, -0.65], rtol=1e-6)
+    np.testing.assert_allclose(found["ps_fsr_up"], [1.2, -0.7], rtol=1e-6)
 
 
 def test_weights_follow_a_variation_of_the_objects(two, payload):
