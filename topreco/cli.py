@@ -341,17 +341,18 @@ def unfolding(
         results["histograms"], methods=method or (), observables=observable or (), bins=bins, signal=signal
     )
     folder = output or (source if source.is_dir() else source.parent) / "unfolding"
-    # Who runs the processor in an own Runner has no metadata.
-    metadata = results.get("metadata", {"config": {"unfolding": {"phase_space": None}}, "kept": {}})
-    about = {"phase_space": metadata["config"]["unfolding"]["phase_space"], "kept": metadata["kept"]}
-    paths = export_to.write_responses(found, folder, about=about)
+    # What an own Runner saved has no metadata.
+    metadata = results.get("metadata", {})
+    kept = metadata.get("kept", {})
+    phase_space = metadata.get("config", {}).get("unfolding", {}).get("phase_space")
+    paths = export_to.write_responses(found, folder, about={"phase_space": phase_space, "kept": kept})
     for table in export_to.tables(found):
         _console().print(table)
     if plots:
         export_to.save_figures(found, folder, label=Label(label, experiment, sqrt_s))
     for path in paths:
         typer.echo(path)
-    for dataset, n in metadata["kept"].items():
+    for dataset, n in kept.items():
         if n["entries"] != n["generated"]:
             typer.echo(
                 f"{dataset}: the files have {n['entries']} of {n['generated']} generated events. If these "

@@ -51,10 +51,10 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
     systematics
         Corrections and variations; none by default. The cutflow is that of the nominal events, with the
         weights of the generator.
-    unfolding
-        Response matrices to fill; none by default.
     columns
         Where to write the results of each event; None keeps histograms only.
+    unfolding
+        Response matrices to fill; none by default. They need files with all generated events.
 
     Raises
     ------

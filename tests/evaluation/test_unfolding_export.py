@@ -12,7 +12,7 @@ from topreco.config import UnfoldingConfig
 from topreco.errors import TopRecoError
 from topreco.evaluation.histograms import book
 from topreco.evaluation.responses import book_responses, fill_generated, fill_responses
-from topreco.evaluation.unfolding import BinRequirements
+from topreco.evaluation.unfolding import BinRequirements, Sums
 from topreco.evaluation.unfolding_export import (
     SHARES,
     Key,
@@ -217,6 +217,14 @@ def test_figures_and_tables(responses, tmp_path):
     assert len(shown) == 4
     assert "condition number" in shown[0].title
     assert shown[0].row_count == 3
+
+
+def test_figures_without_events_say_so(responses, tmp_path):
+    key, response = next(iter(responses.items()))
+    nothing = Sums(*np.zeros((2, *response.response.value.shape)))
+    empty = {key: dataclasses.replace(response, response=nothing)}
+    assert len(save_figures(empty, tmp_path)) == 4
+    assert np.isnan(empty[key].purity.value).all()
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"responses": [{"method": "a"}]}', "[]"])
