@@ -328,6 +328,8 @@ class QuantilesConfig(Config):
     """A second, small network for the uncertainty of each event: quantiles of true observables."""
 
     backbone: BackboneConfig = LGATrSlimConfig(blocks=3, vector_channels=12, scalar_channels=48)
+    spurions: SpurionConfig | None = None
+    """Beam references, by default those of the model; a model with a bivector needs others here."""
     observables: tuple[QuantileObservable, ...] = (
         *("m_tt", "pt_tt", "y_tt", "pt_top", "pt_antitop", "y_top", "y_antitop", "delta_abs_y", "c_hel"),
     )
@@ -368,11 +370,16 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _spurions_visible(self) -> Self:
-        if self.spurions.beam == "xyplane" and self.backbone.kind != "lgatr":
-            raise ValueError(
-                f"spurions.beam: 'xyplane' is a bivector, which backbone.kind '{self.backbone.kind}' cannot "
-                "see; use lightlike, spacelike, timelike or null, or backbone.kind 'lgatr'"
-            )
+        seen = {"": (self.backbone, self.spurions)}
+        if self.quantiles is not None:
+            seen["quantiles."] = (self.quantiles.backbone, self.quantiles.spurions or self.spurions)
+        for key, (backbone, spurions) in seen.items():
+            if spurions.beam == "xyplane" and backbone.kind != "lgatr":
+                raise ValueError(
+                    f"{key}spurions.beam: 'xyplane' is a bivector, which {key}backbone.kind "
+                    f"'{backbone.kind}' cannot see; use lightlike, spacelike, timelike or null, or "
+                    f"{key}backbone.kind 'lgatr'"
+                )
         return self
 
 
@@ -399,6 +406,9 @@ class LossConfig(Config):
     m_tt_bias: NonNegative = 0.0
     """Coefficient of the loss on RB of m_tt at given true m_tt, which trades resolution for a
     response without shrinkage. It needs batches of some hundred events."""
+    flat_m_tt: Fraction = 0.0
+    """Weight training events by the density of true ln m_tt to this power, inverted: 0 leaves the spectrum
+    as it is, towards 1 it becomes flat. Less shrinkage to the mean, at the price of resolution."""
     negative_weights: Literal["absolute", "clip"] = "absolute"
     """What a negative event weight counts in the loss: |w|, or 0. Metrics use signed weights."""
 

@@ -1,15 +1,18 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from topreco.config import LossConfig
 from topreco.fourvector import from_three_momentum
 from topreco.network.losses import (
+    LARGEST_FLAT_WEIGHT,
     NEIGHBOURS,
     PT_SOFTENING,
     c_hel_loss,
     event_loss,
+    flattening_weights,
     four_momentum_loss,
     loss_weights,
     m_tt_bias_loss,
@@ -277,3 +280,28 @@ def test_bias_loss_has_a_finite_gradient_for_spacelike_pairs():
     m_tt_bias_loss(pred, truth).backward()
     assert pred.grad.isfinite().all()
     assert pred.grad[3].abs().sum() > 0
+
+
+# ---- flat spectra ----------------------------------------------------------------------------------------
+
+
+def test_flat_weights_flatten_the_spectrum():
+    m_tt = 345 * torch.exp(torch.from_numpy(np.random.default_rng(1).exponential(0.3, 20_000)))
+    weight = flattening_weights(m_tt, 1.0)
+    assert float(weight.mean()) == pytest.approx(1)
+    assert float(weight.max() / weight.min()) <= LARGEST_FLAT_WEIGHT * (1 + 1e-9)
+    # ln m_tt up to where the largest weight is reached, e^(x/0.3) = 20.
+    content, _ = np.histogram(m_tt.log(), bins=6, range=(math.log(345), math.log(345) + 0.7), weights=weight)
+    assert content.max() / content.min() < 1.25
+    plain, _ = np.histogram(m_tt.log(), bins=6, range=(math.log(345), math.log(345) + 0.7))
+    assert plain.max() / plain.min() > 5
+
+
+def test_flatness_goes_from_nothing_to_all():
+    m_tt = 345 + torch.from_numpy(np.random.default_rng(2).exponential(150, 1000))
+    assert torch.allclose(flattening_weights(m_tt, 0.0), torch.ones(1000, dtype=m_tt.dtype))
+    half, full = (flattening_weights(m_tt, flatness) for flatness in (0.5, 1.0))
+    assert 1 < half.max() / half.min() < full.max() / full.min()
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(flattening_weights(m_tt[order], 0.5), half[order])
+    assert torch.allclose(flattening_weights(torch.full((5,), 400.0), 1.0), torch.ones(5))

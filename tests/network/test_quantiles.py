@@ -110,6 +110,17 @@ def test_any_observables(objects, observables):
     assert quantiles.isfinite().all()
 
 
+def test_a_bivector_needs_other_spurions_beside_it(objects):
+    model = MODEL | {"backbone": {"kind": "lgatr", "blocks": 1}, "spurions": {"beam": "xyplane"}}
+    with pytest.raises(ValueError, match=r"quantiles\.spurions\.beam: 'xyplane' is a bivector"):
+        ModelConfig.model_validate(model | {"quantiles": QUANTILES})
+    config = ModelConfig.model_validate(
+        model | {"quantiles": QUANTILES | {"spurions": {"beam": "spacelike"}}}
+    )
+    _, quantiles, _ = answers(build_network(config).double(), objects)
+    assert quantiles.isfinite().all()
+
+
 def test_an_observable_counts_once():
     with pytest.raises(ValueError, match="'m_tt' is given twice"):
         QuantilesConfig(observables=("m_tt", "m_tt"))

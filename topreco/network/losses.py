@@ -24,6 +24,12 @@ PT_SOFTENING = 30.0
 NEIGHBOURS = 16
 """Events of similar true m_tt that `m_tt_bias_loss` groups together."""
 
+FLAT_BINS = 40
+"""Bins of equal population in which `flattening_weights` measures the density of events."""
+
+LARGEST_FLAT_WEIGHT = 20.0
+"""Largest ratio of two of the `flattening_weights`."""
+
 # Far below any top, far above the rounding of a double.
 _SMALLEST_MASS = 1.0
 
@@ -44,6 +50,37 @@ def loss_weights(weight: Float[Tensor, " n"], negative: Literal["absolute", "cli
         Weights ≥ 0, shape (n,).
     """
     return weight.abs() if negative == "absolute" else weight.clamp(min=0)
+
+
+def flattening_weights(m_tt: Float[Tensor, " n"], flatness: float) -> Float[Tensor, " n"]:
+    """Weights that flatten the spectrum of ln m_tt: density to the power −flatness, mean 1.
+
+    A regression shrinks toward where its training events are; with the same number of events everywhere it
+    shrinks toward nowhere in particular. The density is that of `FLAT_BINS` bins of equal population, and no
+    weight is more than `LARGEST_FLAT_WEIGHT` times the smallest.
+
+    Parameters
+    ----------
+    m_tt
+        True masses of the tt̄ systems in GeV, shape (n,).
+    flatness
+        0 leaves the spectrum as it is, 1 makes it flat.
+
+    Returns
+    -------
+    weight
+        Shape (n,).
+    """
+    values = m_tt.double().log()
+    share = torch.linspace(0, 1, FLAT_BINS + 1, dtype=torch.float64, device=values.device)
+    ordered = values.sort().values
+    edges = ordered[(share * (len(values) - 1)).round().long()]
+    # Bins without a width belong to data that do not vary.
+    width = (edges[1:] - edges[:-1]).clamp(min=1e-6)
+    place = torch.bucketize(values, edges[1:-1].contiguous(), right=True)
+    weight = width[place] ** flatness
+    weight = weight.clamp(max=LARGEST_FLAT_WEIGHT * float(weight.min()))
+    return (weight / weight.mean()).to(m_tt.dtype)
 
 
 def four_momentum_loss(

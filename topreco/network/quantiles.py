@@ -138,6 +138,7 @@ class QuantileNetwork(EventNetwork):
 
     def __init__(self, config: ModelConfig) -> None:
         own = config.quantiles or QuantilesConfig()
+        config = config.model_copy(update={"spurions": own.spurions or config.spurions})
         super().__init__(config, own.backbone, "query_tokens", scalars=own.hidden // 2)
         self.observables: tuple[str, ...] = own.observables
         self._scales = [*(_SCALES[name] for name in own.observables), *_COMPONENTS, *_COMPONENTS]

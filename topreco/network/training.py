@@ -30,13 +30,13 @@ from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
 
 from topreco import fourvector
-from topreco.config import ModelConfig, OptimiserConfig, TrainConfig
+from topreco.config import LossConfig, ModelConfig, OptimiserConfig, TrainConfig
 from topreco.events import FloatArray
 from topreco.files import complete_file, writable_folder, write_text
 from topreco.network.build import TopNetwork, build_network
 from topreco.network.checkpoint import save_artefact
 from topreco.network.data import TrainingData, TrainingError, augment, read_training_data
-from topreco.network.losses import event_loss, loss_weights, m_tt_bias_loss
+from topreco.network.losses import event_loss, flattening_weights, loss_weights, m_tt_bias_loss
 from topreco.network.quantile_training import train_quantiles
 from topreco.network.tokens import Objects
 from topreco.observables import m_tt
@@ -118,7 +118,7 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
         for fold in range(len(state["finished"]), config.data.folds):
             train_index, validation_index, _ = data.indices(fold)
-            weights = loss_weights(data.weight, config.loss.negative_weights)
+            weights = _loss_weights(data, config.loss)
             mean_weight = weights[train_index].mean() if len(train_index) else 0.0
             if not mean_weight > 0:
                 raise TrainingError(
@@ -467,10 +467,19 @@ def _evaluate(
     return _summarised(pred, loss, data, index, config)
 
 
+def _loss_weights(data: TrainingData, config: LossConfig) -> Tensor:
+    """What each event counts in the loss, shape (n,)."""
+    weights = loss_weights(data.weight, config.negative_weights)
+    if config.flat_m_tt > 0:
+        masses = fourvector.mass(data.tops.sum(1))
+        weights = weights * flattening_weights(masses, config.flat_m_tt)
+    return weights
+
+
 def _summarised(
     pred: Tensor, loss: Tensor, data: TrainingData, index: Tensor, config: TrainConfig
 ) -> dict[str, float]:
-    weights = loss_weights(data.weight[index], config.loss.negative_weights).double()
+    weights = _loss_weights(data, config.loss)[index].double()
     mean_loss = float((weights * loss.double()).sum() / weights.sum())
     if config.loss.m_tt_bias > 0:
         mean_loss += config.loss.m_tt_bias * float(m_tt_bias_loss(pred.double(), data.tops[index].double()))
