@@ -184,3 +184,15 @@ def test_quality_cuts_that_mean_nothing(toy_model):
     (cut,) = load_methods([toy_model], min_quality={"toy": -0.1})
     with pytest.raises(TopRecoError, match="min_quality: method 'toy' tells no quality"):
         cut(toy_events(2))
+
+
+@pytest.mark.parametrize("method", ["sonnenschein", "ellipse"])
+def test_smeared_methods_know_their_spread(method):
+    events = toy_events(40)
+    solvers = SolverConfig(n_draws=20)
+    pair = topreco.load(method, solvers=solvers)(events)
+    assert set(pair.quantiles) == {"m_tt", "pt_top", "pt_antitop", "y_top", "y_antitop", "c_hel"}
+    assert np.array_equal(np.isfinite(pair.quantiles["c_hel"]).all(axis=1), pair.valid)
+    without = topreco.load(method, solvers=solvers, quantiles=False)(events)
+    assert without.quantiles is None
+    np.testing.assert_array_equal(without.p4, pair.p4)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache, lru_cache, partial
 from importlib import import_module, resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -315,6 +315,8 @@ class AnalyticReconstructor:
         Masses, smearing and pairing.
     name
         Name in histograms and tables; by default that of the method.
+    quantiles
+        Find the quantiles of observables over the smeared copies, too.
 
     Raises
     ------
@@ -322,12 +324,20 @@ class AnalyticReconstructor:
         If there is no such method, or the response histograms cannot be read.
     """
 
-    def __init__(self, method: str, config: SolverConfig | None = None, *, name: str | None = None) -> None:
+    def __init__(
+        self,
+        method: str,
+        config: SolverConfig | None = None,
+        *,
+        name: str | None = None,
+        quantiles: bool = True,
+    ) -> None:
         if method not in ANALYTIC_METHODS:
             raise TopRecoError(f"analytic method {method!r}: allowed are {', '.join(ANALYTIC_METHODS)}")
         self.method = method
         self.config = config or SolverConfig()
         self.name = method if name is None else name
+        self.quantiles = quantiles
         if method in _SMEARED:
             _read_response(self.config.response)  # Fail here, not in the first worker.
 
@@ -349,14 +359,16 @@ class AnalyticReconstructor:
         pair
             Not valid where the method has no solution or there are no b candidates.
         """
+        if self.method in _SMEARED:
+            return _smeared(self.method, events, self.config, quantiles=self.quantiles)
         return ANALYTIC_METHODS[self.method](events, self.config)
 
 
 def _smeared(
-    method: Literal["sonnenschein", "ellipse"], events: DileptonEvents, config: SolverConfig
+    method: Any, events: DileptonEvents, config: SolverConfig, *, quantiles: bool = False
 ) -> TopPair:
     """Weighted mean over smeared copies of each event; quality is the sum of weights."""
-    from topreco.solvers.smearing import smear_and_solve
+    from topreco.solvers.smearing import DRAWN_OBSERVABLES, smear_and_solve
 
     result = smear_and_solve(
         events,
@@ -368,8 +380,16 @@ def _smeared(
         m_top=config.m_top,
         reset_energy=config.reset_energy,
         threads=config.threads,
+        quantiles=quantiles,
     )
-    return TopPair(result.p4, result.n_solved > 0, quality=result.weight, uncertainty=result.spread)
+    by_name = {name: result.quantiles[:, i] for i, name in enumerate(DRAWN_OBSERVABLES)}
+    return TopPair(
+        result.p4,
+        result.n_solved > 0,
+        quality=result.weight,
+        uncertainty=result.spread,
+        quantiles=by_name if quantiles else None,
+    )
 
 
 def _unsmeared(solver: str, events: DileptonEvents, config: SolverConfig) -> TopPair:
@@ -526,7 +546,7 @@ def load(
     ship
         Pickle a model file with its content, for workers that cannot see the file.
     quantiles
-        Evaluate the uncertainty of each event, too, of models that have it, for about 1.4 times the time.
+        Evaluate the uncertainty of each event, too, of methods that have it, for about 1.4 times the time.
 
     Returns
     -------
@@ -539,7 +559,7 @@ def load(
         If there is no such method, or a file is not usable.
     """
     if str(source) in ANALYTIC_METHODS:
-        return AnalyticReconstructor(str(source), solvers, name=name)
+        return AnalyticReconstructor(str(source), solvers, name=name, quantiles=quantiles)
     if Path(source).suffix == ".onnx":
         return OnnxReconstructor(source, name=name, threads=threads, ship=ship, quantiles=quantiles)
     if str(source) not in shipped_models() and Path(source).suffix != ".safetensors":

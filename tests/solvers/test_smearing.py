@@ -8,11 +8,12 @@ import pytest
 
 from topreco.constants import M_TOP, M_W, PDG_MUON
 from topreco.errors import TopRecoError
-from topreco.events import toy_events
+from topreco.events import QUANTILE_LEVELS, toy_events
 from topreco.fourvector import eta, from_three_momentum, mass, mass_squared, pt
+from topreco.observables import OBSERVABLES
 from topreco.solvers import ellipse, smearing, sonnenschein
 from topreco.solvers.response import SHIPPED, histogram, load_response, single_cell
-from topreco.solvers.smearing import smear, smear_and_solve
+from topreco.solvers.smearing import DRAWN_OBSERVABLES, smear, smear_and_solve
 
 SOLVERS = {"sonnenschein": sonnenschein, "ellipse": ellipse}
 
@@ -254,7 +255,7 @@ def test_weights_and_mean(reconstructed):
     """The average, made again in numpy from the draws."""
     n_draws = 30
     events = reconstructed[:50]
-    found = smear_and_solve(events, n_draws=n_draws, reset_energy=False)
+    found = smear_and_solve(events, n_draws=n_draws, reset_energy=False, quantiles=True)
     draws, m_lb = smear(events, n_draws=n_draws), load_response().m_lb
     lepton_plus, lepton_minus, b, bbar = draws.p4.reshape(-1, 4, 4).transpose(1, 0, 2)
     m_w = draws.m_w.reshape(-1, 2)
@@ -277,9 +278,28 @@ def test_weights_and_mean(reconstructed):
             variance = np.average((tops[i, used] - mean) ** 2, axis=0, weights=weight[i, used])
             assert found.p4[i] == pytest.approx(mean, rel=1e-9, abs=1e-9)
             assert found.spread[i] == pytest.approx(np.sqrt(variance), rel=1e-6, abs=1e-6)
+            leptons = np.broadcast_to(events.lepton_p4[i], (used.sum(), 2, 4))
+            for name, quantiles in zip(DRAWN_OBSERVABLES, found.quantiles[i], strict=True):
+                values = OBSERVABLES[name].compute(tops[i, used], tops[i, used].sum(axis=1), leptons)
+                expected = np.quantile(
+                    values, QUANTILE_LEVELS, weights=weight[i, used], method="inverted_cdf"
+                )
+                assert quantiles == pytest.approx(expected, rel=1e-6, abs=1e-6), name
         else:
+            assert np.isnan(found.quantiles[i]).all()
             assert np.isnan(found.p4[i]).all()
             assert np.isnan(found.spread[i]).all()
+
+
+@pytest.mark.parametrize("pairing", ["candidates", "all"])
+def test_quantiles_change_nothing_else(reconstructed, pairing):
+    plain = smear_and_solve(reconstructed, n_draws=20, pairing=pairing)
+    rich = smear_and_solve(reconstructed, n_draws=20, pairing=pairing, quantiles=True)
+    assert plain.quantiles.shape == (len(reconstructed), 0, len(QUANTILE_LEVELS))
+    for name in ("p4", "weight", "n_solved", "spread", "b_candidates"):
+        assert np.array_equal(getattr(rich, name), getattr(plain, name), equal_nan=True), name
+    assert np.array_equal(np.isfinite(rich.quantiles).all(axis=(1, 2)), rich.n_solved > 0)
+    assert (np.diff(rich.quantiles[rich.n_solved > 0], axis=2) >= 0).all()
 
 
 def test_energy_reset(reconstructed):

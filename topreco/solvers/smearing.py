@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from topreco.constants import M_TOP, M_W, PDG_MUON
 from topreco.errors import TopRecoError
-from topreco.events import DileptonEvents
+from topreco.events import QUANTILE_LEVELS, DileptonEvents
 from topreco.solvers import ellipse, sonnenschein
 from topreco.solvers.random import Keys, event_keys, uniform
 from topreco.solvers.response import OBJECTS, Density, Response, Table, load_response
@@ -48,10 +48,17 @@ Bools = NDArray[np.bool_]
 Method = Literal["sonnenschein", "ellipse"]
 Pairing = Literal["candidates", "all"]
 
+DRAWN_OBSERVABLES = ("m_tt", "pt_top", "pt_antitop", "y_top", "y_antitop", "c_hel")
+"""Observables of which the quantiles over the draws are known."""
+
 LEADING_JETS = 7
 """`pairing="all"` tries pairs of this many jets of the highest pT: 42 ordered pairs at most."""
 M_LB_MAX = 180.0
 """`pairing="all"` tries pairs with both lepton–jet masses below this, in GeV."""
+
+_N_DRAWN = len(DRAWN_OBSERVABLES)
+_LEVELS = QUANTILE_LEVELS
+_N_LEVELS = len(QUANTILE_LEVELS)
 
 # Events that are prepared at a time: it bounds the memory.
 _CHUNK = 10_000
@@ -83,6 +90,9 @@ class Smeared(NamedTuple):
         Weighted standard deviation of p4 over the draws in GeV, shape (n, 2, 4).
     b_candidates
         Index into the jets for ℓ⁺ and ℓ⁻ that the answer uses, −1 where there is none, shape (n, 2).
+    quantiles
+        Weighted quantiles over the draws at `QUANTILE_LEVELS` of the `DRAWN_OBSERVABLES`, shape (n, 6, 5);
+        of shape (n, 0, 5) unless asked for.
     """
 
     p4: Floats
@@ -90,6 +100,7 @@ class Smeared(NamedTuple):
     n_solved: Ints
     spread: Floats
     b_candidates: Ints
+    quantiles: Floats
 
 
 class _Settings(NamedTuple):
@@ -101,6 +112,7 @@ class _Settings(NamedTuple):
     m_top: float
     m_w: float
     reset_energy: bool
+    quantiles: bool
 
 
 class _Chunk(NamedTuple):
@@ -320,6 +332,7 @@ def _solve_pair(
     settings: _Settings,
     mean: Floats,
     variance: Floats,
+    drawn: Floats,
 ) -> tuple[float, int]:
     """One event with one pair of jets.
 
@@ -339,6 +352,8 @@ def _solve_pair(
         Of `smear_and_solve`.
     mean, variance
         Where the weighted mean and variance of the tops go, shape (2, 4).
+    drawn
+        Where weight and observables of each draw with a solution go, shape (draws, 7), if wanted.
 
     Returns
     -------
@@ -381,6 +396,9 @@ def _solve_pair(
             )  # fmt: skip
         if count == 0:
             continue
+        if settings.quantiles:
+            drawn[n_solved, 0] = weight
+            _observables(p4, neutrinos, nominal, drawn[n_solved, 1:])
         n_solved += 1
         before = total
         total += weight
@@ -400,6 +418,66 @@ def _solve_pair(
             size2 = mean[leg, 1] ** 2 + mean[leg, 2] ** 2 + mean[leg, 3] ** 2
             mean[leg, 0] = math.sqrt(size2 + settings.m_top**2)
     return total, n_solved
+
+
+@kernel
+def _observables(p4: Floats, neutrinos: Floats, nominal: Floats, out: Floats) -> None:
+    """`DRAWN_OBSERVABLES` of one draw, with the leptons as measured."""
+    tops, system = np.empty((2, 4)), np.zeros(4)
+    for leg in range(2):
+        for k in range(4):
+            tops[leg, k] = p4[leg, k] + p4[2 + leg, k] + neutrinos[0, leg, k]
+            system[k] += tops[leg, k]
+    out[0] = _mass(system)
+    for leg in range(2):
+        energy, px, py, pz = tops[leg]
+        out[1 + leg] = math.sqrt(px**2 + py**2)
+        out[3 + leg] = 0.5 * math.log((energy + pz) / (energy - pz))
+    direction = np.empty((2, 3))
+    top, lepton, frame = np.empty(4), np.empty(4), np.empty(4)
+    for leg in range(2):
+        # Lepton and top in the tt̄ rest frame, and from there to that of the top: the helicity frame.
+        _to_rest_frame(tops[leg], system, top)
+        _to_rest_frame(nominal[leg], system, frame)
+        _to_rest_frame(frame, top, lepton)
+        size = math.sqrt(lepton[1] ** 2 + lepton[2] ** 2 + lepton[3] ** 2)
+        for k in range(3):
+            direction[leg, k] = lepton[1 + k] / size
+    out[5] = direction[0, 0] * direction[1, 0] + direction[0, 1] * direction[1, 1]
+    out[5] += direction[0, 2] * direction[1, 2]
+
+
+@kernel
+def _mass(p4: Floats) -> float:
+    return math.sqrt(max(p4[0] ** 2 - p4[1] ** 2 - p4[2] ** 2 - p4[3] ** 2, 0.0))
+
+
+@kernel
+def _to_rest_frame(p4: Floats, frame: Floats, out: Floats) -> None:
+    """A four-momentum in the rest frame of another one."""
+    mass = _mass(frame)
+    energy = (p4[0] * frame[0] - p4[1] * frame[1] - p4[2] * frame[2] - p4[3] * frame[3]) / mass
+    share = (p4[0] + energy) / (frame[0] + mass)
+    out[0] = energy
+    for k in range(1, 4):
+        out[k] = p4[k] - share * frame[k]
+
+
+@kernel
+def _weighted_quantiles(drawn: Floats, total: float, out: Floats) -> None:
+    """Quantiles of each column but the first, which holds the weights."""
+    for column in range(_N_DRAWN):
+        order = np.argsort(drawn[:, 1 + column])
+        level, reached = 0, 0.0
+        for position in order:
+            reached += drawn[position, 0]
+            while level < _N_LEVELS and reached >= _LEVELS[level] * total:
+                out[column, level] = drawn[position, 1 + column]
+                level += 1
+        # Rounding of the sum must not leave one out.
+        while level < _N_LEVELS:
+            out[column, level] = drawn[order[-1], 1 + column]
+            level += 1
 
 
 @kernel
@@ -425,6 +503,10 @@ def _solve_event(
     out.weight[i] = 0.0
     out.n_solved[i] = 0
     out.b_candidates[i] = chunk.b_candidates[i]
+    n_drawn = max(settings.n_draws, 1) if settings.quantiles else 0
+    drawn = np.empty((n_drawn, 1 + _N_DRAWN))
+    if settings.quantiles:
+        out.quantiles[i] = math.nan
     nominal = np.empty((4, 4))
     mean, variance = np.empty((2, 4)), np.empty((2, 4))
     nominal[_LEPTON_PLUS], nominal[_LEPTON_MINUS] = chunk.lepton_plus[i], chunk.lepton_minus[i]
@@ -452,7 +534,7 @@ def _solve_event(
                 nominal[_B], nominal[_BBAR] = chunk.jets[i, jet], chunk.jets[i, jet_bar]
                 weight, n_solved = _solve_pair(
                     nominal, chunk.is_muon[i], mx, my, chunk.keys[i],
-                    energy, angle, m_lb, w_masses, settings, mean, variance,
+                    energy, angle, m_lb, w_masses, settings, mean, variance, drawn,
                 )  # fmt: skip
                 if weight > best:
                     best = weight
@@ -460,6 +542,8 @@ def _solve_event(
                     out.spread[i] = np.sqrt(variance)
                     out.weight[i], out.n_solved[i] = weight, n_solved
                     out.b_candidates[i, 0], out.b_candidates[i, 1] = jet, jet_bar
+                    if settings.quantiles:
+                        _weighted_quantiles(drawn[:n_solved], weight, out.quantiles[i])
         if best > 0.0:
             return
 
@@ -585,6 +669,7 @@ def smear_and_solve(
     m_w: float | None = None,
     reset_energy: bool = True,
     threads: int = 1,
+    quantiles: bool = False,
 ) -> Smeared:
     """Tops of dileptonic events, averaged over the detector's response.
 
@@ -614,6 +699,8 @@ def smear_and_solve(
         the averages have larger masses.
     threads
         Number of threads; the result does not depend on it.
+    quantiles
+        Find the quantiles of observables over the draws, too.
 
     Returns
     -------
@@ -636,6 +723,7 @@ def smear_and_solve(
         m_top=float(m_top),
         m_w=math.nan if m_w is None else float(m_w),
         reset_energy=reset_energy,
+        quantiles=quantiles,
     )
     n = len(events)
     out = Smeared(
@@ -644,6 +732,7 @@ def smear_and_solve(
         np.empty(n, np.int64),
         np.empty((n, 2, 4)),
         np.empty((n, 2), np.int64),
+        np.empty((n, _N_DRAWN if quantiles else 0, _N_LEVELS)),
     )
     tables = (response.energy, response.angle, response.m_lb, response.m_w)
     with thread_mask("smear_and_solve", threads):
@@ -657,7 +746,12 @@ def smear_and_solve(
 def _rows(out: Smeared, part: slice) -> Smeared:
     """Views of the events of a part."""
     return Smeared(
-        out.p4[part], out.weight[part], out.n_solved[part], out.spread[part], out.b_candidates[part]
+        out.p4[part],
+        out.weight[part],
+        out.n_solved[part],
+        out.spread[part],
+        out.b_candidates[part],
+        out.quantiles[part],
     )
 
 
