@@ -403,7 +403,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     names = [name.strip() for name in given.methods.split(",") if name.strip()]
     if not names:
         raise TopRecoError(f"--methods {given.methods!r}: no method; names or model files expected")
-    methods = load_methods(names, solvers=settings.solvers)
+    methods = load_methods(names, solvers=settings.solvers, quantiles=False)
     splits = [TestSplit(model) for model in given.test_split]
     sample = open_sample(files, settings)
 

@@ -19,6 +19,8 @@ from topreco.config import SolverConfig
 from topreco.errors import TopRecoError
 from topreco.events import BoolArray, DileptonEvents, FloatArray, TopPair, mass_quality
 from topreco.files import complete_file
+from topreco.fourvector import mass
+from topreco.recalibration import ResponseCurve
 
 if TYPE_CHECKING:
     from topreco.network.checkpoint import Artefact
@@ -469,6 +471,58 @@ ANALYTIC_METHODS: dict[str, Callable[[DileptonEvents, SolverConfig], TopPair]] =
 """The classical methods by name."""
 
 _SMEARED = ("sonnenschein", "ellipse")
+
+
+class Recalibrated:
+    """A method with the response of its m_tt recalibrated: both tops times one factor per event.
+
+    Angles, rapidities and quantiles, which are of the truth, stay as they are.
+
+    Parameters
+    ----------
+    method
+        The method.
+    curve
+        From `topreco.recalibration.fit_response_curve` or `ResponseCurve.read`.
+    name
+        Name in histograms and tables; by default that of the method.
+    """
+
+    def __init__(self, method: Reconstructor, curve: ResponseCurve, *, name: str | None = None) -> None:
+        self.method = method
+        self.curve = curve
+        self.name = method.name if name is None else name
+
+    @property
+    def uses_event_key(self) -> bool:
+        """Whether (dataset, run, lumi, event) matters to the method."""
+        return getattr(self.method, "uses_event_key", True)
+
+    def __call__(self, events: DileptonEvents) -> TopPair:
+        """Reconstruct the top-quark pair of each event.
+
+        Parameters
+        ----------
+        events
+            Selected events.
+
+        Returns
+        -------
+        pair
+            Valid where the method's is.
+        """
+        pair = self.method(events)
+        factor = self.curve.factor(mass(pair.system))
+
+        def scaled(column: FloatArray | None) -> FloatArray | None:
+            return None if column is None else column * factor.reshape(-1, *[1] * (column.ndim - 1))
+
+        return dataclasses.replace(
+            pair,
+            p4=pair.p4 * factor[:, None, None],
+            ttbar=scaled(pair.ttbar),
+            uncertainty=scaled(pair.uncertainty),
+        )
 
 
 class QualityCut:
