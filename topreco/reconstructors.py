@@ -384,13 +384,15 @@ def _smeared(
         threads=config.threads,
         quantiles=quantiles,
     )
-    by_name = {name: result.quantiles[:, i] for i, name in enumerate(DRAWN_OBSERVABLES)}
+    by_name = None
+    if quantiles:
+        by_name = {name: result.quantiles[:, i] for i, name in enumerate(DRAWN_OBSERVABLES)}
     return TopPair(
         result.p4,
         result.n_solved > 0,
         quality=result.weight,
         uncertainty=result.spread,
-        quantiles=by_name if quantiles else None,
+        quantiles=by_name,
     )
 
 

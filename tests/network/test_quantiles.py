@@ -261,11 +261,13 @@ def skims(tmp_path_factory):
     paths = []
     for seed, n in ((1, 3000), (2, 1500)):
         events = dataclasses.replace(
-            toy_events(n, max_jets=6, seed=seed), weight=np.where(np.arange(n) % 9, 1.0, -1.0)
+            toy_events(n, max_jets=6, seed=seed),
+            weight=np.where(np.arange(n) % 9, 1.0, -1.0),
+            dataset=np.full(n, seed, np.uint64),
         )
         paths.append(tmp_path_factory.mktemp("skims") / f"toy{seed}.parquet")
         with SkimWriter(paths[-1]) as writer:
-            writer.metadata |= {"selection": {}, "datasets": {"toy": 2**64 - 1}}
+            writer.metadata |= {"selection": {}, "datasets": {f"toy{seed}": 2**64 - 1}}
             writer.write(events, truth_of(events, seed))
     return paths
 
@@ -335,12 +337,27 @@ def test_calibration_on_other_events(trained, skims, tmp_path):
     before = load_artefact(trained)
     add_quantiles(before, config, path, calibrate_only=True, report=lambda _: None)
     after = load_artefact(path)
-    assert after.metadata["quantiles"]["calibration"]["events"] == 1500
+    calibration = after.metadata["quantiles"]["calibration"]
+    assert (calibration["events"], calibration["validation_only"]) == (1500, False)
+    assert "test" not in after.metadata["quantiles"]
     for name, tensor in before.networks[0].state_dict().items():
         changed = name.rpartition(".")[2] in {"knots", "shift", "stretch"}
         assert torch.equal(tensor, after.networks[0].state_dict()[name]) != changed, name
     # What has been read stays as it was.
     assert torch.equal(before.networks[0].quantiles.shift, load_artefact(trained).networks[0].quantiles.shift)
+
+
+def test_training_events_never_calibrate(trained, skims, tmp_path):
+    """Of a dataset that the model was trained on, only what it was validated with, whatever is asked for."""
+    artefact = load_artefact(trained)
+    config = configuration(skims[0], tmp_path, data={"files": [skims[0]], "validation_fraction": 0.5})
+    path = tmp_path / "again.safetensors"
+    add_quantiles(artefact, config, path, calibrate_only=True, report=lambda _: None)
+    again = load_artefact(path)
+    expected = artefact.metadata["data"]["networks"][0]["validation"]["events"]
+    assert again.metadata["quantiles"]["calibration"]["events"] == expected
+    for name, tensor in artefact.networks[0].state_dict().items():
+        assert torch.equal(tensor, again.networks[0].state_dict()[name]), name
 
 
 def test_events_without_an_answer_have_no_quantiles(trained):

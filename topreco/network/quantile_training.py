@@ -18,6 +18,7 @@ from topreco.network.checkpoint import Artefact, save_artefact
 from topreco.network.data import TrainingData, TrainingError, read_training_data
 from topreco.network.losses import loss_weights
 from topreco.network.quantiles import QuantileNetwork, fit_calibration, pinball_loss
+from topreco.network.splits import VALIDATION
 from topreco.network.tokens import Objects
 
 _EVALUATION_BATCH = 1024
@@ -61,12 +62,13 @@ def add_quantiles(
         The model; its tops stay as they are.
     config
         `data`, and, to train, `model.quantiles` (the default ones if null), `quantiles`, seed and
-        augmentation. To train, the data must be those of the model's own training with the same splits;
-        to calibrate, all events of `data.files` count, and the model must not have seen them.
+        augmentation. To train, the data must be those of the model's own training with the same splits. To
+        calibrate, all events count, or the validation events alone if the model was trained on one of the
+        datasets, with whatever selection.
     output
         Model file to write.
     calibrate_only
-        Keep the quantiles that the model has, and calibrate them on all events of the data.
+        Keep the quantiles that the model has, and calibrate them on the data.
     report
         Takes a line per epoch.
 
@@ -85,13 +87,23 @@ def add_quantiles(
     writable_folder(Path(output).parent)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    folds = len(artefact.networks)
-    data = read_training_data(config.data.model_copy(update={"folds": folds}))
+    changes: dict[str, Any] = {"folds": len(artefact.networks)}
+    if calibrate_only:
+        # What was set apart for validation is so by the fractions of the training.
+        trained = artefact.metadata.get("training", {}).get("data", {})
+        fractions = ("validation_fraction", "test_fraction")
+        changes |= {name: trained[name] for name in fractions if name in trained}
+    data = read_training_data(config.data.model_copy(update=changes))
     described: dict[str, Any] = {"data": data.summary}
     if calibrate_only:
         networks = list(copy.deepcopy(artefact.networks))
-        recalibrate(networks, data, config)
-        described = dict(artefact.metadata.get("quantiles", {})) | {"calibration": data.summary}
+        known = set(artefact.metadata.get("data", {}).get("dataset_ids", ()))
+        seen = bool(known.intersection(data.summary["dataset_ids"]))
+        n_events = recalibrate(networks, data, config, validation_only=seen)
+        calibration = {"files": data.summary["files"], "events": n_events, "validation_only": seen}
+        # The coverage was that of another calibration.
+        before = {k: v for k, v in artefact.metadata.get("quantiles", {}).items() if k != "test"}
+        described = before | {"calibration": calibration}
     else:
         model = config.model.model_copy(update={"quantiles": config.model.quantiles or QuantilesConfig()})
         config = config.model_copy(update={"model": model})
@@ -239,8 +251,14 @@ def calibrate(network: TopNetwork, sample: _Sample) -> None:
     quantiles.set_calibration(fit_calibration(*arrays, n_bins=n_bins))
 
 
-def recalibrate(networks: Sequence[TopNetwork], data: TrainingData, config: TrainConfig) -> None:
-    """Calibrate trained quantiles anew, on all events of other data.
+def recalibrate(
+    networks: Sequence[TopNetwork],
+    data: TrainingData,
+    config: TrainConfig,
+    *,
+    validation_only: bool = False,
+) -> int:
+    """Calibrate trained quantiles anew.
 
     Parameters
     ----------
@@ -250,21 +268,34 @@ def recalibrate(networks: Sequence[TopNetwork], data: TrainingData, config: Trai
         Events that the networks were not trained on.
     config
         `loss.negative_weights`.
+    validation_only
+        Use the validation events alone, which the networks were not trained on, instead of all.
+
+    Returns
+    -------
+    n_events
+        Number of events used.
 
     Raises
     ------
     TrainingError
         If a network has no quantiles or no events.
     """
+    n_events = 0
     weight = loss_weights(data.weight, config.loss.negative_weights)
     for fold, network in enumerate(networks):
         if network.quantiles is None:
             raise TrainingError("recalibrate: the model has no quantiles; `topreco quantiles` adds them")
         own = torch.ones_like(data.fold, dtype=torch.bool) if len(networks) == 1 else data.fold == fold
+        if validation_only:
+            own = data.split == VALIDATION
+            own &= data.fold != fold if len(networks) > 1 else True
         index = own.nonzero().squeeze(1)
         if not weight[index].sum() > 0:
             raise TrainingError(f"recalibrate: no events with weight for network {fold}")
         calibrate(network, _sample(network, data, index, weight))
+        n_events += len(index)
+    return n_events
 
 
 def coverage(networks: Sequence[TopNetwork], data: TrainingData) -> dict[str, Any]:
