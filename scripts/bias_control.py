@@ -11,6 +11,7 @@ events of ``--calibrate``. All are tested on the events of the skims; the JSON i
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,11 @@ def fit_curves(method: Reconstructor, skims: Sequence[Path]) -> dict[str, Respon
     return {kind: fit_response_curve(*arrays, bins_of=kind) for kind in ("prediction", "truth")}
 
 
+def _number(value: float | None) -> float:
+    """A number of the JSON, where undefined ones are null."""
+    return math.nan if value is None else value
+
+
 def draw(results: dict[str, Any], path: Path) -> None:
     """Bias and width against the truth above, slope, correlation and linearised width below."""
     with mpl.rc_context({**mplhep.style.CMS, "font.size": 18}):
@@ -79,8 +85,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
                 shift = 0.04 * (i - (len(results) - 1) / 2)
                 axes.errorbar(
                     [b["low"] + (0.5 + shift) * (b["high"] - b["low"]) for b in bins],
-                    [b[name] for b in bins],
-                    [b[f"{name}_error"] for b in bins],
+                    *([_number(b[key]) for b in bins] for key in (name, f"{name}_error")),
                     label=method,
                     color=COLOURS[i % len(COLOURS)],
                     marker=MARKERS[i % len(MARKERS)],
@@ -93,20 +98,15 @@ def draw(results: dict[str, Any], path: Path) -> None:
         for axes, name in zip(lower, ("slope", "correlation", "width68_linearised"), strict=True):
             for i, (method, found) in enumerate(results.items()):
                 axes.errorbar(
-                    found[name],
+                    _number(found[name]),
                     -i,
-                    xerr=found[f"{name}_error"],
+                    xerr=_number(found[f"{name}_error"]),
                     color=COLOURS[i % len(COLOURS)],
                     marker=MARKERS[i % len(MARKERS)],
                 )
-                axes.annotate(
-                    method,
-                    (found[name], -i),
-                    xytext=(0, 12),
-                    textcoords="offset points",
-                    ha="center",
-                    size=13,
-                )
+                if found[name] is not None:
+                    place = {"xytext": (0, 12), "textcoords": "offset points", "ha": "center", "size": 13}
+                    axes.annotate(method, (found[name], -i), **place)
             axes.set_yticks([])
             axes.set_ylim(-len(results) + 0.3, 0.8)
             axes.margins(x=0.35)
@@ -149,7 +149,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     draw(results, given.figure)
     print("| | " + " | ".join(NUMBERS.values()) + " |\n|---|" + "---:|" * len(NUMBERS))
     for method, found in results.items():
-        print(f"| {method} | " + " | ".join(f"{found[name]:.3f}" for name in NUMBERS) + " |")
+        print(f"| {method} | " + " | ".join(f"{_number(found[name]):.3f}" for name in NUMBERS) + " |")
 
 
 if __name__ == "__main__":

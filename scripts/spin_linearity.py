@@ -32,6 +32,7 @@ from topreco.observables import c_hel
 from topreco.skim import Skim
 
 _RANGE = 0.5
+_LEAST = 10
 
 
 def means(true: FloatArray, reco: FloatArray, weight: FloatArray, d: float, d0: float) -> dict[str, float]:
@@ -83,7 +84,7 @@ def read(skims: Sequence[Path], methods: Sequence[Any]) -> dict[str, list[FloatA
     Raises
     ------
     TopRecoError
-        If a skim has no truth.
+        If a skim has no truth, or a method solves hardly any event.
     """
     parts: dict[str, list[list[FloatArray]]] = {method.name: [] for method in methods}
     for path in skims:
@@ -98,7 +99,11 @@ def read(skims: Sequence[Path], methods: Sequence[Any]) -> dict[str, list[FloatA
                 found = c_hel(pair.p4, events.lepton_p4)
                 good = pair.valid & np.isfinite(true) & np.isfinite(found)
                 parts[method.name].append([true[good], found[good], events.weight[good]])
-    return {name: [np.concatenate(c) for c in zip(*own, strict=True)] for name, own in parts.items()}
+    columns = {name: [np.concatenate(c) for c in zip(*own, strict=True)] for name, own in parts.items()}
+    for name, (true, *_) in columns.items():
+        if len(true) < _LEAST:
+            raise TopRecoError(f"{name}: solves {len(true)} events with truth, at least {_LEAST} expected")
+    return columns
 
 
 def draw(results: dict[str, dict[str, Any]], path: Path) -> None:

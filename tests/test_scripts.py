@@ -13,6 +13,7 @@ import pytest
 
 from topreco import fourvector
 from topreco.events import Truth, toy_events
+from topreco.recalibration import ResponseCurve
 from topreco.skim import Skim, SkimWriter
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -147,6 +148,57 @@ def test_tables_of_an_unknown_observable(comparison, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         load("results_tables").main()
     assert "no observable 'm_t'" in capsys.readouterr().err
+
+
+# ---- comparisons -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy_skim(sample, tmp_path):
+    """A skim of 320 events, of which one in twenty has a τ."""
+    path = tmp_path / "toy.parquet"
+    with SkimWriter(path) as writer:
+        writer.metadata |= {"selection": {}, "datasets": {"toy": 1}}
+        for _ in range(16):
+            writer.write(*sample)
+    return path
+
+
+def test_weights_give_the_spin_correlation_asked_for():
+    script = load("spin_linearity")
+    c = np.linspace(-1, 1, 100_001)
+    for d in (-0.5, 0.0, 0.3):
+        found = script.means(c, 0.8 * c + 0.02, np.ones(len(c)), d, 0.0)
+        assert found["true"] == pytest.approx(-d / 3, abs=1e-4)
+        # From a sample that has a correlation of its own.
+        again = script.means(c, c, 1 + 0.24 * c, d, -0.24)
+        assert again["true"] == pytest.approx(-d / 3, abs=1e-4)
+        assert again["bias_error"] == 0
+    result = script.linearity(c[::100], 0.8 * c[::100] + 0.02, np.ones(1001), 0.0, 5)
+    assert (result["slope"], result["offset"]) == pytest.approx((0.8, 0.02))
+    assert result["deviation"] < 1e-9
+
+
+def test_spin_linearity_of_methods(toy_skim, toy_model, tmp_path, capsys):
+    out, figure = tmp_path / "spin.json", tmp_path / "spin.png"
+    command = [str(toy_skim), "--methods", str(toy_model), "--json", str(out), "--figure", str(figure)]
+    load("spin_linearity").run(command)
+    assert json.loads(out.read_text())["toy"]["n"] == 320
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert "| toy |" in capsys.readouterr().out
+
+
+def test_bias_control(toy_skim, toy_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    out, figure = tmp_path / "bias.json", tmp_path / "bias.png"
+    command = [str(toy_skim), "--calibrate", str(toy_skim), "--models", str(toy_model), "--json", str(out)]
+    load("bias_control").run([*command, "--figure", str(figure), "--write-curves", str(tmp_path / "curves")])
+    results = json.loads(out.read_text())["all"]
+    assert list(results) == ["toy", "toy, bins of prediction", "toy, bins of truth"]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    curve = ResponseCurve.read(tmp_path / "curves" / "toy_truth.json")
+    assert len(curve.predicted) > 1
+    assert "| toy, bins of truth |" in capsys.readouterr().out
 
 
 # ---- table of inputs -------------------------------------------------------------------------------------
