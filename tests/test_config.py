@@ -9,6 +9,7 @@ from topreco.config import (
     RunConfig,
     SimulationConfig,
     SkimConfig,
+    StudyConfig,
     TrainConfig,
     dump_config,
     find_config,
@@ -22,6 +23,7 @@ KINDS = {
     "cluster": RunConfig,
     "systematics": RunConfig,
     "skim": SkimConfig,
+    "study": StudyConfig,
     "sim": SimulationConfig,
 }
 

@@ -197,6 +197,22 @@ def quantiles(
 
 
 @app.command()
+def study(
+    config: Annotated[
+        str, typer.Argument(help="YAML file, or the name of a shipped one (study/spurions.yaml).")
+    ],
+    overrides: Overrides = None,
+    restart: Annotated[bool, typer.Option(help="Discard what earlier trainings left.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train networks that differ in a few keys, with several seeds each, and compare them in one table."""
+    from topreco.study import study as run_study
+
+    settings = configuration.load_study(config, overrides or [])
+    typer.echo(f"table: {run_study(settings, progress=not quiet, restart=restart)}")
+
+
+@app.command()
 def export(
     model: Annotated[str, typer.Argument(help="Model file (.safetensors), or the name of a shipped model.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="ONNX file to write.")],
@@ -363,7 +379,8 @@ def unfolding(
 @app.command("config")
 def show_config(
     kind: Annotated[
-        Literal["simulate", "skim", "train", "run", "pepper-write"], typer.Argument(help="Which command's.")
+        Literal["simulate", "skim", "train", "study", "run", "pepper-write"],
+        typer.Argument(help="Which command's."),
     ],
     overrides: Overrides = None,
     config: ConfigOption = None,
@@ -373,6 +390,7 @@ def show_config(
         "simulate": SimulationConfig,
         "skim": SkimConfig,
         "train": TrainConfig,
+        "study": configuration.StudyConfig,
         "run": RunConfig,
         "pepper-write": PepperWriteConfig,
     }

@@ -110,7 +110,7 @@ def plot_metric(
         Text above the figure.
     """
     versus = observable if versus is None else versus
-    with _style():
+    with figure_style():
         figure, axes = _canvas(label)
         drawn = False
         for i, (method, bins) in enumerate(methods.items()):
@@ -174,7 +174,7 @@ def plot_residual(
     label
         Text above the figure.
     """
-    with _style():
+    with figure_style():
         figure, axes = _canvas(label)
         found = {m: metrics.Cumulative.from_histogram(counts, edges) for m, counts in methods.items()}
         reach = _window(list(found.values()), edges)
@@ -247,7 +247,7 @@ def plot_migration(
     share = 100 * np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)[1:-1, 1:-1]
     reco_edges = edges if reco_edges is None else reco_edges
     grids = [np.arange(float(len(of))) for of in (edges, reco_edges)]
-    with _style():
+    with figure_style():
         figure, axes = _canvas(label, width=12.0)
         top = float(np.nanmax(share)) if np.isfinite(share).any() else 0.0
         mesh = axes.pcolormesh(
@@ -303,7 +303,7 @@ def plot_shares(
     label
         Text above the figure.
     """
-    with _style():
+    with figure_style():
         figure, axes = _canvas(label)
         drawn = False
         for i, (name, share) in enumerate(shares.items()):
@@ -342,7 +342,7 @@ def plot_spectrum(
         Text above the figure.
     """
     truths = {m: truth for m, (_, truth) in methods.items() if truth is not None and truth.content.any()}
-    with _style():
+    with figure_style():
         if truths:
             figure, (axes, ratio) = _two_canvases(label)
         else:
@@ -427,7 +427,7 @@ def plot_variations(
         return -float(max(changes))
 
     drawn = sorted(sources, key=size)[: len(COLOURS)]
-    with _style():
+    with figure_style():
         figure, (axes, ratio) = _two_canvases(label, (1, 1))
         axes.stairs(nominal.content, edges, color="black", linewidth=2.5, label="nominal")
         error = np.sqrt(np.maximum(nominal.variance, 0)) / total
@@ -674,7 +674,7 @@ def save(figure: Figure, stem: str | Path, *, formats: Sequence[str] = FORMATS) 
         path = Path(f"{stem}.{suffix}")
         # Without a date, the same histograms give the same file.
         metadata = {"CreationDate": None} if suffix == "pdf" else None
-        with complete_file(path) as temporary, _style():
+        with complete_file(path) as temporary, figure_style():
             figure.savefig(temporary, format=suffix, metadata=metadata)
         paths.append(path)
     return paths
@@ -683,7 +683,7 @@ def save(figure: Figure, stem: str | Path, *, formats: Sequence[str] = FORMATS) 
 # ---- details ---------------------------------------------------------------------------------------------
 
 
-def _style() -> Any:
+def figure_style() -> Any:
     """The CMS style of mplhep, also needed while saving: fonts are looked up then."""
     return mpl.rc_context({**mplhep.style.CMS, "axes.labelpad": 8.0, "svg.hashsalt": "topreco"})
 
