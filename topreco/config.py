@@ -245,7 +245,9 @@ class TokensConfig(Config):
 class NormalisationConfig(Config):
     """One Lorentz-invariant number per event that divides every four-momentum, targets included."""
 
-    kind: Literal["constant", "event_mass"] = "constant"
+    kind: Literal["constant", "event_mass", "object_mass"] = "constant"
+    """`object_mass` divides each input by its own mass, targets by the constant. It is wrong, for it erases
+    the energy of every lepton, and is here only to be compared with (configs/study/normalisation.yaml)."""
     scale: Positive = 100.0
     """The constant, in GeV."""
     include_met: bool = False
@@ -448,7 +450,7 @@ class DataConfig(Config):
     folds: PositiveInt = 1
     """With k > 1, k networks, each trained without the events of its fold, which it alone reconstructs."""
     max_events: PositiveInt | None = None
-    """Read at most so many events, for quick trials."""
+    """Read at most so many events, the same share of each file, for quick trials."""
     normalise_weights: bool = True
     """Scale the weights of each dataset to a mean of 1 in absolute value: generators differ in what they call
     a weight, and the one with the largest numbers would be all that is learnt."""

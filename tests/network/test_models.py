@@ -614,6 +614,19 @@ def test_event_mass_has_a_floor(network, objects):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_mass_of_each_object_erases_energies(network, objects, kind):
+    """Why it is wrong: an electron of twice the four-momentum looks the same, as it does not otherwise."""
+    twice = objects._replace(lepton_plus=2 * objects.lepton_plus)
+    answers = {}
+    for normalisation in ("object_mass", "constant"):
+        model = network(kind, normalisation={"kind": normalisation}, head="three_momentum")
+        assert torch.equal(model.scale(objects), torch.full((16,), 100.0, dtype=torch.float64))
+        answers[normalisation] = model(objects), model(twice)
+    torch.testing.assert_close(*answers["object_mass"], rtol=1e-6, atol=1e-3)
+    assert (answers["constant"][0] - answers["constant"][1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_scale_is_known_to_the_network(network, objects, readout, kind):
     """Without log(scale), momenta twice as large would give a raw answer twice as large."""
     model = network(kind, readout=readout, normalisation={"kind": "event_mass"})

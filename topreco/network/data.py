@@ -119,17 +119,19 @@ def read_training_data(config: DataConfig) -> TrainingData:
     columns: list[tuple[Tensor, ...]] = []
     files: list[dict[str, Any]] = []
     identities: list[IntArray] = []
-    budget = config.max_events if config.max_events is not None else sum(map(len, skims))
-    for skim in skims:
+    ends = np.cumsum([0, *map(len, skims)])
+    # The same share of each, rounded so that the sum is right.
+    share = min(1.0, (config.max_events or math.inf) / ends[-1])
+    budgets = np.diff(np.round(share * ends)).astype(int).tolist()
+    for skim, budget in zip(skims, budgets, strict=True):
         read = used = 0
         for index in range(skim.n_row_groups):
-            if budget == 0:
+            if read == budget:
                 break
             events, truth = skim.read_row_group(index)
             if truth is None:
                 raise TrainingError(f"{skim.path}: no truth in this skim")
-            events, truth = events[:budget], truth[:budget]
-            budget -= len(events)
+            events, truth = events[: budget - read], truth[: budget - read]
             read += len(events)
             usable = truth.valid & truth.dileptonic if config.require_dileptonic else truth.valid
             events, truth = events[usable], truth[usable]

@@ -7,7 +7,9 @@ from jaxtyping import Bool, Float
 from lgatr import embed_vector
 from torch import Tensor, nn
 
+from topreco import fourvector
 from topreco.config import BackboneConfig, LGATrConfig, LGATrSlimConfig, ModelConfig
+from topreco.constants import M_ELECTRON
 from topreco.network.heads import visible_mass
 from topreco.network.lgatr import LGATrBackbone
 from topreco.network.lgatr_slim import LGATrSlimBackbone
@@ -163,7 +165,7 @@ class EventNetwork(nn.Module):
     def scale_of(self, tokens: Tokens) -> Float[Tensor, "n"]:
         """Normalisation of each event in GeV from its tokens, shape (n,)."""
         normalisation = self.config.normalisation
-        if normalisation.kind == "constant":
+        if normalisation.kind != "event_mass":
             return torch.full_like(tokens.p4[:, 0, 0], normalisation.scale)
         total = self._visible(tokens)
         if normalisation.include_met:
@@ -201,7 +203,7 @@ class EventNetwork(nn.Module):
 
     def _with_scale(self, scalars: Float[Tensor, "n T F"], scale: Float[Tensor, "n"]) -> Tensor:
         """Scalars with log(scale), which a scale that differs between events must not hide."""
-        if self.config.normalisation.kind == "constant":
+        if self.config.normalisation.kind != "event_mass":
             return scalars
         return torch.cat([scalars, scale.log()[:, None, None].expand(-1, scalars.shape[1], 1)], -1)
 
@@ -230,6 +232,9 @@ class EventNetwork(nn.Module):
         none = tokens.p4.new_zeros((1, 2, 4))
         queries = none if queries is None else queries / scale[:, None, None]
         geometry = tokens.p4 / scale[:, None, None]
+        if self.config.normalisation.kind == "object_mass":
+            masses = fourvector.mass_squared(tokens.p4).clamp(min=M_ELECTRON**2).sqrt()
+            geometry = tokens.p4 / masses[..., None]
         if self.backbone.components == 16:
             geometry, queries = embed_vector(geometry), embed_vector(queries)
         else:
