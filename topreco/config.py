@@ -470,6 +470,9 @@ class TrainConfig(Config):
     epochs: PositiveInt = 20
     batch_size: PositiveInt = 512
     """Events per step, over all devices."""
+    accumulate: PositiveInt = 1
+    """Parts in which a device takes its share of a batch, one after the other: as many times less memory and
+    the same gradient, but for `loss.m_tt_bias`, which then sees the events of a part."""
     patience: PositiveInt | None = 8
     """Stop after so many epochs without a better validation loss."""
     augment_rotation: bool = False
@@ -481,6 +484,7 @@ class TrainConfig(Config):
     seed: Annotated[int, Field(ge=0)] = 1
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: PositiveInt = 1
+    """Processes that share each batch; `torchrun`, which starts its own, overrides it."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     threads: PositiveInt | None = None
     """Torch threads per process; null leaves torch's choice."""

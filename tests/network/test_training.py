@@ -537,37 +537,96 @@ def test_shows_progress(config, capsys):
     assert "trained; test: loss" in captured.err
 
 
+@pytest.mark.parametrize("variant", ["plain", "augmented", "schedulefree"])
+def test_accumulated_parts_train_as_one(config, tmp_path, variant):
+    """Parts of unequal size, of the same events: 32 in 5 parts."""
+    changes = {
+        "plain": {},
+        "augmented": {"augment_rotation": True, "augment_charge_exchange": True},
+        "schedulefree": {"optimiser": {"kind": "schedulefree"}},
+    }[variant]
+    whole, parts = (
+        rows(quiet(config(accumulate=n, output=tmp_path / str(n), model=NO_DROPOUT, **changes)).parent)
+        for n in (1, 5)
+    )
+    for a, b in zip(whole, parts, strict=True):
+        assert a["step"] == b["step"]
+        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-5)
+        assert b["validation_loss"] == pytest.approx(a["validation_loss"], rel=1e-5)
+
+
+NO_DROPOUT = {
+    "backbone": {"kind": "lgatr_slim", "blocks": 1, "vector_channels": 4, "scalar_channels": 8, "heads": 1}
+}
+
+# What torchrun starts; with a number as second argument, it dies without warning in that call of the loss.
+PROCESS = """
+import os, signal, sys
+from topreco.config import TrainConfig
+from topreco.network import training
+loss, calls = training.event_loss, 0
+def killing(*arguments):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss(*arguments)
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        training.event_loss = killing
+    training.train(TrainConfig.model_validate_json(sys.argv[1]))
+"""
+
+
+def in_two_processes(launcher, folder, *arguments):
+    """Run `PROCESS` in two processes, which it or torchrun starts."""
+    script = folder / "train.py"
+    script.write_text(PROCESS)
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    return subprocess.run(
+        [sys.executable, *(torchrun if launcher == "torchrun" else []), str(script), *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def assert_same_losses(one, two):
+    for a, b in zip(rows(one), rows(two), strict=True):
+        assert a["step"] == b["step"]
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-5)
+        assert a["validation_loss"] == pytest.approx(b["validation_loss"], rel=1e-5)
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one(config, tmp_path):
-    """With the gradients averaged, two devices see the same batches as one."""
-    plain = {
-        "model": {"backbone": {"kind": "lgatr_slim", "blocks": 1, "vector_channels": 4, "scalar_channels": 8}}
-    }
-    single = quiet(config(output=tmp_path / "one", **plain))
-    double = config(output=tmp_path / "two", devices=2, augment_rotation=False, **plain)
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import sys\n"
-        "from topreco.config import TrainConfig\n"
-        "from topreco.network.training import train\n"
-        "if __name__ == '__main__':\n"
-        "    train(TrainConfig.model_validate_json(sys.argv[1]))\n"
+@pytest.mark.parametrize("launcher", ["devices", "torchrun"])
+def test_two_processes_train_as_one(config, tmp_path, launcher):
+    """With the gradients averaged, two devices see the same batches as one, also in parts."""
+    single = quiet(config(output=tmp_path / "one", model=NO_DROPOUT, augment_rotation=True))
+    devices = 2 if launcher == "devices" else 1
+    double = config(
+        output=tmp_path / "two", model=NO_DROPOUT, augment_rotation=True, devices=devices, accumulate=2
     )
     for _ in range(2):
-        process = subprocess.run(
-            [sys.executable, str(script), double.model_dump_json()],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
+        process = in_two_processes(launcher, tmp_path, double.model_dump_json())
         assert process.returncode == 0, process.stderr
-    assert "already trained" in process.stderr
-    for a, b in zip(rows(single.parent), rows(double.output), strict=True):
-        assert a["step"] == b["step"]
-        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-3)
-        assert a["validation_loss"] == pytest.approx(b["validation_loss"], rel=1e-3)
+    assert process.stderr.count("already trained") == 1
+    assert_same_losses(single.parent, double.output)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_after_kill_9(config, tmp_path):
+    whole = quiet(config(output=tmp_path / "whole", model=NO_DROPOUT))
+    killed = config(output=tmp_path / "killed", model=NO_DROPOUT)
+    # Three steps, and on one of the two the validation, make an epoch.
+    process = in_two_processes("torchrun", tmp_path, killed.model_dump_json(), "6")
+    assert process.returncode != 0
+    assert 1 <= len(rows(killed.output)) < 3
+    process = in_two_processes("torchrun", tmp_path, killed.model_dump_json())
+    assert process.returncode == 0, process.stderr
+    assert_same_losses(whole.parent, killed.output)
 
 
 # ---- what can go wrong -----------------------------------------------------------------------------------
@@ -639,6 +698,14 @@ def test_a_model_from_elsewhere_is_not_overwritten(config):
     path.with_name("state.ckpt").unlink()
     with pytest.raises(TrainingError, match=r"model.safetensors: already there"):
         quiet(config())
+
+
+def test_more_parts_than_events(config):
+    with pytest.raises(
+        TrainingError,
+        match=r"batch_size: 4 events \(\d+ to train on\) cannot be shared by 1 devices in 5 parts",
+    ):
+        quiet(config(batch_size=4, accumulate=5))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -24,6 +24,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from schedulefree import AdamWScheduleFree
@@ -129,10 +130,11 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
             weights = weights / mean_weight
             per_device = min(config.batch_size, len(train_index)) // fabric.world_size
             batch_size = per_device * fabric.world_size
-            if per_device == 0:
+            if per_device < config.accumulate:
+                divided = f" in {config.accumulate} parts each" if config.accumulate > 1 else ""
                 raise TrainingError(
                     f"batch_size: {config.batch_size} events ({len(train_index)} to train on) cannot be "
-                    f"shared by {fabric.world_size} devices"
+                    f"shared by {fabric.world_size} devices{divided}"
                 )
             # What is left over at the end of an epoch differs from epoch to epoch.
             steps = len(train_index) // batch_size
@@ -173,30 +175,36 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
                 model.train()
                 _schedulefree_mode(optimisers, training=True)
                 started, train_loss = time.perf_counter(), 0.0
-                for start in range(fabric.global_rank, steps * batch_size, batch_size):
-                    mine = slice(start, start - fabric.global_rank + batch_size, fabric.world_size)
-                    batch = order[mine]
-                    objects, tops = data.objects.take(batch), data.tops[batch]
-                    drawn = [None if each is None else each[mine] for each in (angle, reflect, exchange)]
-                    if any(each is not None for each in drawn):
-                        objects, tops = augment(objects, tops, *drawn)
+                for start in range(0, steps * batch_size, batch_size):
+                    ends = start + fabric.global_rank, start + batch_size, fabric.world_size
+                    mine = torch.arange(*ends, device=fabric.device)
                     rate = learning_rate(step, total_steps, config.optimiser)
                     for group in itertools.chain(*(each.param_groups for each in optimisers)):
                         group["lr"] = rate
-
-                    pred = model(objects).float()
-                    per_event = event_loss(
-                        pred, tops, network.scale(objects), config.loss, _leptons(objects), data.c_hel[batch]
-                    )
-                    loss = (weights[batch] * per_event).mean()
-                    if config.loss.m_tt_bias > 0:
-                        loss = loss + config.loss.m_tt_bias * m_tt_bias_loss(pred, tops)
+                    network.zero_grad(set_to_none=True)
+                    # Gradients of the parts add up to that of the batch, in a part's memory.
+                    parts = mine.tensor_split(config.accumulate)
+                    summed = torch.zeros((), device=fabric.device)
+                    for number, part in enumerate(parts):
+                        batch = order[part]
+                        objects, tops = data.objects.take(batch), data.tops[batch]
+                        drawn = [None if each is None else each[part] for each in (angle, reflect, exchange)]
+                        if any(each is not None for each in drawn):
+                            objects, tops = augment(objects, tops, *drawn)
+                        with fabric.no_backward_sync(model, enabled=number < len(parts) - 1):
+                            pred = model(objects).float()
+                            leptons, scale = _leptons(objects), network.scale(objects)
+                            per_event = event_loss(pred, tops, scale, config.loss, leptons, data.c_hel[batch])
+                            loss = (weights[batch] * per_event).mean()
+                            if config.loss.m_tt_bias > 0:
+                                loss = loss + config.loss.m_tt_bias * m_tt_bias_loss(pred, tops)
+                            loss = loss * (len(part) / per_device)
+                            fabric.backward(loss)
+                        summed += loss.detach()
                     # The same number on all ranks, so that all go on or all stop.
-                    value = float(cast("Tensor", fabric.all_reduce(loss.detach(), reduce_op="mean")))
+                    value = float(cast("Tensor", fabric.all_reduce(summed, reduce_op="mean")))
                     if not math.isfinite(value):
                         raise TrainingError(f"loss is {value} in step {step} (epoch {epoch}, network {fold})")
-                    network.zero_grad(set_to_none=True)
-                    fabric.backward(loss)
                     if config.optimiser.clip_norm is not None:
                         norm = fabric.clip_gradients(
                             model,
@@ -638,10 +646,16 @@ def _launch(config: TrainConfig) -> Fabric:
             f"accelerator: cuda with devices {config.devices}, but torch sees "
             f"{torch.cuda.device_count()} of them"
         )
+    devices, nodes = config.devices, 1
+    if TorchElasticEnvironment.detect():
+        # Under torchrun the processes are there already, on one machine or several.
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
     fabric = Fabric(
         accelerator=accelerator,
-        devices=config.devices,
-        strategy="ddp" if config.devices > 1 else "auto",
+        devices=devices,
+        num_nodes=nodes,
+        strategy="ddp" if devices * nodes > 1 else "auto",
         precision=config.precision,
     )
     fabric.launch()
