@@ -41,7 +41,7 @@ $(VENV)/installed-demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP_INSTALL) --editable '.[sim,dask,parsl,onnx,pepper,mlflow,dev]'
+	$(PIP_INSTALL) --editable '.[sim,dask,parsl,onnx,pepper,mlflow,lloca,dev]'
 	touch $@ $(VENV)/installed-demo
 
 clean:

@@ -1,5 +1,6 @@
 """Studies end to end, with small networks: what is trained, what goes on after a kill, what fails."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -142,9 +143,11 @@ def test_every_training_of_a_shipped_study_can_be_built(name, size):
                 config.training(point, 1)
             continue
         training = config.training(point, 1)
-        if training.model.backbone.kind == "lloca":
-            pytest.importorskip("lloca")
-        build_network(training.model)
+        if training.model.backbone.kind != "lloca" or importlib.util.find_spec("lloca"):
+            n = sum(parameter.numel() for parameter in build_network(training.model).parameters())
+            if name == "study/parameters.yaml":
+                wanted = {"10k": 1e4, "50k": 5e4, "200k": 2e5, "1M": 1e6, "5M": 5e6}
+                assert n == pytest.approx(wanted[point.rpartition("_")[2]], rel=0.25)
 
 
 def test_config_command_prints_it(file):

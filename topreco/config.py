@@ -296,6 +296,17 @@ class TransformerConfig(Config):
     dropout: Fraction | None = None
 
 
+class LLoCaConfig(Config):
+    """The transformer in local Lorentz frames of `lloca`, extra `lloca`."""
+
+    kind: Literal["lloca"] = "lloca"
+    blocks: PositiveInt = 6
+    channels: PositiveInt = 64
+    """A multiple of 8 · `heads`."""
+    heads: PositiveInt = 4
+    dropout: Fraction | None = None
+
+
 def _backbone_kind(value: Any) -> str:
     """Kind of a backbone that is being read; without one, the default."""
     if isinstance(value, dict):
@@ -321,7 +332,8 @@ HeadKind = Literal["on_shell", "timelike", "direct", "projected", "three_momentu
 BackboneConfig = Annotated[
     Annotated[LGATrSlimConfig, Tag("lgatr_slim")]
     | Annotated[LGATrConfig, Tag("lgatr")]
-    | Annotated[TransformerConfig, Tag("transformer")],
+    | Annotated[TransformerConfig, Tag("transformer")]
+    | Annotated[LLoCaConfig, Tag("lloca")],
     Discriminator(_backbone_kind),
 ]
 
@@ -381,6 +393,12 @@ class ModelConfig(Config):
                     f"{key}spurions.beam: 'xyplane' is a bivector, which {key}backbone.kind "
                     f"'{backbone.kind}' cannot see; use lightlike, spacelike, timelike or null, or "
                     f"{key}backbone.kind 'lgatr'"
+                )
+            if backbone.kind == "lloca" and (spurions.beam, spurions.embed) == ("spacelike", "token"):
+                raise ValueError(
+                    f"{key}spurions.beam: 'spacelike' with {key}spurions.embed 'token' is a momentum without "
+                    f"rest frame; {key}backbone.kind 'lloca' makes frames of the momenta of tokens; use embed "
+                    "'channel'"
                 )
         return self
 
@@ -1224,7 +1242,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 _TAGS = frozenset(
-    str(cls.model_fields["kind"].default) for cls in (LGATrConfig, LGATrSlimConfig, TransformerConfig)
+    str(cls.model_fields["kind"].default)
+    for cls in (LGATrConfig, LGATrSlimConfig, TransformerConfig, LLoCaConfig)
 )
 
 

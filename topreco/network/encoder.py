@@ -8,11 +8,12 @@ from lgatr import embed_vector
 from torch import Tensor, nn
 
 from topreco import fourvector
-from topreco.config import BackboneConfig, LGATrConfig, LGATrSlimConfig, ModelConfig
+from topreco.config import BackboneConfig, LGATrConfig, LGATrSlimConfig, LLoCaConfig, ModelConfig
 from topreco.constants import M_ELECTRON
 from topreco.network.heads import visible_mass
 from topreco.network.lgatr import LGATrBackbone
 from topreco.network.lgatr_slim import LGATrSlimBackbone
+from topreco.network.lloca import LLoCaBackbone
 from topreco.network.spurions import build_spurions, spurion_types, vector_spurions
 from topreco.network.tokens import (
     CONTINUOUS,
@@ -63,6 +64,8 @@ def build_backbone(config: BackboneConfig, in_channels: int, in_scalars: int, ou
         return LGATrBackbone(config, in_channels, in_scalars, out_scalars)
     if isinstance(config, LGATrSlimConfig):
         return LGATrSlimBackbone(config, in_channels, in_scalars, out_scalars)
+    if isinstance(config, LLoCaConfig):
+        return LLoCaBackbone(config, in_channels, in_scalars, out_scalars)
     return TransformerBackbone(config, in_channels, in_scalars, out_scalars)
 
 
