@@ -78,7 +78,7 @@ def test_scaling(report):
         rho = (1 - 0.2 - 0.2 * (n / 1000) ** -0.5) ** 0.5
         runs[str(n)] = {seed: run(rho + 1e-4 * seed, n, width=0.1 + 0.01 * seed) for seed in (1, 2, 3)}
     scaled = StudyReport(config, runs, {})
-    ((name, label, points, laws), _) = scaled.scaling()
+    (name, label, points, laws), _ = scaled.scaling()
     assert (name, label) == ("correlation", "1 − ρ²(m_tt)")
     assert points["lgatr_slim"][0].tolist() == sizes
     law = laws["lgatr_slim"]

@@ -23,7 +23,7 @@ TWO_SIGMA = 0.954499736103642
 """Probability within two standard deviations of a normal distribution."""
 ONE_SIGMA = 0.682689492137086
 
-_REFITS = 400
+_REFITS = 200
 _LARGEST_EXPONENT = 4.0
 
 

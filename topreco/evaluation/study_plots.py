@@ -87,7 +87,7 @@ def plot_scaling(
             law = laws.get(name)
             if law is None:
                 continue
-            grid = np.geomspace(size.min(), law.at)
+            grid = np.geomspace(size.min(), law.at, 300)
             axes.plot(
                 grid,
                 law(grid),

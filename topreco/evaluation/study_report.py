@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,6 +70,25 @@ _LEGEND_SCALING = (
 _LEGEND_COST = "Cost, the mean over the seeds; times are of training alone, beside whatever else ran."
 
 
+class Scaling(NamedTuple):
+    """A metric against the size of the training.
+
+    Attributes
+    ----------
+    name, label
+        Of the metric.
+    points
+        Size, mean and its standard error, shape (3, k), by kind of network.
+    laws
+        Their fits, None where there is none.
+    """
+
+    name: str
+    label: str
+    points: dict[str, Array]
+    laws: dict[str, PowerLaw | None]
+
+
 @dataclass(frozen=True)
 class StudyReport:
     """Runs of a study, and what follows from them.
@@ -114,20 +133,11 @@ class StudyReport:
         """Its difference to the reference."""
         return difference(self.values(point, quantity), self.values(self.config.reference, quantity))
 
-    def scaling(self) -> Iterator[tuple[str, str, dict[str, Array], dict[str, PowerLaw | None]]]:
-        """For each metric that should fall as a power of the size of the training.
-
-        Yields
-        ------
-        name, label
-            Of the metric.
-        points
-            Size, mean and its standard error, shape (3, k), by kind of network.
-        laws
-            Their fits.
-        """
+    def scaling(self) -> list[Scaling]:
+        """Each metric that should fall as a power of the size of the training, fitted."""
         if self.config.scaling is None:
-            return
+            return []
+        found = []
         key, _, at = _SIZES[self.config.scaling]
         observable = self.config.observables[0]
         for field, label in {
@@ -142,8 +152,10 @@ class StudyReport:
                 error = student_error(deviation, n, ONE_SIGMA)
                 kind = next(iter(runs.values()))["backbone"]
                 series.setdefault(kind, []).append((size, mean, error))
-            points = {kind: np.array(sorted(found)).T for kind, found in series.items()}
-            yield field, label, points, {kind: power_law(*found, at=at) for kind, found in points.items()}
+            points = {kind: np.array(sorted(rows)).T for kind, rows in series.items()}
+            laws = {kind: power_law(*columns, at=at) for kind, columns in points.items()}
+            found.append(Scaling(field, label, points, laws))
+        return found
 
 
 def _value(run: Run, quantity: Quantity) -> float:
@@ -163,10 +175,10 @@ def write_tables(report: StudyReport) -> Path:
     path
         The latter.
     """
-    folder = report.config.output
-    text = json.dumps(plain(_data(report)), indent=1, ensure_ascii=False)
+    folder, scaling = report.config.output, report.scaling()
+    text = json.dumps(plain(_data(report, scaling)), indent=1, ensure_ascii=False)
     write_text(folder / "table.json", text + "\n")
-    write_text(folder / "table.md", "\n".join(_markdown(report)) + "\n")
+    write_text(folder / "table.md", "\n".join(_markdown(report, scaling)) + "\n")
     return folder / "table.md"
 
 
@@ -179,7 +191,7 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _data(report: StudyReport) -> dict[str, Any]:
+def _data(report: StudyReport, scaling: Sequence[Scaling]) -> dict[str, Any]:
     config = report.config
 
     def compared(point: str, quantity: Quantity) -> dict[str, Any]:
@@ -200,16 +212,16 @@ def _data(report: StudyReport) -> dict[str, Any]:
             for point, overrides in config.chosen_points.items()
         },
         "scaling": [
-            {"metric": label, "network": kind, **law._asdict()}
-            for _, label, _, laws in report.scaling()
-            for kind, law in laws.items()
+            {"metric": each.label, "network": kind, **law._asdict()}
+            for each in scaling
+            for kind, law in each.laws.items()
             if law is not None
         ],
         "failures": dict(report.failures),
     }
 
 
-def _markdown(report: StudyReport) -> Iterator[str]:
+def _markdown(report: StudyReport, scaling: Sequence[Scaling]) -> Iterator[str]:
     config, headings = report.config, list(report.quantities.values())
     some = next((run for runs in report.runs.values() for run in runs.values()), None)
     events = f"; {some['test_events']} test events" if some else ""
@@ -232,8 +244,9 @@ def _markdown(report: StudyReport) -> Iterator[str]:
                 for point in others
             ],
         )
-    for _, label, _, laws in report.scaling():
-        yield from _scaling_table(report, label, {kind: law for kind, law in laws.items() if law is not None})
+    for each in scaling:
+        fitted = {kind: law for kind, law in each.laws.items() if law is not None}
+        yield from _scaling_table(report, each.label, fitted)
     yield f"\n{_LEGEND_COST}\n"
     yield from _table(
         ["point", "parameters", "training events", "epochs", "seconds", "events/s"],
@@ -315,6 +328,6 @@ def write_figures(report: StudyReport) -> None:
         label = f"{OBSERVABLES[name].label}: {_FIELDS[field]}" if name else f"Fraction of events: {heading}"
         figure = plot_points(values, label, reference=report.config.reference)
         save_figure(figure, folder / f"{name}_{field}".strip("_"))
-    for field, label, points, laws in report.scaling():
+    for each in report.scaling():
         size = _SIZES[report.config.scaling or "events"][1].capitalize()
-        save_figure(plot_scaling(points, laws, label, size), folder / f"scaling_{field}")
+        save_figure(plot_scaling(each.points, each.laws, each.label, size), folder / f"scaling_{each.name}")

@@ -42,13 +42,14 @@ from topreco.network.quantile_training import train_quantiles
 from topreco.network.tokens import Objects
 from topreco.observables import m_tt
 
-__all__ = ["TrainingError", "learning_rate", "pair_metrics", "train"]
+__all__ = ["MAY_DIFFER", "TrainingError", "learning_rate", "pair_metrics", "train"]
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.ckpt"
 _STATE_VERSION = 2
 # Where and how fast a training runs is not what is trained.
-_MAY_DIFFER = {"output", "accelerator", "devices", "threads", "mlflow"}
+MAY_DIFFER = {"output", "accelerator", "devices", "threads", "mlflow"}
+"""Keys that may change when a training resumes."""
 _EVALUATION_BATCH = 1024
 _STANDARDISATION_EVENTS = 100_000
 
@@ -537,7 +538,7 @@ def _read_state(config: TrainConfig) -> dict[str, Any]:
     TrainingError
         If the folder holds another training.
     """
-    content = {key: value for key, value in _config_data(config).items() if key not in _MAY_DIFFER}
+    content = {key: value for key, value in _config_data(config).items() if key not in MAY_DIFFER}
     path = config.output / STATE_FILE
     if not path.is_file():
         if (config.output / MODEL_FILE).exists():
