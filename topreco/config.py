@@ -397,7 +397,7 @@ class ModelConfig(Config):
             if backbone.kind == "lloca" and (spurions.beam, spurions.embed) == ("spacelike", "token"):
                 raise ValueError(
                     f"{key}spurions.beam: 'spacelike' with {key}spurions.embed 'token' is a momentum without "
-                    f"rest frame; {key}backbone.kind 'lloca' makes frames of the momenta of tokens; use embed "
+                    f"rest frame; {key}backbone.kind 'lloca' makes frames of momenta of tokens; use embed "
                     "'channel'"
                 )
         return self
