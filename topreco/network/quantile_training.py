@@ -25,6 +25,7 @@ _EVALUATION_BATCH = 1024
 _CALIBRATION_EVENTS = 500
 _STANDARDISATION_EVENTS = 100_000
 _CLIP_NORM = 1.0
+_SHORTEST_SCHEDULE = 20
 # Of the seeds: apart from all epochs of the tops.
 _STREAM = 1_000_003
 
@@ -191,8 +192,10 @@ def _train(
     optimiser = torch.optim.AdamW(
         quantiles.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
     )
+    # OneCycleLR divides by zero if its first phase is a single step.
+    total_steps = max(options.epochs * steps, _SHORTEST_SCHEDULE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, options.learning_rate, total_steps=options.epochs * steps, pct_start=0.1
+        optimiser, options.learning_rate, total_steps=total_steps, pct_start=0.1
     )
     mean_weight = variants[0].weight.mean()
     best, best_weights = math.inf, quantiles.state_dict()
