@@ -72,8 +72,8 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         columns: ColumnWriter | None = None,
         unfolding: UnfoldingConfig | None = None,
     ) -> None:
-        # One thread each: the executor already keeps every core busy.
-        self.methods = load_methods(methods, threads=1, solvers=solvers)
+        # One thread each: the executor already keeps every core busy. Histograms need no quantiles.
+        self.methods = load_methods(methods, threads=1, solvers=solvers, quantiles=columns is not None)
         self.selection = selection or SelectionConfig()
         self.histograms = histograms or HistogramConfig()
         self.systematics = systematics or SystematicsConfig()
