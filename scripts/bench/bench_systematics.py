@@ -137,7 +137,7 @@ def formula(expression: str, names: list[str]) -> schema.Formula:
 def measure(files: list[str], model: str, config: SystematicsConfig) -> tuple[int, dict[str, float]]:
     """Number of nominally selected events, and median seconds by stage."""
     selection = SelectionConfig()
-    method = load(model, threads=1)
+    method = load(model, threads=1, quantiles=False)
     without, with_variations = (
         DileptonProcessor([method], selection, systematics=chosen) for chosen in (None, config)
     )
