@@ -353,7 +353,7 @@ class QuantilesConfig(Config):
     """Width of the layers behind the backbone."""
     calibration_bins: PositiveInt = 8
     """Bins of equal population in predicted m_tt in which the validation events correct the quantiles; fewer
-    if there are less than 500 events for each."""
+    if there are less than 1500 events for each."""
 
     @field_validator("observables")
     @classmethod
