@@ -3,6 +3,7 @@
 import gc
 import os
 import stat
+import sys
 
 import pytest
 
@@ -153,11 +154,17 @@ def test_jobs_of_a_batch_system(monkeypatch, tmp_path, simulated, toy_model):
         None,
         [
             *("executor=dask", "workers=2", "cluster.kind=slurm", f"output={tmp_path / 'out'}"),
+            # On a machine that is busy, workers need more than the minute of dask-jobqueue to connect.
             "cluster.options={cores: 1, memory: 2GB, walltime: '00:10:00', account: top, interface: lo}",
+            "cluster.options.death_timeout=280",
             *(f"fileset={{tt: [{simulated}]}}", f"methods=[{toy_model}]", "chunk_size=300"),
         ],
     )
-    result = run(config, progress=False)
+    try:
+        result = run(config, progress=False)
+    finally:
+        # What the jobs say is what is wanted if they do not come up.
+        sys.stderr.write((tmp_path / "jobs.log").read_text())
     assert result.statistics.events == 1200
     assert len((tmp_path / "pids").read_text().split()) == 2
     assert "#SBATCH -A top" in (tmp_path / "script").read_text()
