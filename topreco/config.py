@@ -865,6 +865,15 @@ class SolverConfig(Config):
     threads: PositiveInt = 1
 
 
+class ValidationConfig(Config):
+    """`topreco validate`: what the validated methods and their numbers depend on."""
+
+    solvers: SolverConfig = SolverConfig()
+    """Of the analytic methods; `m_top` is also the mass that tops are compared with."""
+    histograms: HistogramConfig = HistogramConfig()
+    """`bins` replaces the edges of m_tt, pt_top, y_top or c_hel."""
+
+
 class PepperWriteConfig(SkimConfig):
     """`topreco pepper-write`: reconstructed tops into copies of pepper's event files."""
 

@@ -111,7 +111,7 @@ def book(config: HistogramConfig | None = None) -> dict[str, hist.Hist]:
                 f"histograms: unknown observable {name!r}; allowed: {', '.join(OBSERVABLES)}, "
                 f"and the groups {', '.join(OBSERVABLE_GROUPS)}"
             )
-    m_tt_edges = _edges(config, "m_tt")
+    m_tt_edges = truth_edges(config, "m_tt")
     histograms = {
         "events": _hist(
             _category("observable", config.observables),
@@ -121,7 +121,7 @@ def book(config: HistogramConfig | None = None) -> dict[str, hist.Hist]:
     }
     for name in config.observables:
         observable = OBSERVABLES[name]
-        edges = _edges(config, name)
+        edges = truth_edges(config, name)
         fine = fine_edges(edges)
         label = observable.axis_label
         n_bins, low, high = SPECTRUM_BINS.get(name, (60, edges[0], edges[-1]))
@@ -186,8 +186,21 @@ def _category(name: str, categories: tuple[str, ...]) -> Any:
     return hist.axis.StrCategory(categories, name=name, overflow=False)
 
 
-def _edges(config: HistogramConfig, name: str) -> Array:
-    """Edges of the truth bins, checked."""
+def truth_edges(config: HistogramConfig, name: str) -> Array:
+    """Edges of the truth bins of an observable.
+
+    Parameters
+    ----------
+    config
+        Its bins replace the defaults.
+    name
+        Observable.
+
+    Raises
+    ------
+    ConfigError
+        If the edges do not rise, or are missing.
+    """
     found = config.bins.get(name, DEFAULT_BINS.get(name))
     key = f"histograms.bins.{name}"
     if found is None:

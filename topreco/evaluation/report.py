@@ -169,7 +169,7 @@ def to_json(summary: Summary) -> str:
     summary
         Results of `summary.summarise`.
     """
-    return json.dumps(_plain(summary), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(plain(summary), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_report(summary: Summary, path: str | Path) -> None:
@@ -229,14 +229,20 @@ def _table(title: str, columns: tuple[_Column, ...], rows: list[tuple[str, Resul
     return table
 
 
-def _plain(value: Any) -> Any:
-    """Containers as dictionaries and lists, numbers that JSON does not know as None."""
+def plain(value: Any) -> Any:
+    """Containers as dictionaries and lists, numbers that JSON does not know as None.
+
+    Parameters
+    ----------
+    value
+        Named tuples, dictionaries, sequences and numbers, nested.
+    """
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return _plain(value._asdict())
+        return plain(value._asdict())
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

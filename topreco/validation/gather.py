@@ -1,0 +1,270 @@
+"""One pass over skims: a compact table of what is true and of what each method says of every event."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from topreco.errors import TopRecoError
+from topreco.evaluation.histograms import predicted_values, true_values
+from topreco.evaluation.metrics import Array
+from topreco.events import DileptonEvents, TopPair, Truth
+from topreco.reconstructors import Reconstructor
+from topreco.skim import Skim
+
+OBSERVED = ("m_tt", "pt_top", "y_top", "c_hel")
+"""Observables that are validated."""
+CLOSURE = ("m_top", "m_antitop", "pt_tt")
+"""Further ones, which tell whether the kinematics close."""
+
+Run = Callable[[Callable[[Any], Any], Sequence[Any], str], list[Any]]
+"""Apply a function to each task: its arguments are function, tasks and a title, its results in their order."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a method says of each event.
+
+    Attributes
+    ----------
+    valid
+        Whether it has an answer, shape (n,).
+    values
+        Each of `OBSERVED` and `CLOSURE`, NaN without an answer, shape (n,).
+    quality
+        As in `TopPair`, NaN without an answer; None for methods without.
+    quantiles
+        As in `TopPair`, those of `OBSERVED` that the method has, NaN without an answer, shape (n, 5).
+    """
+
+    valid: Array
+    values: dict[str, Array]
+    quality: Array | None
+    quantiles: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class EventTable:
+    """Numbers of each event, columns of shape (n,).
+
+    Attributes
+    ----------
+    events
+        ``channel``, ``n_jets``, ``n_btags``, ``weight``, the key of the event, and ``via_tau`` with truth.
+    truth
+        Each of `OBSERVED` and `CLOSURE`, NaN without generated tops; empty without truth.
+    answers
+        By name of the method.
+    seconds
+        Time that each method took, added up over processes.
+    """
+
+    events: dict[str, Array]
+    truth: dict[str, Array]
+    answers: dict[str, Answers]
+    seconds: dict[str, float]
+
+    def __len__(self) -> int:
+        return len(self.events["weight"])
+
+
+@contextmanager
+def open_pool(workers: int, *, progress: bool = True) -> Iterator[Run]:
+    """Run tasks in processes of their own, or in this one if there is one worker.
+
+    Parameters
+    ----------
+    workers
+        Number of processes. Results do not depend on it.
+    progress
+        Show progress bars.
+
+    Yields
+    ------
+    run
+        Applies a function to each task, in parallel; the results keep the order of the tasks.
+
+    Raises
+    ------
+    TopRecoError
+        If the number is not positive, or a process dies.
+    """
+    if workers < 1:
+        raise TopRecoError(f"workers: at least 1 expected, found {workers}")
+    console = Console(stderr=True)
+
+    def here(function: Callable[[Any], Any], tasks: Sequence[Any], title: str) -> list[Any]:
+        with Progress(console=console, disable=not progress) as bar:
+            return [function(task) for task in bar.track(tasks, description=title)]
+
+    if workers == 1:
+        yield here
+        return
+    # Forked threads of torch and numba may hang.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
+
+        def there(function: Callable[[Any], Any], tasks: Sequence[Any], title: str) -> list[Any]:
+            with Progress(console=console, disable=not progress) as bar:
+                futures = [executor.submit(function, task) for task in tasks]
+                try:
+                    return [future.result() for future in bar.track(futures, description=title)]
+                except BrokenProcessPool as error:
+                    raise TopRecoError(
+                        f"a worker process died ({title}), perhaps for lack of memory; fewer --workers need less"
+                    ) from error
+                finally:
+                    for future in futures:
+                        future.cancel()
+
+        yield there
+
+
+def open_skims(paths: Sequence[str | Path], *, truth: bool) -> list[Skim]:
+    """Skims to read together, checked before the first event is reconstructed.
+
+    Parameters
+    ----------
+    paths
+        Files of `topreco skim`.
+    truth
+        Whether they need generated tops.
+
+    Raises
+    ------
+    TopRecoError
+        If there is none, one cannot be read, is given twice or has no events, or truth is missing.
+    """
+    if not paths:
+        raise TopRecoError("no skims; Parquet files written by `topreco skim` expected")
+    seen: set[Path] = set()
+    skims = []
+    for path in paths:
+        skim = Skim(path)
+        if skim.path.resolve() in seen:
+            raise TopRecoError(f"{path}: given twice, its events would count twice")
+        seen.add(skim.path.resolve())
+        if len(skim) == 0:
+            raise TopRecoError(f"{path}: no events in this skim")
+        if truth and not skim.has_truth:
+            raise TopRecoError(f"{path}: no truth in this skim, which a validation needs")
+        skims.append(skim)
+    return skims
+
+
+def gather(run: Run, skims: Sequence[Skim], methods: Sequence[Reconstructor], *, title: str) -> EventTable:
+    """Reconstruct all events by all methods.
+
+    Parameters
+    ----------
+    run
+        Of `open_pool`.
+    skims
+        Where the events are.
+    methods
+        Reconstructors, each with a name of its own.
+    title
+        Of the progress bar.
+    """
+    tasks = [(skim, group) for skim in skims for group in range(skim.n_row_groups)]
+    # The longest first, or one process would work on it at the end while the others wait.
+    order = sorted(range(len(tasks)), key=lambda i: -len(tasks[i][0]) / tasks[i][0].n_row_groups)
+    blocks = [(skim.path, group) for skim, group in tasks]
+    found = run(partial(_read_block, tuple(methods)), [blocks[i] for i in order], title)
+    return concatenate([table for _, table in sorted(zip(order, found, strict=True), key=lambda x: x[0])])
+
+
+def _read_block(methods: Sequence[Reconstructor], block: tuple[Path, int]) -> EventTable:
+    path, group = block
+    return tabulate(*Skim(path).read_row_group(group), methods)
+
+
+def tabulate(
+    events: DileptonEvents, truth: Truth | None, methods: Sequence[Reconstructor]
+) -> EventTable:
+    """Table of some events.
+
+    Parameters
+    ----------
+    events
+        Selected events.
+    truth
+        Generated tops, None in data.
+    methods
+        Reconstructors, each with a name of its own.
+    """
+    columns: dict[str, Array] = {
+        "channel": events.channel,
+        "n_jets": events.n_jets,
+        "n_btags": (events.jet_tagged & events.jet_mask).sum(axis=1),
+        "weight": np.asarray(events.weight, float),
+        "dataset": events.dataset,
+        "run": events.run,
+        "luminosity_block": events.luminosity_block,
+        "event": events.event,
+    }
+    true: dict[str, Array] = {}
+    if truth is not None:
+        columns["via_tau"] = truth.via_tau.any(axis=1)
+        true = true_values((*OBSERVED, *CLOSURE), truth)
+    answers, seconds = {}, {}
+    for method in methods:
+        # Reading a model and compiling a solver are not part of what an event costs.
+        method(events[:1])
+        start = time.perf_counter()
+        pair = method(events)
+        seconds[method.name] = time.perf_counter() - start
+        answers[method.name] = _answers(events, pair)
+    return EventTable(columns, true, answers, seconds)
+
+
+def _answers(events: DileptonEvents, pair: TopPair) -> Answers:
+    def blank(values: Array) -> Array:
+        return np.where(pair.valid.reshape(-1, *[1] * (np.ndim(values) - 1)), values, np.nan)
+
+    return Answers(
+        np.asarray(pair.valid, bool),
+        predicted_values((*OBSERVED, *CLOSURE), events, pair),
+        None if pair.quality is None else blank(pair.quality),
+        {name: blank(values) for name, values in (pair.quantiles or {}).items() if name in OBSERVED},
+    )
+
+
+def concatenate(tables: Sequence[EventTable]) -> EventTable:
+    """One table of the events of several, in their order.
+
+    Parameters
+    ----------
+    tables
+        At least one, all of the same methods.
+    """
+    first = tables[0]
+
+    def joined(columns: Sequence[dict[str, Array]]) -> dict[str, Array]:
+        return {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
+
+    answers = {}
+    for name in first.answers:
+        parts = [table.answers[name] for table in tables]
+        qualities = [part.quality for part in parts if part.quality is not None]
+        answers[name] = Answers(
+            np.concatenate([part.valid for part in parts]),
+            joined([part.values for part in parts]),
+            np.concatenate(qualities) if len(qualities) == len(parts) else None,
+            joined([part.quantiles for part in parts]),
+        )
+    return EventTable(
+        joined([table.events for table in tables]),
+        joined([table.truth for table in tables]),
+        answers,
+        {name: sum(table.seconds[name] for table in tables) for name in first.seconds},
+    )

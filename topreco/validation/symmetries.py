@@ -1,0 +1,185 @@
+"""Does a method respect the symmetries of the detector? Transformed events against transformed answers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from topreco.evaluation.metrics import Array
+from topreco.events import DileptonEvents, TopPair
+from topreco.reconstructors import Reconstructor
+from topreco.validation.gather import Run
+
+N_EVENTS = 2000
+"""Events that are transformed."""
+EXACT = 1e-3
+"""Largest difference, in units of the top's energy, of a symmetry that holds to numerical precision."""
+APPROXIMATE = 0.1
+"""Largest median difference of one that holds approximately."""
+_SEED = 20
+
+Transform = Callable[[DileptonEvents], DileptonEvents]
+
+
+class Symmetry(NamedTuple):
+    """How well a method respects a symmetry.
+
+    Attributes
+    ----------
+    n
+        Number of events with an answer before and after.
+    median, largest
+        Of the largest difference of any component of both four-momenta, in units of the top's energy.
+    above
+        Fraction of the events whose difference is above `EXACT`.
+    changed
+        Fraction of all events that have an answer either only before or only after.
+    verdict
+        "exact", "approximate" or "none"; "–" without events.
+    """
+
+    n: int
+    median: float
+    largest: float
+    above: float
+    changed: float
+    verdict: str
+
+
+def _turned(p4: Array, angle: Array) -> Array:
+    """Four-momenta turned about the beam by an angle per event, shape (n, …, 4)."""
+    angle = angle.reshape(-1, *[1] * (p4.ndim - 2))
+    cos, sin = np.cos(angle), np.sin(angle)
+    energy, x, y, z = (p4[..., i] for i in range(4))
+    return np.stack([energy, cos * x - sin * y, sin * x + cos * y, z], axis=-1)
+
+
+def _angles(n: int) -> Array:
+    return np.random.default_rng(_SEED).uniform(-np.pi, np.pi, n)
+
+
+def rotated(events: DileptonEvents) -> DileptonEvents:
+    """Events turned about the beam, each by an angle of its own."""
+    angle = _angles(len(events))
+    met = np.concatenate([np.zeros((len(events), 1)), events.met, np.zeros((len(events), 1))], axis=1)
+    return replace(
+        events,
+        lepton_plus=_turned(events.lepton_plus, angle),
+        lepton_minus=_turned(events.lepton_minus, angle),
+        jets=_turned(events.jets, angle),
+        met=_turned(met, angle)[:, 1:3],
+    )
+
+
+def reflected(events: DileptonEvents) -> DileptonEvents:
+    """Events mirrored along the beam, z to −z."""
+    mirror = np.array([1.0, 1.0, 1.0, -1.0])
+    return replace(
+        events,
+        lepton_plus=events.lepton_plus * mirror,
+        lepton_minus=events.lepton_minus * mirror,
+        jets=events.jets * mirror,
+    )
+
+
+def charge_conjugated(events: DileptonEvents) -> DileptonEvents:
+    """Events with the charges of the leptons exchanged."""
+    return replace(
+        events,
+        lepton_plus=events.lepton_minus,
+        lepton_minus=events.lepton_plus,
+        lepton_flavour=events.lepton_flavour[:, ::-1],
+        b_candidates=events.b_candidates[:, ::-1],
+    )
+
+
+def jets_permuted(events: DileptonEvents) -> DileptonEvents:
+    """Events with their jets, padding included, in another order."""
+    n, length = events.jet_mask.shape
+    order = np.random.default_rng(_SEED).permuted(np.tile(np.arange(length), (n, 1)), axis=1)
+    new_position = np.argsort(order, axis=1)
+    candidates = np.take_along_axis(new_position, np.maximum(events.b_candidates, 0), axis=1)
+    return replace(
+        events,
+        jets=np.take_along_axis(events.jets, order[..., None], axis=1),
+        jet_mask=np.take_along_axis(events.jet_mask, order, axis=1),
+        jet_btag=np.take_along_axis(events.jet_btag, order, axis=1),
+        jet_tagged=np.take_along_axis(events.jet_tagged, order, axis=1),
+        b_candidates=np.where(events.b_candidates >= 0, candidates, -1),
+    )
+
+
+def _same(p4: Array) -> Array:
+    return p4
+
+
+TRANSFORMATIONS: dict[str, tuple[Transform, Callable[[Array], Array]]] = {
+    "rotation": (rotated, lambda p4: _turned(p4, _angles(len(p4)))),
+    "reflection": (reflected, lambda p4: p4 * np.array([1.0, 1.0, 1.0, -1.0])),
+    "charge": (charge_conjugated, lambda p4: p4[:, ::-1]),
+    "jet_order": (jets_permuted, _same),
+}
+"""What is done to events, and what that must do to the four-momenta of t and t̄, shape (n, 2, 4)."""
+
+
+def check_symmetries(
+    run: Run, methods: Sequence[Reconstructor], events: DileptonEvents
+) -> dict[str, dict[str, Symmetry]]:
+    """How well methods respect each symmetry.
+
+    Parameters
+    ----------
+    run
+        Of `topreco.validation.gather.open_pool`.
+    methods
+        Reconstructors, each with a name of its own.
+    events
+        Selected events, of which the first `N_EVENTS` are used.
+
+    Returns
+    -------
+    symmetries
+        By method and transformation.
+    """
+    events = events[:N_EVENTS]
+    tasks = [(method, name) for method in methods for name in (None, *TRANSFORMATIONS)]
+    pairs = dict(zip(((m.name, t) for m, t in tasks), run(partial(_answer, events), tasks, "symmetries"), strict=True))
+    return {
+        method.name: {
+            name: compare(pairs[method.name, None], pairs[method.name, name], expected)
+            for name, (_, expected) in TRANSFORMATIONS.items()
+        }
+        for method in methods
+    }
+
+
+def _answer(events: DileptonEvents, task: tuple[Reconstructor, str | None]) -> TopPair:
+    method, name = task
+    return method(events if name is None else TRANSFORMATIONS[name][0](events))
+
+
+def compare(before: TopPair, after: TopPair, expected: Callable[[Array], Array]) -> Symmetry:
+    """Answers to transformed events against the transformed answers.
+
+    Parameters
+    ----------
+    before, after
+        Answers to the events as they are and to the transformed ones.
+    expected
+        What the transformation must do to the four-momenta.
+    """
+    wanted = expected(before.p4)
+    finite = np.isfinite(wanted).all(axis=(1, 2)) & np.isfinite(after.p4).all(axis=(1, 2))
+    both = before.valid & after.valid & finite
+    difference = (np.abs(after.p4[both] - wanted[both]) / wanted[both][..., :1]).max(axis=(1, 2))
+    changed = float(np.mean(before.valid != after.valid)) if len(before) else np.nan
+    if not both.any():
+        return Symmetry(0, np.nan, np.nan, np.nan, changed, "–")
+    middle, largest = float(np.median(difference)), float(difference.max())
+    if largest <= EXACT and changed == 0:
+        verdict = "exact"
+    else:
+        verdict = "approximate" if middle <= APPROXIMATE else "none"
+    return Symmetry(int(both.sum()), middle, largest, float(np.mean(difference > EXACT)), changed, verdict)
