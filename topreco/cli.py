@@ -15,6 +15,7 @@ from topreco.config import (
     SimulationConfig,
     SkimConfig,
     TrainConfig,
+    ValidationConfig,
     dump_config,
     load_config,
 )
@@ -301,6 +302,53 @@ def response(
 
 
 @app.command()
+def validate(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(metavar="SKIM... [KEY=VALUE]...", help="Simulated skims, with truth, and overrides."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for index.html and results.json.")],
+    methods: Annotated[
+        str, typer.Option("--methods", "-m", help="Model files and names, separated by commas.")
+    ] = "dilepton",
+    config: ConfigOption = None,
+    join: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Tops of another tool, a Parquet file; repeat for several."),
+    ] = None,
+    background: Annotated[
+        list[Path] | None, typer.Option(help="Skim of events without tops; repeat for several.")
+    ] = None,
+    mass_scan: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MASS=SKIM", help="Skim of another top-quark mass in GeV; repeat for each."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Validate methods on simulated skims: one page with figures, and every number as JSON."""
+    import os
+    import shlex
+
+    from topreco.validation.run import parse_joined, parse_masses, validate as run_validation
+
+    skims, overrides = _split(arguments)
+    page = run_validation(
+        skims,
+        output,
+        methods=[name.strip() for name in methods.split(",") if name.strip()],
+        config=load_config(ValidationConfig, config, overrides),
+        joined=parse_joined(join or []),
+        background=background or [],
+        mass_scan=parse_masses(mass_scan or []),
+        workers=os.cpu_count() or 1 if workers is None else workers,
+        command=shlex.join(["topreco", *sys.argv[1:]]),
+        progress=not quiet,
+    )
+    typer.echo(f"page: {page}")
+
+
+@app.command()
 def plot(
     source: Annotated[Path, typer.Argument(help="Output folder of `topreco run`, or its histograms.coffea.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the figures.")] = None,
@@ -379,7 +427,7 @@ def unfolding(
 @app.command("config")
 def show_config(
     kind: Annotated[
-        Literal["simulate", "skim", "train", "study", "run", "pepper-write"],
+        Literal["simulate", "skim", "train", "study", "run", "pepper-write", "validate"],
         typer.Argument(help="Which command's."),
     ],
     overrides: Overrides = None,
@@ -393,6 +441,7 @@ def show_config(
         "study": configuration.StudyConfig,
         "run": RunConfig,
         "pepper-write": PepperWriteConfig,
+        "validate": ValidationConfig,
     }
     sys.stdout.write(dump_config(load_config(kinds[kind], config, overrides or [])))
 

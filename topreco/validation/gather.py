@@ -188,9 +188,7 @@ def _read_block(methods: Sequence[Reconstructor], block: tuple[Path, int]) -> Ev
     return tabulate(*Skim(path).read_row_group(group), methods)
 
 
-def tabulate(
-    events: DileptonEvents, truth: Truth | None, methods: Sequence[Reconstructor]
-) -> EventTable:
+def tabulate(events: DileptonEvents, truth: Truth | None, methods: Sequence[Reconstructor]) -> EventTable:
     """Table of some events.
 
     Parameters

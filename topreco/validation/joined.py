@@ -128,7 +128,9 @@ def _read(name: str, path: Path) -> pa.Table:
         table = pq.read_table(path, columns=list(dict.fromkeys(chosen.values())), filters=filters)
     except (pa.ArrowException, OSError) as error:
         raise TopRecoError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
-    table = pa.table({short: _cast(table[column], short, f"{path}: column {column!r}") for short, column in chosen.items()})
+    table = pa.table(
+        {short: _cast(table[column], short, f"{path}: column {column!r}") for short, column in chosen.items()}
+    )
     keys = [key for key in (*_KEY, "dataset") if key in chosen]
     for key in keys:
         if table[key].null_count:
@@ -143,12 +145,14 @@ def _read(name: str, path: Path) -> pa.Table:
 
 def _columns(name: str, path: Path, present: set[str]) -> dict[str, str]:
     """Column of the file by what it means."""
-    prefixed = f"{re.sub(r'\W', '_', name)}_"
+    prefixed = re.sub(r"\W", "_", name) + "_"
     prefix = "" if "top_pt" in present and f"{prefixed}top_pt" not in present else prefixed
     wanted = {key: key for key in _KEY} | {column: f"{prefix}{column}" for column in _MOMENTUM}
     for column in wanted.values():
         if column not in present:
-            without = f" (nor {column.removeprefix(prefixed)!r})" if prefix and column.startswith(prefix) else ""
+            without = (
+                f" (nor {column.removeprefix(prefixed)!r})" if prefix and column.startswith(prefix) else ""
+            )
             raise TopRecoError(f"{path}: column {column!r}{without} is missing, which {name!r} needs")
     quantiles = [column for columns in _quantile_columns().values() for column in columns]
     optional = {column: f"{prefix}{column}" for column in ("valid", "quality", *quantiles)}

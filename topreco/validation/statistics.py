@@ -284,7 +284,10 @@ def pull(truth: Array, quantiles: Array, weight: Array) -> Pull:
     counts = np.histogram(pulls, edges, weights=w)[0]
     density = counts / w.sum() / np.diff(edges) if w.sum() > 0 else np.full(len(counts), np.nan)
     return Pull(
-        *median(cumulative, n_eff), *width68(cumulative, n_eff), tuple(edges.tolist()), tuple(density.tolist())
+        *median(cumulative, n_eff),
+        *width68(cumulative, n_eff),
+        tuple(edges.tolist()),
+        tuple(density.tolist()),
     )
 
 

@@ -145,7 +145,9 @@ def check_symmetries(
     """
     events = events[:N_EVENTS]
     tasks = [(method, name) for method in methods for name in (None, *TRANSFORMATIONS)]
-    pairs = dict(zip(((m.name, t) for m, t in tasks), run(partial(_answer, events), tasks, "symmetries"), strict=True))
+    pairs = dict(
+        zip(((m.name, t) for m, t in tasks), run(partial(_answer, events), tasks, "symmetries"), strict=True)
+    )
     return {
         method.name: {
             name: compare(pairs[method.name, None], pairs[method.name, name], expected)

@@ -1,0 +1,285 @@
+"""`topreco validate`: reconstruct, measure, and write page and numbers."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from topreco.compare import load_methods
+from topreco.config import ValidationConfig
+from topreco.errors import TopRecoError
+from topreco.evaluation.histograms import truth_edges
+from topreco.evaluation.report import plain
+from topreco.events import DileptonEvents
+from topreco.files import complete_file
+from topreco.reconstructors import Reconstructor
+from topreco.skim import Skim
+from topreco.validation.extras import SCANNED, compare_background, scan_mass
+from topreco.validation.gather import OBSERVED, EventTable, Run, gather, open_pool, open_skims
+from topreco.validation.joined import JoinedMethod
+from topreco.validation.page import render
+from topreco.validation.statistics import by_quality, close, respond, uncertainty
+from topreco.validation.symmetries import N_EVENTS, check_symmetries
+from topreco.versions import versions
+
+
+def validate(
+    skims: Sequence[str | Path],
+    output: str | Path,
+    *,
+    methods: Sequence[Reconstructor | str | Path] = ("dilepton",),
+    config: ValidationConfig | None = None,
+    joined: Mapping[str, str | Path] | None = None,
+    background: Sequence[str | Path] = (),
+    mass_scan: Mapping[float, Sequence[str | Path]] | None = None,
+    workers: int = 1,
+    command: str = "",
+    progress: bool = True,
+) -> Path:
+    """Validate methods on simulated events: ``index.html`` and ``results.json`` in a folder.
+
+    Parameters
+    ----------
+    skims
+        Files of `topreco skim` with truth.
+    output
+        Folder to write.
+    methods
+        Reconstructors, model files or names that `topreco.load` knows.
+    config
+        Settings of the analytic methods and bins.
+    joined
+        Parquet files of other tools by the name of the method, see `topreco.validation.joined`.
+    background
+        Skims of events without tops.
+    mass_scan
+        Skims with truth by top-quark mass in GeV.
+    workers
+        Number of processes. Results do not depend on it, apart from the speed.
+    command
+        Command line, shown on the page.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    page
+        Path of ``index.html``.
+
+    Raises
+    ------
+    TopRecoError
+        If something cannot be used or written; nothing is written then.
+    """
+    output, config = Path(output), config or ValidationConfig()
+    for name in OBSERVED:
+        truth_edges(config.histograms, name)
+    opened = open_skims(skims, truth=True)
+    opened_background = open_skims(background, truth=False) if background else []
+    scanned = {mass: open_skims(paths, truth=True) for mass, paths in (mass_scan or {}).items()}
+    if len(scanned) == 1:
+        raise TopRecoError("mass scan: at least two masses expected, found one")
+    others = [JoinedMethod(name, path) for name, path in (joined or {}).items()]
+    # One thread each, so that neither results nor speed depend on the number of processes.
+    reconstructors = load_methods([*methods, *others], threads=1, solvers=config.solvers)
+    if not reconstructors:
+        raise TopRecoError("no methods; names or model files expected")
+
+    page = output / "index.html"
+    with (
+        complete_file(output / "results.json") as numbers,
+        complete_file(page) as html,
+        open_pool(workers, progress=progress) as run,
+    ):
+        table = gather(run, opened, reconstructors, title="events")
+        if not np.isfinite(table.truth["m_tt"]).any():
+            raise TopRecoError(f"{skims[0]}: none of {len(table)} events has generated tops")
+        _check_joined(table, others)
+        own = [method for method in reconstructors if method not in others]
+        sample = _first_events(opened, N_EVENTS)
+        results = {
+            "metadata": {
+                "command": command,
+                "versions": versions(),
+                "n_events": len(table),
+                "observables": OBSERVED,
+                "skims": [_describe_skim(skim) for skim in opened],
+                "background": [_describe_skim(skim) for skim in opened_background],
+                "mass_scan": {f"{m:g}": [_describe_skim(s) for s in of] for m, of in scanned.items()},
+                "config": config.model_dump(mode="json"),
+            },
+            "methods": {m.name: _describe_method(m, table) for m in reconstructors},
+            "speed": _speed(table, own),
+            "symmetries": check_symmetries(run, own, sample),
+            **_measure(table, config),
+            "background": {},
+            "mass_scan": {},
+        }
+        if opened_background:
+            other = gather(run, opened_background, own, title="background")
+            results["background"] = {m.name: compare_background(table, other, m.name) for m in own}
+        if scanned:
+            results["mass_scan"] = _scan(run, scanned, own)
+        text = json.dumps(plain(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        numbers.write_text(text, encoding="utf-8")
+        html.write_text(render(results, table), encoding="utf-8")
+    return page
+
+
+def parse_joined(texts: Sequence[str]) -> dict[str, Path]:
+    """Files by name of the method, from texts like NAME=FILE.
+
+    Parameters
+    ----------
+    texts
+        As on the command line.
+
+    Raises
+    ------
+    TopRecoError
+        If one has another form, or a name comes twice.
+    """
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, _, file = text.partition("=")
+        if not name or not file:
+            raise TopRecoError(f"--join {text!r}: NAME=FILE expected")
+        if name in found:
+            raise TopRecoError(f"--join {text!r}: there is another {name!r}; every method needs its own name")
+        found[name] = Path(file)
+    return found
+
+
+def parse_masses(texts: Sequence[str]) -> dict[float, list[Path]]:
+    """Skims by top-quark mass in GeV, from texts like 169.5=SKIM.
+
+    Parameters
+    ----------
+    texts
+        As on the command line; a mass may come several times.
+
+    Raises
+    ------
+    TopRecoError
+        If one has another form, or the mass is not positive.
+    """
+    found: dict[float, list[Path]] = {}
+    for text in texts:
+        mass, _, file = text.partition("=")
+        try:
+            value = float(mass)
+        except ValueError:
+            value = math.nan
+        if not (file and 0 < value < math.inf):
+            raise TopRecoError(f"--mass-scan {text!r}: MASS=SKIM expected, such as 169.5=tt.parquet")
+        found.setdefault(value, []).append(Path(file))
+    return found
+
+
+def _measure(table: EventTable, config: ValidationConfig) -> dict[str, Any]:
+    methods = list(table.answers)
+    return {
+        "response": {
+            name: {method: respond(table, method, name, config.histograms) for method in methods}
+            for name in OBSERVED
+        },
+        "uncertainty": {
+            name: {
+                method: uncertainty(table, method, name)
+                for method in methods
+                if name in table.answers[method].quantiles
+            }
+            for name in OBSERVED
+        },
+        "quality": {method: by_quality(table, method) for method in methods},
+        "closure": {method: close(table, method, config.solvers.m_top) for method in methods},
+    }
+
+
+def _scan(
+    run: Run, scanned: Mapping[float, Sequence[Skim]], methods: Sequence[Reconstructor]
+) -> dict[str, Any]:
+    tables = {mass: gather(run, skims, methods, title=f"{mass:g} GeV") for mass, skims in scanned.items()}
+    return {name: {m.name: scan_mass(tables, m.name, name) for m in methods} for name in SCANNED}
+
+
+def _speed(table: EventTable, methods: Sequence[Reconstructor]) -> dict[str, dict[str, float]]:
+    return {
+        m.name: {
+            "seconds": table.seconds[m.name],
+            "events_per_second": len(table) / table.seconds[m.name]
+            if table.seconds[m.name] > 0
+            else math.nan,
+        }
+        for m in methods
+    }
+
+
+def _first_events(skims: Sequence[Skim], n: int) -> DileptonEvents:
+    """Events of the first row groups."""
+    parts: list[DileptonEvents] = []
+    for skim in skims:
+        for events, _ in skim.row_groups():
+            # Skims of other selections may have jets padded to another length.
+            if parts and events.jet_mask.shape[1] != parts[0].jet_mask.shape[1]:
+                continue
+            parts.append(events[: n - sum(map(len, parts))])
+            if sum(map(len, parts)) >= n:
+                return DileptonEvents.concatenate(parts)
+    return DileptonEvents.concatenate(parts)
+
+
+def _check_joined(table: EventTable, methods: Sequence[JoinedMethod]) -> None:
+    """Refuse a file that fits no event, or whose rows fit more than one."""
+    key = np.stack([table.events[k].astype(np.uint64) for k in ("run", "luminosity_block", "event")], axis=1)
+    for method in methods:
+        if not table.answers[method.name].valid.any():
+            raise TopRecoError(
+                f"{method.path}: has none of the {len(table)} events of the skims, by run, luminosityBlock, "
+                f"event{' and dataset' if method.has_dataset else ''}"
+            )
+        if not method.has_dataset and (n := len(table) - len(np.unique(key, axis=0))):
+            raise TopRecoError(
+                f"{method.path}: needs the column 'dataset', since {n} events of the skims share run, "
+                "luminosityBlock and event with another one"
+            )
+
+
+def _describe_method(method: Reconstructor, table: EventTable) -> dict[str, Any]:
+    """What identifies a method, what its masses mean, and how many events are of its training's datasets."""
+    if isinstance(method, JoinedMethod):
+        return {"kind": "joined", "file": method.path.name}
+    # A quality cut has the path, but not the metadata.
+    path, metadata = getattr(method, "path", None), getattr(method, "metadata", {})
+    if path is None:
+        return {"kind": "analytic"}
+    found: dict[str, Any] = {"kind": "network", "file": path.name}
+    if "sha256" in metadata:
+        found["sha256"] = metadata["sha256"]
+    model = metadata.get("model")
+    if isinstance(model, dict):
+        found["head"] = str(model.get("head", "on_shell"))
+    trained_on = [int(i) for i in metadata.get("data", {}).get("dataset_ids", ())]
+    found["training_events"] = int(np.isin(table.events["dataset"], np.array(trained_on, np.uint64)).sum())
+    return found
+
+
+def _describe_skim(skim: Skim) -> dict[str, Any]:
+    known = (
+        "datasets",
+        "sources",
+        "n_read",
+        "n_selected",
+        "n_generated",
+        "sum_gen_weights",
+        "selection",
+        "versions",
+    )
+    return {
+        "file": skim.path.name,
+        "n_events": len(skim),
+        **{key: skim.metadata[key] for key in known if key in skim.metadata},
+    }
