@@ -330,7 +330,8 @@ def validate(
     import os
     import shlex
 
-    from topreco.validation.run import parse_joined, parse_masses, validate as run_validation
+    from topreco.validation.run import parse_joined, parse_masses
+    from topreco.validation.run import validate as run_validation
 
     skims, overrides = _split(arguments)
     page = run_validation(

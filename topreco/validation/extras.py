@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from topreco.evaluation.metrics import Array, Metrics, efficiency
+from topreco.evaluation.metrics import Array, Metrics
 from topreco.validation.gather import Answers, EventTable
-from topreco.validation.statistics import measure, quality_minima
+from topreco.validation.statistics import fraction, measure
+from topreco.validation.uncertainty import quality_minima
 
 SCANNED = ("m_tt", "pt_top")
 """Observables whose bias is followed over the top-quark mass."""
@@ -81,8 +82,8 @@ class MassScan(NamedTuple):
     points
         In rising mass.
     slope, slope_error
-        Change of RB per GeV by a straight line through the points, fitted with their errors; NaN if one has no
-        error.
+        Change of RB per GeV by a straight line through the points, fitted with their errors; NaN if one of
+        them has none.
     """
 
     points: tuple[Point, ...]
@@ -102,7 +103,7 @@ def compare_background(signal: EventTable, background: EventTable, method: str) 
     """
     tables = signal, background
     answers = [table.answers[method] for table in tables]
-    share, error = _fraction(answers[1].valid, background.events["weight"])
+    share, error = fraction(answers[1].valid, background.events["weight"])
     both = all(a.valid.any() for a in answers)
     has_quality = both and all(a.quality is not None for a in answers)
     return Background(
@@ -114,11 +115,6 @@ def compare_background(signal: EventTable, background: EventTable, method: str) 
         _quality_shape(tables, answers) if has_quality else None,
         _cuts(tables, answers) if has_quality else (),
     )
-
-
-def _fraction(inside: Array, weight: Array) -> tuple[float, float]:
-    found = efficiency(weight.sum(), (weight**2).sum(), weight[inside].sum(), (weight[inside] ** 2).sum())
-    return float(found.value), float(found.error)
 
 
 def _shape(tables: tuple[EventTable, ...], values: list[Array], reach: tuple[float, float]) -> Shape:
@@ -147,7 +143,7 @@ def _cuts(tables: tuple[EventTable, ...], answers: list[Answers]) -> tuple[Cut, 
         shares: list[float] = []
         for table, of in zip(tables, answers, strict=True):
             above = np.asarray(of.quality)[of.valid] >= minimum
-            shares += _fraction(above, table.events["weight"][of.valid])
+            shares += fraction(above, table.events["weight"][of.valid])
         found.append(Cut(minimum, *shares))
     return tuple(found)
 

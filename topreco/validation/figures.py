@@ -21,7 +21,7 @@ from topreco.evaluation.summary import Bin
 from topreco.observables import OBSERVABLES
 from topreco.validation.extras import MassScan, Shape
 from topreco.validation.gather import EventTable
-from topreco.validation.statistics import Coverage, Kept, Pull
+from topreco.validation.uncertainty import Coverage, Kept, Pull
 
 _LINES = ("-", "--", ":", "-.")
 
@@ -116,8 +116,8 @@ def draw_coverage(methods: Mapping[str, Mapping[str, Coverage]], label: str) -> 
                     fillstyle="full" if filled else "none",
                     label=method if filled else None,
                 )
-        for level in (68, 95):
-            axes.axhline(level, color="0.6", linewidth=1.5, zorder=0)
+        for nominal in (68, 95):
+            axes.axhline(nominal, color="0.6", linewidth=1.5, zorder=0)
         axes.set_xticks(range(len(names)), names)
         axes.tick_params(axis="x", which="minor", bottom=False, top=False)
         axes.set_ylim(min(40.0, axes.get_ylim()[0]), 122)

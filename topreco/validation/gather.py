@@ -28,7 +28,7 @@ CLOSURE = ("m_top", "m_antitop", "pt_tt")
 """Further ones, which tell whether the kinematics close."""
 
 Run = Callable[[Callable[[Any], Any], Sequence[Any], str], list[Any]]
-"""Apply a function to each task: its arguments are function, tasks and a title, its results in their order."""
+"""Apply a function to each task: called with function, tasks and a title, it keeps their order."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def open_pool(workers: int, *, progress: bool = True) -> Iterator[Run]:
                     return [future.result() for future in bar.track(futures, description=title)]
                 except BrokenProcessPool as error:
                     raise TopRecoError(
-                        f"a worker process died ({title}), perhaps for lack of memory; fewer --workers need less"
+                        f"a worker process died ({title}), perhaps for lack of memory: use fewer --workers"
                     ) from error
                 finally:
                     for future in futures:
@@ -203,7 +203,7 @@ def tabulate(events: DileptonEvents, truth: Truth | None, methods: Sequence[Reco
     columns: dict[str, Array] = {
         "channel": events.channel,
         "n_jets": events.n_jets,
-        "n_btags": (events.jet_tagged & events.jet_mask).sum(axis=1),
+        "n_btags": np.sum(events.jet_tagged & events.jet_mask, axis=1),
         "weight": np.asarray(events.weight, float),
         "dataset": events.dataset,
         "run": events.run,
@@ -212,7 +212,7 @@ def tabulate(events: DileptonEvents, truth: Truth | None, methods: Sequence[Reco
     }
     true: dict[str, Array] = {}
     if truth is not None:
-        columns["via_tau"] = truth.via_tau.any(axis=1)
+        columns["via_tau"] = np.asarray(truth.via_tau.any(axis=1))
         true = true_values((*OBSERVED, *CLOSURE), truth)
     answers, seconds = {}, {}
     for method in methods:

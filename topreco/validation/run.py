@@ -21,8 +21,9 @@ from topreco.validation.extras import SCANNED, compare_background, scan_mass
 from topreco.validation.gather import OBSERVED, EventTable, Run, gather, open_pool, open_skims
 from topreco.validation.joined import JoinedMethod
 from topreco.validation.page import render
-from topreco.validation.statistics import by_quality, close, respond, uncertainty
+from topreco.validation.statistics import close, respond
 from topreco.validation.symmetries import N_EVENTS, check_symmetries
+from topreco.validation.uncertainty import by_quality, uncertainty
 from topreco.versions import versions
 
 

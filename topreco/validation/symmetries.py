@@ -1,4 +1,4 @@
-"""Does a method respect the symmetries of the detector? Transformed events against transformed answers."""
+"""Which symmetries of the detector a method respects: transformed events against transformed answers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
