@@ -1,0 +1,218 @@
+"""The command as a user runs it: page and JSON, independent of workers, whole or not at all."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from topreco.cli import app
+from topreco.errors import TopRecoError
+from topreco.validation.gather import OBSERVED
+from topreco.validation.run import parse_joined, parse_masses, validate
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+METHODS = ["sonnenschein_unsmeared", "random"]
+
+
+@pytest.fixture(scope="module")
+def report(skims, leptons, write_skim, tmp_path_factory):
+    """Folder of a report with everything that it can hold."""
+    folder = tmp_path_factory.mktemp("report")
+    scan = {m: [write_skim(folder / f"{m}.parquet", 200, 7, m_top=m)] for m in (165.0, 180.0)}
+    background = write_skim(folder / "dy.parquet", 100, 9, with_truth=False)
+    validate(
+        skims,
+        folder / "out",
+        methods=[leptons, "sonnenschein_unsmeared"],
+        background=[background],
+        mass_scan=scan,
+        command="topreco validate <this> & that",
+        progress=False,
+    )
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def results(report):
+    return json.loads((report / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def page(report):
+    return (report / "index.html").read_text(encoding="utf-8")
+
+
+def test_every_part_is_there(results):
+    assert results["metadata"]["n_events"] == 750
+    assert [skim["n_events"] for skim in results["metadata"]["skims"]] == [450, 300]
+    assert set(results["response"]) == set(OBSERVED)
+    assert set(results["response"]["m_tt"]) == {"leptons", "sonnenschein_unsmeared"}
+    assert set(results["uncertainty"]["m_tt"]) == {"leptons"}
+    assert results["quality"]["sonnenschein_unsmeared"] == {}
+    assert results["symmetries"]["leptons"]["rotation"]["verdict"] == "exact"
+    assert results["background"]["leptons"]["n"] == 100
+    assert len(results["background"]["leptons"]["cuts"]) == 4
+    assert [p["m_top"] for p in results["mass_scan"]["m_tt"]["leptons"]["points"]] == [165, 180]
+    assert results["methods"]["leptons"] == {"kind": "analytic"}
+    assert set(results["speed"]) == {"leptons", "sonnenschein_unsmeared"}
+
+
+def test_page_needs_nothing_else(page):
+    assert "<script" not in page
+    assert "http" not in re.sub(r"data:[^\"]*", "", page)
+    assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page) == []
+    assert "url(" not in page
+    assert len(page) < 10_000_000
+    assert '<meta name="viewport"' in page
+
+
+def test_page_is_well_formed(page):
+    anchors = re.findall(r'href="#([^"]+)"', page)
+    assert {"summary", "background", "mass-scan", "provenance"} <= set(anchors)
+    assert sorted(anchors) == sorted(re.findall(r'<section id="([^"]+)"', page))
+    images = re.findall(r"<img [^>]*>", page)
+    assert len(images) > 30
+    assert all(re.search(r'alt="[^"]+"', image) for image in images)
+    assert "topreco validate &lt;this&gt; &amp; that" in page
+    assert "nan" not in re.sub(r"data:[^\"]*", "", page)
+
+
+def test_workers_change_nothing_but_the_speed(skims, tmp_path):
+    found = []
+    for workers in (1, 2):
+        validate(skims, tmp_path / str(workers), methods=METHODS, workers=workers, progress=False)
+        content = json.loads((tmp_path / str(workers) / "results.json").read_text())
+        del content["speed"]
+        found.append(content)
+    assert found[0] == found[1]
+
+
+def test_command(skims, tmp_path):
+    arguments = [
+        *("validate", *map(str, skims), "--methods", "random", "-o", str(tmp_path / "out")),
+        *("--workers", "1", "--quiet", "histograms.bins={m_tt: [300, 500, 900]}"),
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.output.strip() == f"page: {tmp_path / 'out' / 'index.html'}"
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    bins = content["response"]["m_tt"]["random"]["truth_bins"]
+    assert [b["low"] for b in bins] == [None, 300, 500, 900]
+
+
+def test_joined_method(skims, leptons, tmp_path):
+    """Tops that went through a file are validated as if they had been made here."""
+    import pyarrow as pa
+
+    from topreco.columns import event_columns
+    from topreco.skim import read_skims
+
+    events, _ = read_skims(skims)
+    pq.write_table(pa.table(event_columns(events, {"other": leptons(events)})), tmp_path / "other.parquet")
+    joined = {"other": tmp_path / "other.parquet"}
+    validate(skims, tmp_path / "out", methods=[leptons], joined=joined, progress=False)
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    ours, theirs = (content["response"]["m_tt"][name]["inclusive"] for name in ("leptons", "other"))
+    assert theirs["n"] == ours["n"]
+    assert theirs["rb"] == pytest.approx(ours["rb"], abs=1e-5)
+    assert "other" not in content["symmetries"]
+
+
+def _no_truth(skims, tmp_path, write_skim):
+    return {"skims": [write_skim(tmp_path / "data.parquet", 20, 1, with_truth=False)]}
+
+
+BAD = {
+    "no truth": (_no_truth, r"data\.parquet: no truth in this skim"),
+    "no skim": (lambda *_: {"skims": []}, "no skims; Parquet files"),
+    "twice": (lambda skims, *_: {"skims": [skims[0]] * 2}, r"a\.parquet: given twice"),
+    "missing": (lambda *_: {"skims": ["absent.parquet"]}, r"absent\.parquet: no such file"),
+    "method": (lambda *_: {"methods": ["sonenschein"]}, "'sonenschein'"),
+    "same name": (lambda *_: {"methods": ["random", "random"]}, "every method needs a name of its own"),
+    "workers": (lambda *_: {"workers": 0}, "workers: at least 1 expected, found 0"),
+    "one mass": (lambda skims, *_: {"mass_scan": {170.0: skims}}, "at least two masses expected, found one"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_bad_input_writes_nothing(skims, write_skim, tmp_path, fault):
+    make, message = BAD[fault]
+    arguments = {"skims": skims, "methods": ["random"]} | make(skims, tmp_path, write_skim)
+    with pytest.raises(TopRecoError, match=message):
+        validate(output=tmp_path / "out", progress=False, **arguments)
+    assert list((tmp_path / "out").glob("*")) == []
+
+
+def test_empty_skim(skims, tmp_path):
+    table = pq.read_table(skims[0])
+    pq.write_table(table.slice(0, 0), tmp_path / "empty.parquet")
+    with pytest.raises(TopRecoError, match=r"empty\.parquet: no events in this skim"):
+        validate([tmp_path / "empty.parquet"], tmp_path / "out", methods=["random"], progress=False)
+
+
+def test_output_that_cannot_be_written(skims, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TopRecoError, match="cannot write there"):
+        validate(skims, tmp_path / "file" / "out", methods=["random"], progress=False)
+
+
+def test_a_file_of_other_events(skims, leptons, tmp_path):
+    import pyarrow as pa
+
+    from topreco.columns import event_columns
+    from topreco.skim import read_skims
+
+    events, _ = read_skims(skims)
+    events.run[:] = 5
+    pq.write_table(pa.table(event_columns(events, {"x": leptons(events)})), tmp_path / "x.parquet")
+    with pytest.raises(TopRecoError, match=r"x\.parquet: has none of the 750 events of the skims"):
+        validate(
+            skims, tmp_path / "o", methods=["random"], joined={"x": tmp_path / "x.parquet"}, progress=False
+        )
+    assert list((tmp_path / "o").glob("*")) == []
+
+
+@pytest.mark.parametrize("text", ["x", "=x.parquet", "x="])
+def test_join_needs_name_and_file(text):
+    with pytest.raises(TopRecoError, match="NAME=FILE expected"):
+        parse_joined([text])
+
+
+@pytest.mark.parametrize("text", ["x.parquet", "heavy=x.parquet", "-1=x.parquet", "170="])
+def test_mass_scan_needs_mass_and_skim(text):
+    with pytest.raises(TopRecoError, match="MASS=SKIM expected"):
+        parse_masses([text])
+
+
+def test_a_mass_may_have_several_skims():
+    assert parse_masses(["170=a", "175=b", "170=c"]) == {170.0: [Path("a"), Path("c")], 175.0: [Path("b")]}
+
+
+@pytest.mark.slow
+def test_browser_renders_every_figure(page, tmp_path):
+    """In a copy with a script that counts images, which the page itself does not have."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip(f"no browser; looked for {', '.join(BROWSERS)}")
+    script = (
+        "<script>onload = () => { const all = [...document.images]; document.body.dataset.images ="
+        " `${all.filter(i => i.complete && i.naturalWidth > 0).length} of ${all.length}`; "
+        "document.body.dataset.overflow = document.documentElement.scrollWidth > innerWidth }</script>"
+    )
+    (tmp_path / "page.html").write_text(page.replace("</body>", script + "</body>"), encoding="utf-8")
+    command = [
+        *(browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=500,2000"),
+        *(f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0"),
+        *("--virtual-time-budget=20000", "--dump-dom", (tmp_path / "page.html").as_uri()),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    count, total = re.search(r'data-images="(\d+) of (\d+)"', done.stdout).groups()
+    assert count == total
+    assert int(total) > 30
+    assert 'data-overflow="false"' in done.stdout
+    assert "CONSOLE" not in done.stderr
