@@ -59,10 +59,10 @@ def test_dataset_and_variation(events, pair, tmp_path):
     n = len(events)
     nominal = friend_tree(events, pair, dataset=["toy"] * n, variation=["nominal"] * n)
     other = friend_tree(
-        e, pvents, pair, dataset=["other"] * n, variation=["nominal"] * n, leptons_valid=[False] * n
+        events, pair, dataset=["other"] * n, variation=["nominal"] * n, leptons_valid=[False] * n
     )
     varied = friend_tree(
-        e, pvents, pair, dataset=["toy"] * n, variation=["jesUp"] * n, leptons_valid=[False] * n
+        events, pair, dataset=["toy"] * n, variation=["jesUp"] * n, leptons_valid=[False] * n
     )
     pq.write_table(pa.concat_tables([other, varied, nominal]), tmp_path / "all.parquet")
     method = JoinedMethod("leptons", tmp_path / "all.parquet")
