@@ -20,7 +20,8 @@ class _Broken:
             "rotation": np.array([0, 0.5, 0, 0]),
             "reflection": np.array([0, 0, 0, 0.5]),
             "charge": np.array([0.5, 0, 0, 0]) * np.array([[1.0], [0.0]]),
-            "jet_order": events.jet_mask[:, 0, None, None] * np.array([0.5, 0, 0, 0]),
+            "jet_order": (events.jets[:, 0, :1, None] > events.jets[:, 1, :1, None])
+            * np.array([0.5, 0, 0, 0]),
         }[self.name]
         return TopPair(p4=pair.p4 + change * pair.p4[..., :1], valid=pair.valid)
 

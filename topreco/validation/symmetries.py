@@ -96,9 +96,12 @@ def charge_conjugated(events: DileptonEvents) -> DileptonEvents:
 
 
 def jets_permuted(events: DileptonEvents) -> DileptonEvents:
-    """Events with their jets, padding included, in another order."""
-    n, length = events.jet_mask.shape
-    order = np.random.default_rng(_SEED).permuted(np.tile(np.arange(length), (n, 1)), axis=1)
+    """Events with their jets in another order; padding stays behind them.
+
+    Methods may read only so many jets. Where an event has more, the order decides which.
+    """
+    random = np.random.default_rng(_SEED).random(events.jet_mask.shape)
+    order = np.argsort(np.where(events.jet_mask, random, 1.0), axis=1, kind="stable")
     new_position = np.argsort(order, axis=1)
     candidates = np.take_along_axis(new_position, np.maximum(events.b_candidates, 0), axis=1)
     return replace(
