@@ -33,6 +33,7 @@ from topreco.errors import TopRecoError
 from topreco.observables import OBSERVABLE_GROUPS, OBSERVABLES
 
 Positive = Annotated[float, Field(gt=0)]
+Mass = Annotated[float, Field(gt=0, lt=1e5)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -61,7 +62,7 @@ class SimulationConfig(Config):
     seed: Annotated[int, Field(ge=0)] = 1
     sqrt_s: Positive = 13_000.0
     """Centre-of-mass energy in GeV."""
-    m_top: Positive = M_TOP
+    m_top: Mass = M_TOP
     tune: Literal["CP5", "Monash"] = "CP5"
     mpi: bool = True
     """Multi-parton interactions; without them four times as fast."""
@@ -376,7 +377,7 @@ class ModelConfig(Config):
     `three_momentum`), with a predicted mass (`timelike`: 105 to 284 GeV, `direct`: from m_top/10), or as
     lepton + neutrino + jets weighted by the network (`neutrinos`). All but `three_momentum` are
     Lorentz-covariant."""
-    m_top: Positive = M_TOP
+    m_top: Mass = M_TOP
     charge_symmetric: bool = False
     """Exact symmetry under ℓ⁺ ↔ ℓ⁻, t ↔ t̄, at twice the cost. Not for asymmetry measurements."""
     quantiles: QuantilesConfig | None = None
@@ -848,8 +849,8 @@ class SkimConfig(Config):
 class SolverConfig(Config):
     """Analytic methods: the constraints, and how the detector's resolution is smeared over."""
 
-    m_top: Positive = M_TOP
-    m_w: Positive = M_W
+    m_top: Mass = M_TOP
+    m_w: Mass = M_W
     """Used where the W masses are not drawn."""
     n_draws: PositiveInt = 100
     """Smeared copies of each event."""
@@ -1178,7 +1179,7 @@ def assign(content: dict[str, Any], overrides: Iterable[str]) -> None:
             raise ConfigError(f"override {override!r}: expected key=value, such as epochs=10")
         try:
             value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-        except yaml.YAMLError as error:
+        except _NOT_YAML as error:
             raise ConfigError(f"override {override!r}: value is not YAML") from error
         _assign(content, key.split("."), value, override)
 
@@ -1193,7 +1194,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (*_NOT_YAML, OSError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if loaded is not None and not isinstance(loaded, dict):
         raise ConfigError(f"{path}: a mapping of keys to values expected, {type(loaded).__name__} found")
@@ -1224,6 +1225,9 @@ def dump_config(config: Config) -> str:
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-3 as a number, as everybody but YAML 1.1 does."""
 
+
+_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)
+"""What the loader raises; values that only look like a date or a number are ValueErrors."""
 
 _Loader.yaml_implicit_resolvers = {
     first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -1,5 +1,7 @@
 """Writing files so that none is ever half-written under its final name."""
 
+import errno
+import os
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -7,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from topreco.errors import TopRecoError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 @contextmanager
@@ -26,7 +30,7 @@ def complete_file(path: str | Path) -> Iterator[Path]:
     Raises
     ------
     TopRecoError
-        If the folder cannot be made or written to.
+        If the folder cannot be made or written to, or the disk is full.
     """
     path = Path(path)
     writable_folder(path.parent)
@@ -38,8 +42,22 @@ def complete_file(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except Exception as error:
+        if (number := _full_disk(error)) is not None:
+            # Without its cause: coffea would take an OSError for a bad input file.
+            raise TopRecoError(f"{path}: cannot be written ({os.strerror(number)})") from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _full_disk(error: BaseException | None) -> int | None:
+    """Error number of a disk that takes no more, which only writing gives, behind an exception."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return error.errno
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def writable_folder(path: str | Path) -> Path:

@@ -6,8 +6,9 @@ version, selection, dataset names, sums of generator weights and the cutflow.
 """
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -17,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from topreco.errors import TopRecoError
-from topreco.events import DileptonEvents, Truth
+from topreco.errors import TopRecoError, first_line
+from topreco.events import BoolArray, DileptonEvents, FloatArray, IntArray, Truth
 from topreco.files import complete_file
 
 FORMAT_VERSION = 1
@@ -27,6 +28,13 @@ _KINDS = {"events": DileptonEvents, "truth": Truth}
 _MIXED = "all events of a skim need the same columns, so either all have truth or none"
 # Everything else that floats is a momentum or a score, which NanoAOD holds in single precision.
 _DOUBLE = {"weight"}
+
+_LEAVES: dict[Any, Callable[[pa.DataType], bool]] = {
+    FloatArray: pa.types.is_floating,
+    IntArray: pa.types.is_integer,
+    BoolArray: pa.types.is_boolean,
+}
+"""What a column holds, by the type of its field."""
 
 
 class SkimError(TopRecoError):
@@ -89,7 +97,9 @@ class SkimWriter:
             raise SkimError(f"{self.path}: nothing was written to the skim")
         self._flush()
         if self._writer is not None:
-            self._writer.add_key_value_metadata({_METADATA_KEY: json.dumps(self.metadata).encode()})
+            # The pages have checksums of their own, the footer has none.
+            metadata = self.metadata | {"sha256": _digest(self.metadata)}
+            self._writer.add_key_value_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
             self._writer.close()
 
     def _flush(self) -> None:
@@ -97,7 +107,9 @@ class SkimWriter:
             return
         table = pa.concat_tables(self._pending)
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._temporary, table.schema, compression="zstd")
+            self._writer = pq.ParquetWriter(
+                self._temporary, table.schema, compression="zstd", write_page_checksum=True
+            )
         if table.schema != self._writer.schema:
             raise ValueError(f"{self.path}: {_MIXED}")
         self._writer.write_table(table, row_group_size=self._row_group_size)
@@ -123,20 +135,26 @@ class Skim:
         if not self.path.is_file():
             raise SkimError(f"{path}: no such file; a skim written by `topreco skim` expected")
         try:
-            self._file = pq.ParquetFile(self.path)
-        except (pa.ArrowException, OSError) as error:
-            raise SkimError(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
+            self._file = pq.ParquetFile(self.path, page_checksum_verification=True)
+            names = set(self._file.schema_arrow.names)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise SkimError(f"{path}: not a readable Parquet file ({first_line(error)})") from error
         content = (self._file.metadata.metadata or {}).get(_METADATA_KEY)
         try:
             self.metadata: dict[str, Any] = json.loads(content) if content else {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SkimError(f"{path}: the metadata entry 'topreco' is not JSON") from error
+        if not isinstance(self.metadata, dict):
+            raise SkimError(f"{path}: the metadata entry 'topreco' is no mapping")
+        # Skims of topreco 0.1 have none.
+        digest = self.metadata.pop("sha256", None)
+        if digest is not None and digest != _digest(self.metadata):
+            raise SkimError(f"{path}: damaged skim (metadata and checksum differ)")
         if self.metadata.get("format") != FORMAT_VERSION:
             raise SkimError(
                 f"{path}: not a topreco skim of format {FORMAT_VERSION}"
                 f" (found format {self.metadata.get('format')!r}); write it with `topreco skim`"
             )
-        names = set(self._file.schema_arrow.names)
         missing = [n for n in _column_names("events") if n not in names]
         if missing:
             raise SkimError(f"{path}: column {missing[0]!r} is missing")
@@ -169,7 +187,11 @@ class Skim:
             events = DileptonEvents(**_from_table(table, "events"))
             truth = Truth(**_from_table(table, "truth")) if self.has_truth else None
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise SkimError(f"{self.path}: damaged skim ({_first_line(error)})") from error
+            raise SkimError(f"{self.path}: damaged skim ({first_line(error)})") from error
+        # An index beyond the jets would fail wherever it is used first.
+        n_jets = events.jets.shape[1]
+        if not ((events.b_candidates >= -1) & (events.b_candidates < n_jets)).all():
+            raise SkimError(f"{self.path}: damaged skim ('events.b_candidates' beyond the {n_jets} jets)")
         return events, truth
 
 
@@ -181,8 +203,9 @@ def read_skims(paths: Sequence[str | Path]) -> tuple[DileptonEvents, Truth | Non
     return events, Truth.concatenate(truths) if len(truths) == len(parts) else None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _digest(metadata: Mapping[str, Any]) -> str:
+    """SHA-256 of the metadata, whatever their order."""
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def _column_names(prefix: str) -> list[str]:
@@ -219,6 +242,8 @@ def _from_table(table: pa.Table, prefix: str) -> dict[str, np.ndarray[Any, Any]]
         while pa.types.is_fixed_size_list(array.type):
             shape.append(array.type.list_size)
             array = array.flatten()
+        if not _LEAVES[field.type](array.type) or array.null_count:
+            raise ValueError(f"'{prefix}.{field.name}' holds {array.type} with {array.null_count} nulls")
         values = array.to_numpy(zero_copy_only=False).reshape(shape)
         content[field.name] = values.astype(np.float64) if values.dtype == np.float32 else values
     return content

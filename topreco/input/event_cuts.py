@@ -1,6 +1,7 @@
 """Optional cuts on whole events: certification, filters, triggers and vetoes of broken detector regions."""
 
 import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,12 +148,24 @@ def _triggered(objects: Objects, cuts: CutsConfig, dataset: str) -> BoolArray:
 
 @functools.cache
 def _lumi_mask(path: Path) -> Any:
+    what = f"{path}: no JSON of certified luminosity sections (selection.cuts.golden_json)"
     try:
-        return LumiMask(str(path))
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{path}: no JSON of certified luminosity sections (selection.cuts.golden_json): {error}"
-        ) from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{what}: {error}") from error
+    # LumiMask would make something of lists that do not consist of pairs.
+    if not isinstance(content, dict) or not all(
+        run.isdecimal() and int(run) < 2**32 and isinstance(ranges, list) and all(map(_is_range, ranges))
+        for run, ranges in content.items()
+    ):
+        raise InputError(f"{what}: lists of [first, last] by run expected")
+    return LumiMask(str(path))
+
+
+def _is_range(value: Any) -> bool:
+    """Whether JSON data are [first, last] of luminosity sections."""
+    numbers = isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value)
+    return numbers and 1 <= value[0] <= value[1] < 2**32
 
 
 @functools.cache

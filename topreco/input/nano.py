@@ -15,7 +15,7 @@ import numpy as np
 import uproot
 from coffea.nanoevents import BaseSchema, NanoAODSchema, NanoEventsFactory
 
-from topreco.errors import TopRecoError
+from topreco.errors import TopRecoError, first_line
 from topreco.events import FloatArray
 
 EVENT_KEY = ("run", "luminosityBlock", "event")
@@ -41,7 +41,13 @@ class QuietNanoAODSchema(NanoAODSchema):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **options: Any) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"Branch \w+ already exists but", RuntimeWarning)
-            super().__init__(*arguments, **options)
+            try:
+                super().__init__(*arguments, **options)
+            # Whatever the first thing is that a damaged list of branches lacks.
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                raise InputError(
+                    f"branches do not fit together, the file may be damaged ({first_line(error)})"
+                ) from error
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ def inspect_file(path: str | Path, tree: str = "Events", branches: Iterable[str]
         try:
             generated = _generator_sums(file)
         except Exception as error:
-            raise InputError(f"{path}: damaged, tree 'Runs' cannot be read ({_first_line(error)})") from error
+            raise InputError(f"{path}: damaged, tree 'Runs' cannot be read ({first_line(error)})") from error
         names = _one_copy(frozenset(found.keys()))
         return FileSummary(int(found.num_entries), names, generated, file.file.uuid.bytes)
 
@@ -309,12 +315,16 @@ def read_counts(events: Any, name: str) -> Any:
     InputError
         If the branch is missing or cannot be read.
     """
+    what = f"counter of {name!r}"
     try:
-        return np.asarray(ak.to_numpy(ak.fill_none(ak.num(_column(events, name, None)), 0)))
+        counts = np.asarray(ak.to_numpy(ak.fill_none(ak.num(_column(events, name, None)), 0)))
     except InputError:
         raise
     except Exception as error:
-        raise _unreadable(events, f"counter of {name!r}", error) from error
+        raise _unreadable(events, what, error) from error
+    if (counts < 0).any():
+        raise _unreadable(events, what, ValueError(f"{counts.min()} objects in an event"))
+    return counts
 
 
 def is_jagged(events: Any, name: str) -> bool:
@@ -380,8 +390,14 @@ def origin_of(events: Any) -> str:
     return str(metadata.get("filename", "events"))
 
 
-def _unreadable(events: Any, what: str, error: Exception) -> InputError:
-    reason = _first_line(error)
+def _unreadable(events: Any, what: str, error: Exception) -> TopRecoError:
+    reason = first_line(error)
+    if isinstance(error, MemoryError):
+        # Not the file's fault, so nothing to skip.
+        return TopRecoError(
+            f"{origin_of(events)}: out of memory while reading {what} ({reason}); fewer events at a time "
+            "(chunk_size, step_size) or more memory, unless the file is damaged"
+        )
     return InputError(f"{origin_of(events)}: {what} cannot be read, the file may be damaged ({reason})")
 
 
@@ -431,10 +447,6 @@ def missing_branch(
     return f"{text}; none in the file has a similar name"
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 def _open(path: str | Path) -> Any:
     if not is_remote(path):
         path = Path(path)
@@ -444,7 +456,7 @@ def _open(path: str | Path) -> Any:
         return uproot.open(path, **options)
     # FSSpec, XRootD and ROOT's own format fail in ways of their own.
     except Exception as error:
-        raise InputError(f"{path}: cannot be opened as a ROOT file ({_first_line(error)})") from error
+        raise InputError(f"{path}: cannot be opened as a ROOT file ({first_line(error)})") from error
 
 
 def _check_local(path: Path) -> None:
@@ -483,7 +495,7 @@ def _find_tree(file: Any, path: str | Path, tree: str, branches: Iterable[str]) 
         found = file[tree] if tree in trees else None
         present = [] if found is None else found.keys()
     except Exception as error:
-        raise InputError(f"{path}: damaged, tree {tree!r} cannot be read ({_first_line(error)})") from error
+        raise InputError(f"{path}: damaged, tree {tree!r} cannot be read ({first_line(error)})") from error
     if found is None:
         raise InputError(f"{path}: no tree {tree!r}; present: {', '.join(trees) or 'none'}")
     names = set(present)
@@ -519,13 +531,16 @@ def _nano_events(
         wanted = set(branches) | set(EVENT_KEY)
         wanted |= {f"n{name.partition('_')[0]}" for name in branches}
         options["filter_name"] = lambda name: name in wanted
-    return NanoEventsFactory.from_root(
-        file,
-        treepath=tree,
-        mode="virtual",
-        entry_start=entry_start,
-        entry_stop=entry_stop,
-        schemaclass=schema,
-        metadata={"filename": str(path), "treename": tree},
-        iteritems_options=options,
-    ).events()
+    try:
+        return NanoEventsFactory.from_root(
+            file,
+            treepath=tree,
+            mode="virtual",
+            entry_start=entry_start,
+            entry_stop=entry_stop,
+            schemaclass=schema,
+            metadata={"filename": str(path), "treename": tree},
+            iteritems_options=options,
+        ).events()
+    except Exception as error:
+        raise InputError(f"{path}: damaged, tree {tree!r} cannot be read ({first_line(error)})") from error

@@ -26,6 +26,7 @@ from coffea.nanoevents.schemas.base import zip_forms
 from topreco import fourvector
 from topreco.config import SelectionConfig
 from topreco.constants import M_ELECTRON, M_MUON, PDG_ELECTRON, PDG_MUON
+from topreco.errors import TopRecoError, first_line
 from topreco.events import CHANNELS, DileptonEvents, dataset_id
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import (
@@ -99,7 +100,7 @@ def inspect_pepper(path: str | Path, config: SelectionConfig, tree: str = "Event
         If the file is not one of pepper or cannot be read, or a column or the cut is missing.
     """
     if is_hdf5(path):
-        with open_hdf5(path) as file:
+        with open_hdf5(path) as file, damage_of(path):
             forms = {name: read_form(file, path, name) for name in _groups(file, path)}
             n = forms["events"][1]
             names: list[str] = []
@@ -157,20 +158,40 @@ def iterate_pepper(path: str | Path, *, tree: str = "Events", step_size: int = 5
         yield from iterate_events(path, tree, step_size=step_size, schema=PepperSchema)
         return
     with open_hdf5(path) as file:
-        forms = {name: read_form(file, path, name) for name in _groups(file, path)}
+        with damage_of(path):
+            forms = {name: read_form(file, path, name) for name in _groups(file, path)}
         n = forms["events"][1]
         for start in range(0, max(n, 1), step_size):
-            stop = min(start + step_size, n)
-            groups = {name: _read_range(file[name], form, start, stop) for name, (form, _) in forms.items()}
-            events = groups.pop("events")
-            columns = {name: events[name] for name in events.fields} | groups
-            record = ak.contents.RecordArray(
-                list(columns.values()),
-                list(columns),
-                length=stop - start,
-                parameters={"__record__": "NanoEvents", "metadata": {"filename": str(path)}},
-            )
-            yield ak.Array(record, behavior=base.behavior)
+            with damage_of(path):
+                events = _read_events(file, path, forms, start, min(start + step_size, n))
+            yield events
+
+
+def _read_events(
+    file: Any, path: str | Path, forms: Mapping[str, tuple[Any, int]], start: int, stop: int
+) -> Any:
+    """The events [start, stop), whose columns are read when first used."""
+    groups = {name: _read_range(file[name], form, start, stop) for name, (form, _) in forms.items()}
+    events = groups.pop("events")
+    columns = {name: events[name] for name in events.fields} | groups
+    record = ak.contents.RecordArray(
+        list(columns.values()),
+        list(columns),
+        length=stop - start,
+        parameters={"__record__": "NanoEvents", "metadata": {"filename": str(path)}},
+    )
+    return ak.Array(record, behavior=base.behavior)
+
+
+@contextmanager
+def damage_of(path: str | Path) -> Iterator[None]:
+    """What h5py and awkward raise on a damaged file, almost anything, as one `InputError`."""
+    try:
+        yield
+    except TopRecoError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path}: damaged, cannot be read ({first_line(error)})") from error
 
 
 @contextmanager

@@ -14,12 +14,15 @@ generated jets, so that nothing of the generator reaches what a method sees.
 """
 
 import dataclasses
+import gzip
+import zlib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import correctionlib
+import correctionlib.schemav2 as schema
 import numpy as np
 
 from topreco.config import (
@@ -61,6 +64,7 @@ _QUANTITIES = {
 
 _TYPE1_PT_MIN = 15.0
 _TYPE1_EM_MAX = 0.9
+_GZIP = b"\x1f\x8b"
 # A smearing from the far tail must not turn a momentum round.
 _SMEAR_MIN = 1e-3
 
@@ -80,6 +84,8 @@ def check_corrections(config: SystematicsConfig) -> None:
     CorrectionError
         If a file is missing or is not one of correctionlib, or a correction or an input has another name.
     """
+    for file in config.files:
+        _check_payload(file)
     for name, source in config.objects.items():
         key = f"systematics.objects.{name}"
         _check(source, source.object, key)
@@ -455,10 +461,29 @@ class _Columns:
 
 
 @lru_cache(maxsize=32)
-def _read(path: Path) -> Any:
-    """Correction set of a file, once per process."""
+def _check_payload(path: Path) -> None:
+    """Raise unless a file follows correctionlib's schema: its parser crashes on some that do not."""
+    _require_file(path)
+    try:
+        content = path.read_bytes()
+        if content[:2] == _GZIP:
+            content = gzip.decompress(content)
+        schema.CorrectionSet.model_validate_json(content)
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        # One of the many types that a node might have been.
+        reason = " ".join(str(error).split())[:200]
+        raise CorrectionError(f"{path}: not a correctionlib payload ({reason})") from error
+
+
+def _require_file(path: Path) -> None:
     if not path.is_file():
         raise CorrectionError(f"{path}: no such file; a correctionlib payload (.json or .json.gz) expected")
+
+
+@lru_cache(maxsize=32)
+def _read(path: Path) -> Any:
+    """Correction set of a file, once per process."""
+    _require_file(path)
     try:
         return correctionlib.CorrectionSet.from_file(str(path))
     # Its parser raises what C++ throws.

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from topreco.config import ConfigError, ModelConfig, build_config
-from topreco.errors import TopRecoError
+from topreco.errors import TopRecoError, first_line
 from topreco.files import complete_file
 from topreco.network.build import TopNetwork, build_network
 from topreco.network.tokens import schema_hash, token_schema
@@ -126,7 +126,7 @@ def load_artefact(path: str | Path) -> Artefact:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
-        raise ModelFileError(f"{path}: not a readable .safetensors file ({_first_line(error)})") from error
+        raise ModelFileError(f"{path}: not a readable .safetensors file ({first_line(error)})") from error
 
     metadata = _metadata(path, header, tensors)
     try:
@@ -141,12 +141,13 @@ def load_artefact(path: str | Path) -> Artefact:
             f"({metadata.get('created_by')})"
         )
 
+    _check_size(path, config, metadata["folds"], tensors)
     # Building draws initial weights; reading a file must not change what is drawn after it.
     with torch.random.fork_rng(devices=[]):
         try:
             networks = tuple(build_network(config).eval() for _ in range(metadata["folds"]))
-        except ValueError as error:
-            raise ModelFileError(f"{path}: model cannot be built: {_first_line(error)}") from error
+        except (ValueError, RuntimeError) as error:
+            raise ModelFileError(f"{path}: model cannot be built: {first_line(error)}") from error
     _check_tensors(path, networks, tensors)
     for fold, network in enumerate(networks):
         prefix = _prefix(fold)
@@ -187,6 +188,18 @@ def _metadata(path: Path, header: Mapping[str, str], tensors: Mapping[str, Tenso
     if metadata["folds"] < 1:
         raise ModelFileError(f"{path}: metadata entry 'folds' is {metadata['folds']}, at least 1 expected")
     return metadata
+
+
+def _check_size(path: Path, config: ModelConfig, folds: int, tensors: Mapping[str, Tensor]) -> None:
+    """Raise before building networks that are larger than anything the file can hold."""
+    # Each network and block has tensors of its own, and each number of channels is the length of one of them.
+    limit = max(len(tensors), *(max(tensor.shape, default=1) for tensor in tensors.values()), 1)
+    sizes = [("folds", folds), *config.backbone]
+    if config.quantiles is not None:
+        sizes += [("hidden", config.quantiles.hidden), *config.quantiles.backbone]
+    for name, size in sizes:
+        if isinstance(size, int) and size > limit:
+            raise ModelFileError(f"{path}: {name} is {size}, but no tensor in the file is of that size")
 
 
 def _check_tensors(path: Path, networks: Sequence[TopNetwork], tensors: Mapping[str, Tensor]) -> None:
@@ -238,7 +251,3 @@ def _plain(value: Any) -> Any:
         path = PurePath(value)
         return path.name if path.is_absolute() else str(value)
     return value
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -16,6 +16,7 @@ import os
 import pickle
 import time
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -557,8 +558,13 @@ def _read_state(config: TrainConfig) -> dict[str, Any]:
             "mlflow_run": None,
         }
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # torch compares no checksums.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except (
+        zipfile.BadZipFile,
+        NotImplementedError,
         pickle.UnpicklingError,
         RuntimeError,
         EOFError,
@@ -568,6 +574,8 @@ def _read_state(config: TrainConfig) -> dict[str, Any]:
         TypeError,
     ) as error:
         raise TrainingError(f"{path}: not a readable training state; --restart starts afresh") from error
+    if damaged:
+        raise TrainingError(f"{path}: damaged, content and checksum differ; --restart starts afresh")
     if not isinstance(state, dict) or state.get("version") != _STATE_VERSION:
         raise TrainingError(f"{path}: written by another version of topreco; --restart starts afresh")
     _check_same("the configuration", state["config"], content, config.output)

@@ -152,7 +152,8 @@ def simulate(
         _run(jobs, min(workers, max(len(missing), 1)), advance)
     seconds = time.monotonic() - started
 
-    n_written, sum_weights = _merge(part_files, parts / "merged.root")
+    with complete_file(parts / "merged.root") as temporary:
+        n_written, sum_weights = _merge(part_files, temporary)
     (parts / "merged.root").replace(output)
     shutil.rmtree(parts)
     return SimulationSummary(

@@ -489,7 +489,7 @@ def load_response(path: str | Path | None = None) -> Response:
             raise TopRecoError(f"response {name}: not a text file, correctionlib JSON expected") from error
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TopRecoError(f"response {name}: not JSON ({error})") from error
     try:
         payload = schema.CorrectionSet.model_validate(content)
