@@ -2,6 +2,7 @@
 #   make demo    simulate, train, run through coffea, plot: results/demo/
 #   make test    the tests
 #   make lint    style, types, layers
+#   make faults  damaged files, kills, full disks: ten minutes, results/faults/
 #   make bench   benchmarks: results/bench/
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint faults bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -24,6 +25,13 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m numpydoc.hooks.validate_docstrings $$(git ls-files 'topreco/*.py')
+
+faults: $(VENV)/installed-dev
+	mkdir -p results/faults
+	$(BIN)/python scripts/faults/fuzz.py --json results/faults/fuzz.json & fuzz=$$!; \
+	$(BIN)/python scripts/faults/kill.py --json results/faults/kill.json; killed=$$?; \
+	wait $$fuzz && exit $$killed
+	$(BIN)/python -m pytest -m faults
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python scripts/bench/bench_chain.py --json results/bench/chain.json

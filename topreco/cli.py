@@ -19,7 +19,7 @@ from topreco.config import (
     dump_config,
     load_config,
 )
-from topreco.errors import TopRecoError
+from topreco.errors import OUT_OF_MEMORY, TopRecoError, first_line, is_out_of_memory
 
 app = typer.Typer(
     help="Lorentz-equivariant reconstruction of dileptonic top-quark pairs.",
@@ -453,6 +453,11 @@ def _guarded(command: Callable[[], Any]) -> None:
         command()
     except (TopRecoError, OSError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        sys.stderr.write(f"error: out of memory ({first_line(error)}): {OUT_OF_MEMORY}\n")
         sys.exit(1)
 
 

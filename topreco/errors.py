@@ -9,6 +9,17 @@ class TopRecoError(ValueError):
     """
 
 
+OUT_OF_MEMORY = "fewer events at a time (chunk_size, step_size, batch_size) or more memory"
+"""What helps, for the errors."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out; torch's is a RuntimeError."""
+    if isinstance(error, RuntimeError):
+        return any(text in str(error) for text in ("can't allocate memory", "out of memory"))
+    return isinstance(error, MemoryError)
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says in its first line; its class where it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

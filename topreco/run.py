@@ -22,7 +22,7 @@ from topreco.checkpoints import ChunkCheckpointer, claim_folder, describe_config
 from topreco.columns import ColumnWriter, folder_name
 from topreco.compare import load_methods
 from topreco.config import RunConfig, SystematicsConfig
-from topreco.errors import TopRecoError
+from topreco.errors import OUT_OF_MEMORY, TopRecoError, first_line, is_out_of_memory
 from topreco.evaluation.report import write_report
 from topreco.evaluation.summary import Summary, summarise
 from topreco.executors import WORKER_LOST, open_executor
@@ -480,6 +480,8 @@ def _failure(error: BaseException) -> TopRecoError | None:
     while cause is not None:
         if isinstance(cause, TopRecoError):
             return cause
+        if is_out_of_memory(cause):
+            return TopRecoError(f"a worker ran out of memory ({first_line(cause)}): {OUT_OF_MEMORY}")
         cause = cause.__cause__ or cause.__context__
     # Some executors bring back the outermost exception only, in whose text coffea quotes the one within.
     text = str(error)

@@ -15,7 +15,7 @@ import numpy as np
 import uproot
 from coffea.nanoevents import BaseSchema, NanoAODSchema, NanoEventsFactory
 
-from topreco.errors import TopRecoError, first_line
+from topreco.errors import OUT_OF_MEMORY, TopRecoError, first_line
 from topreco.events import FloatArray
 
 EVENT_KEY = ("run", "luminosityBlock", "event")
@@ -395,8 +395,8 @@ def _unreadable(events: Any, what: str, error: Exception) -> TopRecoError:
     if isinstance(error, MemoryError):
         # Not the file's fault, so nothing to skip.
         return TopRecoError(
-            f"{origin_of(events)}: out of memory while reading {what} ({reason}); fewer events at a time "
-            "(chunk_size, step_size) or more memory, unless the file is damaged"
+            f"{origin_of(events)}: out of memory while reading {what} ({reason}): {OUT_OF_MEMORY}, "
+            "unless the file is damaged"
         )
     return InputError(f"{origin_of(events)}: {what} cannot be read, the file may be damaged ({reason})")
 
