@@ -157,3 +157,13 @@ def test_override_into_a_value(tmp_path):
     path.write_text("seed: 1\n")
     with pytest.raises(ConfigError, match="'seed' is a value, not a section"):
         load_config(TrainConfig, path, ["seed.x=1"])
+
+
+@pytest.mark.parametrize("text", ["when: 2026-13-45", "[" * 5000, "n: !!int ''", "n: " + "9" * 5000])
+def test_text_on_which_the_loader_stumbles(tmp_path, text):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"a\.yaml: not readable as YAML"):
+        load_config(TrainConfig, path)
+    with pytest.raises(ConfigError, match="value is not YAML"):
+        load_config(TrainConfig, None, [f"epochs={text}"])

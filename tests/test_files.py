@@ -1,5 +1,7 @@
 """Files appear whole or not at all."""
 
+import errno
+
 import pytest
 
 from topreco.errors import TopRecoError
@@ -31,3 +33,23 @@ def test_unwritable_places(tmp_path):
         complete_file(tmp_path),
     ):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_full_disk(tmp_path, number):
+    """Whatever a library makes of it; and without an OSError behind it, which coffea may skip."""
+
+    def fails():
+        with complete_file(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("unexpected position") from OSError(number, "as the system says")
+
+    with pytest.raises(TopRecoError, match=r"a\.txt: cannot be written \((No space|File too)") as error:
+        fails()
+    assert error.value.__cause__ is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_input_errors_are_not_those_of_the_output(tmp_path):
+    with pytest.raises(FileNotFoundError), complete_file(tmp_path / "a.txt"):
+        (tmp_path / "absent").read_text()

@@ -118,3 +118,59 @@ def test_missing_column_is_named(tmp_path):
     pq.write_table(table, tmp_path / "bad.parquet")
     with pytest.raises(SkimError, match=r"column 'events.met' is missing"):
         Skim(tmp_path / "bad.parquet")
+
+
+def test_no_flipped_bit_gives_other_events(tmp_path):
+    path = write(tmp_path / "a.parquet", toy_events(60), toy_truth(60))
+    content, expected = path.read_bytes(), Skim(path).read()[0]
+    # Most of a footer, and some of each page.
+    places = [*range(len(content) - 3000, len(content), 7), *range(0, len(content) - 3000, 97)]
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 4
+        path.write_bytes(damaged)
+        try:
+            found = Skim(path).read()[0]
+        except SkimError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - not every flip need raise
+            continue
+        for field in dataclasses.fields(found):
+            np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name))
+
+
+def test_changed_metadata_are_noticed(tmp_path):
+    good = write(tmp_path / "good.parquet", toy_events(10), datasets={"tt": 7})
+    assert "sha256" not in Skim(good).metadata
+    content = good.read_bytes()
+    assert content.count(b'{"tt": 7}') == 1
+    good.write_bytes(content.replace(b'{"tt": 7}', b'{"tt": 8}'))
+    with pytest.raises(SkimError, match=r"damaged skim \(metadata and checksum differ\)"):
+        Skim(good)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "match"),
+    [
+        ("weight", ["x"] * 10, "'events.weight' holds string"),
+        ("event", [None, *range(9)], "'events.event' holds int64 with 1 nulls"),
+        ("run", [1.0] * 10, "'events.run' holds double"),
+        ("b_candidates", np.full((10, 2), 12), "'events.b_candidates' beyond the 12 jets"),
+    ],
+)
+def test_columns_of_other_things(tmp_path, name, values, match):
+    good = write(tmp_path / "good.parquet", toy_events(10))
+    table = pq.read_table(good)
+    column = pa.FixedSizeListArray.from_arrays(values.reshape(-1), 2) if name == "b_candidates" else values
+    table = table.set_column(table.column_names.index(f"events.{name}"), f"events.{name}", [column])
+    table = table.replace_schema_metadata(pq.ParquetFile(good).metadata.metadata)
+    pq.write_table(table, tmp_path / "bad.parquet")
+    with pytest.raises(SkimError, match=rf"damaged skim \({match}"):
+        Skim(tmp_path / "bad.parquet").read()
+
+
+@pytest.mark.parametrize("text", ["[1]", "[" * 5000])
+def test_metadata_of_another_kind(tmp_path, text):
+    table = pa.table({"x": [1]}).replace_schema_metadata({"topreco": text})
+    pq.write_table(table, tmp_path / "bad.parquet")
+    with pytest.raises(SkimError, match="metadata entry 'topreco' is no"):
+        Skim(tmp_path / "bad.parquet")

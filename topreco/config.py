@@ -1226,8 +1226,8 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-3 as a number, as everybody but YAML 1.1 does."""
 
 
-_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)
-"""What the loader raises; values that only look like a date or a number are ValueErrors."""
+_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+"""What the loader raises, of values too that only look like a date or a number."""
 
 _Loader.yaml_implicit_resolvers = {
     first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()

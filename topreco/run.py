@@ -481,7 +481,7 @@ def _failure(error: BaseException) -> TopRecoError | None:
         if isinstance(cause, TopRecoError):
             return cause
         if is_out_of_memory(cause):
-            return TopRecoError(f"a worker ran out of memory ({first_line(cause)}): {OUT_OF_MEMORY}")
+            return _no_memory(first_line(cause))
         cause = cause.__cause__ or cause.__context__
     # Some executors bring back the outermost exception only, in whose text coffea quotes the one within.
     text = str(error)
@@ -489,6 +489,8 @@ def _failure(error: BaseException) -> TopRecoError | None:
         kind, arguments = quoted.groups()
         if kind in _names_of_errors(TopRecoError):
             return TopRecoError(ast.literal_eval(arguments))
+        if kind.endswith("MemoryError"):
+            return _no_memory(arguments)
         file = re.search(r"filename='([^']*)'", text)
         if text.startswith("Failed to open file") and file:
             return TopRecoError(f"{file[1]}: a worker cannot open it ({kind}: {arguments})")
@@ -501,6 +503,10 @@ def _failure(error: BaseException) -> TopRecoError | None:
             f"memory ({text.splitlines()[0]})"
         )
     return None
+
+
+def _no_memory(reason: str) -> TopRecoError:
+    return TopRecoError(f"a worker ran out of memory ({reason or 'it says no more'}): {OUT_OF_MEMORY}")
 
 
 def _names_of_errors(kind: type[TopRecoError]) -> set[str]:

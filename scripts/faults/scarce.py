@@ -10,9 +10,10 @@ For each command, with the inputs of kill.py:
     read-only  the output is on a file system that cannot be written (needs root)
     memory     memory for few MB more than what the program itself takes (RLIMIT_AS)
 
-The command must end with exit code 1 and one line, "error: ...", that names the file or memory. Every file under
-a final name must be whole, as after a kill, and the same command without the limit must give the undisturbed
-result. Where the limit is wide enough, the command ends as ever. The exit code is the number of failures.
+The command must end with exit code 1 and one line, "error: ...", that names the file or memory. Every file
+under a final name must be whole, as after a kill, and the same command without the limit must give the
+undisturbed result. Where the limit is wide enough, the command ends as ever. The exit code is the number of
+failures.
 """
 
 import argparse
@@ -90,7 +91,9 @@ def campaign(name: str, mounts: bool) -> dict[str, dict[str, str]]:
     """What a command said in each case, or what was wrong."""
     found = {}
     with tempfile.TemporaryDirectory(prefix="topreco-scarce-") as root:
-        shared, reference, folder, log = (Path(root, each) for each in ("shared", "reference", "work", "log.txt"))
+        shared, reference, folder, log = (
+            Path(root, each) for each in ("shared", "reference", "work", "log.txt")
+        )
         shared.mkdir()
         reference.mkdir()
         command = kill.COMMANDS[name](shared)
@@ -122,7 +125,9 @@ def campaign(name: str, mounts: bool) -> dict[str, dict[str, str]]:
                     assert any(word in said for word in words), "says not what ran out"
                 kill.complete(arguments, log)
                 result = command.result(folder)
-                assert all(kill.same(result[key], expected[key]) for key in expected), "another result afterwards"
+                assert all(kill.same(result[key], expected[key]) for key in expected), (
+                    "another result afterwards"
+                )
                 found[case] = {"outcome": "ok", "said": said.strip().replace(str(folder), "")}
             except Exception:
                 found[case] = {"outcome": "failure", "said": f"{traceback.format_exc()}\n{said[-1500:]}"}

@@ -115,11 +115,10 @@ def test_finite_or_invalid(method):
         assert names[~pair.valid].tolist() == []
     energy, momentum = pair.system[pair.valid, 0], pair.system[pair.valid, 1:]
     assert (energy >= np.sqrt((momentum**2).sum(axis=1)) * (1 - 1e-6)).all()
-    assert all(
-        len(column) == len(events) for column in event_columns(events, {method.name: pair}).values()
-    )
+    assert all(len(column) == len(events) for column in event_columns(events, {method.name: pair}).values())
 
 
+@pytest.mark.slow
 def test_an_event_has_one_answer(method):
     """Whatever the run, the order, the chunk, the threads and the batch."""
     events = all_events()
@@ -194,9 +193,11 @@ def test_metrics_of_extreme_weights(kind, tmp_path):
     if kind in ("huge", "tiny", "negative"):
         nominal = summary(np.ones(n))["all"]["tt"]["ellipse_closest"]["all"]["m_tt"]
         ours = found["all"]["tt"]["ellipse_closest"]["all"]["m_tt"]
-        assert ours["n_solved"] == nominal["n_solved"]
+        assert ours["n_solved"] == nominal["n_solved"] > 10
         for name in ("rb", "res", "efficiency"):
-            assert ours[name] == pytest.approx(nominal[name], rel=1e-6), name
+            value, expected = ours["metrics"][name], nominal["metrics"][name]
+            # A negative sum of weights has no mean.
+            assert value is None if kind == "negative" else value == pytest.approx(expected, rel=1e-6), name
 
 
 def test_reconstruct_takes_them():

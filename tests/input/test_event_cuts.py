@@ -59,6 +59,19 @@ def test_golden_json_that_is_none(run, emu, tmp_path):
             run(emu(), cuts={"golden_json": path}, **DATA)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [[1], {"a": [[1, 2]]}, {"5": None}, {"5": [1, 2]}, {"5": [[1]]}, {"5": [[1, 2, 3, 4]]}, {"5": [[3, 1]]},
+     {"5": [[0, 1]]}, {"5": [[1, 2**32]]}, {"5": [[1.5, 2]]}, {str(2**32): [[1, 2]]}],
+    ids=str,
+)  # fmt: skip
+def test_golden_json_of_other_things(run, emu, tmp_path, content):
+    path = tmp_path / "golden.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"golden_json\): lists of \[first, last\] by run expected"):
+        run(emu(), cuts={"golden_json": path}, **DATA)
+
+
 FLAGS = {"Flag_goodVertices": True, "Flag_BadPFMuonFilter": True}
 
 

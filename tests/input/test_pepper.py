@@ -590,6 +590,28 @@ def test_damaged_buffer(write, damage):
         read(path)
 
 
+def test_negative_numbers_of_objects(write):
+    path = write("h5", [make_event(number) for number in range(3)])
+    with h5py.File(path, "r+") as file:
+        key = json.loads(file["events"].attrs["form"])["contents"]["Jet"]["form_key"]
+        file[f"events/part0-{key}-offsets"][1] = 5
+    with pytest.raises(InputError, match=r"events\.h5: counter of 'Jet_pt' cannot be read, .* damaged"):
+        read(path)
+
+
+def test_damaged_structure(write):
+    """Where h5py raises a RuntimeError."""
+    path = write("h5", few_events())
+    content = path.read_bytes()
+    assert b"SNOD" in content
+    path.write_bytes(content.replace(b"SNOD", b"SNOT"))
+    with pytest.raises(InputError, match=r"events\.h5: damaged, cannot be read") as error:
+        inspect_pepper(path, ALL_CUTS)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"events\.h5: damaged, cannot be read"):
+        list(iterate_pepper(path))
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kept", [0.3, 0.9])
 def test_cut_short(write, form, kept):

@@ -1,6 +1,8 @@
 """Corrections and variations: jets, leptons, MET and weights against numbers worked out by hand."""
 
 import dataclasses
+import gzip
+import json
 
 import awkward as ak
 import correctionlib.schemav2 as schema
@@ -608,6 +610,24 @@ def test_a_correction_that_does_not_exist(payload, changes, message):
     }
     with pytest.raises(CorrectionError, match=message):
         check_corrections(configure(objects={"jes": {**source, **changes}}))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_payload_on_which_the_parser_crashes(tmp_path, compressed):
+    """Handed to correctionlib, it ends the process."""
+    formula = {"nodetype": "formula", "expression": "x", "parser": "TFormula", "variables": [False]}
+    real = {"name": "pt", "type": "real"}
+    content = {
+        "schema_version": 2,
+        "corrections": [{"name": "Total", "version": 1, "inputs": [real], "output": real, "data": formula}],
+    }
+    text = json.dumps(content).encode()
+    path = tmp_path / "crash.json.gz"
+    path.write_bytes(gzip.compress(text) if compressed else text)
+    source = {"object": "jet", "file": str(path), "correction": "Total"}
+    with pytest.raises(CorrectionError, match="not a correctionlib payload") as error:
+        check_corrections(configure(objects={"jes": source}))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["text.json", "text.txt"])

@@ -192,6 +192,11 @@ def test_other_safetensors(tmp_path):
         (lambda m: m["model"].update(hed="timelike"), "unknown key 'hed'; did you mean 'head'"),
         (lambda m: m["model"]["backbone"].update(vector_channels=3), "is torch.float32 of shape"),
         (lambda m: m["model"]["tokens"].update(max_jets=5), "made for other inputs"),
+        # Refused before anything of that size is built.
+        (lambda m: m.update(folds=10**9), "folds is 1000000000, but no tensor"),
+        (lambda m: m["model"]["backbone"].update(blocks=10**9), "blocks is 1000000000, but no tensor"),
+        (lambda m: m["model"]["backbone"].update(vector_channels=10**7), "vector_channels is 10000000"),
+        (lambda m: m["model"].update(m_top=1e200), "m_top: Input should be less than 100000"),
     ],
 )
 def test_wrong_metadata(model, change, match):

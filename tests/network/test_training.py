@@ -1,5 +1,6 @@
 import copy
 import csv
+import io
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -682,15 +684,38 @@ def test_nothing_left_to_train_on(config):
 
 def test_damaged_state(config):
     path = quiet(config()).with_name("state.ckpt")
-    path.write_bytes(path.read_bytes()[:1000])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
     with pytest.raises(
         TrainingError, match=r"state.ckpt: not a readable training state; --restart starts afresh"
     ):
+        quiet(config())
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        record = max(archive.infolist(), key=lambda info: info.file_size)
+    damaged = bytearray(whole)
+    # The record follows a header of less than 500 bytes.
+    damaged[record.header_offset + 500] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(TrainingError, match=r"state.ckpt: damaged, content and checksum differ; --restart"):
         quiet(config())
     torch.save([1], path)
     with pytest.raises(TrainingError, match=r"state.ckpt: written by another version of topreco"):
         quiet(config())
     quiet(config(), restart=True)
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def test_a_state_that_runs_code_is_refused_unread(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = quiet(config()).with_name("state.ckpt")
+    torch.save({"version": 2, "config": Malicious()}, path)
+    with pytest.raises(TrainingError, match=r"state.ckpt: not a readable training state"):
+        quiet(config())
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_model_from_elsewhere_is_not_overwritten(config):

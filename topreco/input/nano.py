@@ -398,7 +398,11 @@ def _unreadable(events: Any, what: str, error: Exception) -> TopRecoError:
             f"{origin_of(events)}: out of memory while reading {what} ({reason}): {OUT_OF_MEMORY}, "
             "unless the file is damaged"
         )
-    return InputError(f"{origin_of(events)}: {what} cannot be read, the file may be damaged ({reason})")
+    origin = origin_of(events)
+    metadata = getattr(events, "metadata", None) or {}
+    if "filename" in metadata and not is_remote(origin) and not Path(origin).exists():
+        return InputError(f"{origin}: {what} cannot be read, the file is no longer there")
+    return InputError(f"{origin}: {what} cannot be read, the file may be damaged ({reason})")
 
 
 # What may stand in for a branch whose name is chosen by the configuration.

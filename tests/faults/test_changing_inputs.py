@@ -1,0 +1,172 @@
+"""Inputs that change while they are read, workers that die, memory that runs out: one error, no output."""
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from topreco.cli import main
+from topreco.config import DataConfig, RunConfig, SelectionConfig
+from topreco.errors import TopRecoError
+from topreco.input import nano, skimming
+from topreco.input.nano import InputError
+from topreco.input.skimming import make_skim
+from topreco.network.data import read_training_data
+from topreco.run import run
+from topreco.skim import Skim, SkimError
+
+pytestmark = pytest.mark.faults
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "faults"))
+import inputs  # noqa: E402
+
+
+@pytest.fixture
+def nano_file(tmp_path):
+    return inputs.nano_file(tmp_path / "nano.root", 600)
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 3)
+
+
+def overwrite(path):
+    with path.open("r+b") as file:
+        file.write(b"\xa5" * path.stat().st_size)
+
+
+@pytest.mark.parametrize("change", [truncate, overwrite])
+def test_a_file_that_changes_while_it_is_skimmed(nano_file, tmp_path, monkeypatch, change):
+    select, calls = skimming.select, []
+
+    def changing(*arguments, **options):
+        if len(calls) == 1:
+            change(nano_file)
+        calls.append(1)
+        return select(*arguments, **options)
+
+    monkeypatch.setattr(skimming, "select", changing)
+    with pytest.raises(InputError, match=r"nano\.root: .*cannot be read, the file may be damaged") as error:
+        make_skim([nano_file], tmp_path / "a.parquet", SelectionConfig(), step_size=100, progress=False)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["nano.root"]
+
+
+def test_a_file_that_vanishes_while_it_is_skimmed(nano_file, tmp_path, monkeypatch):
+    select = skimming.select
+
+    def removing(*arguments, **options):
+        nano_file.unlink(missing_ok=True)
+        return select(*arguments, **options)
+
+    monkeypatch.setattr(skimming, "select", removing)
+    with pytest.raises(InputError, match=r"nano\.root: .*cannot be read, the file is no longer there"):
+        make_skim([nano_file], tmp_path / "a.parquet", SelectionConfig(), step_size=100, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("change", [truncate, overwrite])
+def test_a_skim_that_changes_while_it_is_read(tmp_path, monkeypatch, change):
+    path = inputs.skim_file(tmp_path / "skim.parquet", 400, row_group_size=100)
+    read = Skim.read_row_group
+
+    def changing(self, index):
+        if index == 1:
+            change(path)
+        return read(self, index)
+
+    monkeypatch.setattr(Skim, "read_row_group", changing)
+    with pytest.raises(SkimError, match=r"skim\.parquet: damaged skim") as error:
+        read_training_data(DataConfig(files=(path,)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def run_with(nano_file, tmp_path, monkeypatch):
+    """Function that runs one method, an object, through a coffea executor."""
+
+    def start(method, executor, **changes):
+        monkeypatch.setattr("topreco.run.load_methods", lambda *names, **options: [method])
+        config = RunConfig(
+            fileset={"tt": (str(nano_file),)},
+            methods=("loose",),
+            chunk_size=300,
+            histograms={"observables": ("m_tt",)},
+            output=tmp_path / "out",
+            executor=executor,
+            workers=1,
+            **changes,
+        )
+        with pytest.raises(TopRecoError) as error:
+            run(config, progress=False)
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "out").exists()
+        return str(error.value)
+
+    return start
+
+
+def test_a_worker_that_dies(run_with):
+    class Deadly:
+        name = "deadly"
+
+        def __call__(self, events):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert run_with(Deadly(), "futures").startswith("a worker died, which most often means out of memory")
+
+
+@pytest.mark.parametrize("executor", ["iterative", pytest.param("futures", marks=pytest.mark.slow)])
+def test_a_chunk_too_large_for_memory(run_with, executor):
+    class Large:
+        name = "large"
+
+        def __call__(self, events):
+            return np.empty((len(events), 1 << 45))
+
+    # No chunk is skipped for that.
+    said = run_with(Large(), executor, skip_bad_files=True)
+    assert re.match(r"a worker ran out of memory \(.*35184372088832.*\): fewer events at a time", said)
+
+
+def test_a_branch_too_large_for_memory(nano_file, tmp_path, monkeypatch):
+    def too_large(*arguments, **options):
+        raise MemoryError("Unable to allocate 7 TiB")
+
+    monkeypatch.setattr(nano.ak, "to_numpy", too_large)
+    with pytest.raises(TopRecoError, match=r"nano\.root: out of memory .*7 TiB.*: fewer events") as error:
+        make_skim([nano_file], tmp_path / "a.parquet", SelectionConfig(), progress=False)
+    # A run shall not skip it as a bad file.
+    assert not isinstance(error.value, InputError)
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [MemoryError(), RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: 7 TB")],
+)
+def test_out_of_memory_on_the_command_line(monkeypatch, capsys, raised):
+    def too_large(*arguments, **options):
+        raise raised
+
+    monkeypatch.setattr("topreco.network.training.train", too_large)
+    monkeypatch.setattr(sys, "argv", ["topreco", "train"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: out of memory (")
+    assert error.count("\n") == 1
+
+
+def test_other_failures_keep_their_traceback(monkeypatch):
+    def failing(*arguments, **options):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("topreco.network.training.train", failing)
+    monkeypatch.setattr(sys, "argv", ["topreco", "train"])
+    with pytest.raises(RuntimeError, match="a defect"):
+        main()
