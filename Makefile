@@ -1,6 +1,6 @@
 # Needs Python >= 3.11 and make; everything else is installed into $(VENV).
 #   make demo    simulate, train, run through coffea, plot: results/demo/
-#   make test    the tests
+#   make test    the tests, without the longest of tests/faults
 #   make lint    style, types, layers
 #   make faults  damaged files, kills, full disks: ten minutes, results/faults/
 #   make bench   benchmarks: results/bench/
@@ -17,7 +17,7 @@ demo: $(VENV)/installed-demo
 	PATH="$(abspath $(BIN)):$$PATH" scripts/demo.sh
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 -m "not (faults and slow)" $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -31,7 +31,8 @@ faults: $(VENV)/installed-dev
 	$(BIN)/python scripts/faults/fuzz.py --json results/faults/fuzz.json & fuzz=$$!; \
 	$(BIN)/python scripts/faults/kill.py --json results/faults/kill.json; killed=$$?; \
 	wait $$fuzz && exit $$killed
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python scripts/faults/scarce.py --json results/faults/scarce.json
+	$(BIN)/python -m pytest -m faults --ignore tests/faults/test_kill.py
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python scripts/bench/bench_chain.py --json results/bench/chain.json

@@ -94,7 +94,9 @@ def all_events():
     return dataclasses.replace(events, event=np.arange(len(events), dtype=np.uint64))
 
 
-@pytest.fixture(scope="module", params=[*NETWORKS, *ANALYTIC_METHODS, "onnx"])
+@pytest.fixture(
+    scope="module", params=[*NETWORKS, *ANALYTIC_METHODS, pytest.param("onnx", marks=pytest.mark.slow)]
+)
 def method(request):
     if request.param == "onnx":
         return load(request.getfixturevalue("toy_onnx"), threads=1)

@@ -20,13 +20,14 @@ def campaign(script, path, *arguments):
     return json.loads(path.read_text())
 
 
-def commands():
-    yield from ("train", "skim", "run")
-    yield pytest.param("export", marks=pytest.mark.timeout(600))
-    yield pytest.param("simulate", marks=pytest.mark.sim)
+COMMANDS = [
+    *("train", "skim", "run"),
+    pytest.param("export", marks=pytest.mark.timeout(600)),
+    pytest.param("simulate", marks=pytest.mark.sim),
+]
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", COMMANDS)
 def test_killed_and_started_again(command, tmp_path):
     found = campaign("kill.py", tmp_path / "kill.json", command, "--n", "2", "--seed", "3")[command]
     assert found["failures"] == []

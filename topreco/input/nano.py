@@ -431,7 +431,8 @@ def missing_branch(
     preset
         Preset in use.
     """
-    present = sorted(present)
+    # Of a damaged file they may hold anything.
+    present = sorted(name if name.isprintable() else ascii(name) for name in present)
     asked = ", ".join(
         text for text in (key and f"selection key {key!r}", preset and f"preset {preset}") if text
     )
@@ -501,7 +502,8 @@ def _find_tree(file: Any, path: str | Path, tree: str, branches: Iterable[str]) 
     except Exception as error:
         raise InputError(f"{path}: damaged, tree {tree!r} cannot be read ({first_line(error)})") from error
     if found is None:
-        raise InputError(f"{path}: no tree {tree!r}; present: {', '.join(trees) or 'none'}")
+        names_found = ", ".join(each if each.isprintable() else ascii(each) for each in trees)
+        raise InputError(f"{path}: no tree {tree!r}; present: {names_found or 'none'}")
     names = set(present)
     for branch in (*EVENT_KEY, *branches):
         if branch not in names:
