@@ -8,6 +8,7 @@ from topreco.input.nano import (
     has_branch,
     inspect_file,
     iterate_events,
+    missing_branch,
     open_events,
     read_branch,
 )
@@ -176,3 +177,8 @@ def test_foreign_file_in_selection(data):
     events = open_events(data / "scouting_nano.root")
     with pytest.raises(InputError, match="branch 'Electron_pt' is missing"):
         select(events, SelectionConfig(), dataset="x")
+
+
+def test_names_of_a_damaged_file_keep_an_error_to_one_line():
+    text = missing_branch("Jet_pt", ["Jet_pt\n", "run"])
+    assert text == r"branch 'Jet_pt' is missing; close in the file: 'Jet_pt\n'"

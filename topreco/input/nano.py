@@ -431,8 +431,7 @@ def missing_branch(
     preset
         Preset in use.
     """
-    # Of a damaged file they may hold anything.
-    present = sorted(name if name.isprintable() else ascii(name) for name in present)
+    present = sorted(map(printable, present))
     asked = ", ".join(
         text for text in (key and f"selection key {key!r}", preset and f"preset {preset}") if text
     )
@@ -450,6 +449,11 @@ def missing_branch(
     if similar:
         return f"{text}; in the file: {', '.join(similar)}"
     return f"{text}; none in the file has a similar name"
+
+
+def printable(name: str) -> str:
+    """A name for an error's single line: that in a damaged file may hold anything."""
+    return name if name.isprintable() else ascii(name)
 
 
 def _open(path: str | Path) -> Any:
@@ -502,8 +506,8 @@ def _find_tree(file: Any, path: str | Path, tree: str, branches: Iterable[str]) 
     except Exception as error:
         raise InputError(f"{path}: damaged, tree {tree!r} cannot be read ({first_line(error)})") from error
     if found is None:
-        names_found = ", ".join(each if each.isprintable() else ascii(each) for each in trees)
-        raise InputError(f"{path}: no tree {tree!r}; present: {names_found or 'none'}")
+        names_found = ", ".join(map(printable, trees)) or "none"
+        raise InputError(f"{path}: no tree {tree!r}; present: {names_found}")
     names = set(present)
     for branch in (*EVENT_KEY, *branches):
         if branch not in names:

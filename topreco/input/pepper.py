@@ -38,6 +38,7 @@ from topreco.input.nano import (
     is_remote,
     iterate_events,
     origin_of,
+    printable,
     read_branch,
     read_counts,
     read_finite,
@@ -222,7 +223,7 @@ def _groups(file: Any, path: str | Path) -> list[str]:
         if name not in file:
             raise InputError(
                 f"{path}: no group {name!r}, an event file of pepper expected; "
-                f"present: {', '.join(file) or 'none'}"
+                f"present: {', '.join(map(printable, file)) or 'none'}"
             )
     version = file.attrs.get("version")
     if version != _VERSION:
