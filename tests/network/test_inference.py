@@ -1,5 +1,7 @@
 import dataclasses
 import inspect
+import subprocess
+import sys
 import typing
 
 import numpy as np
@@ -129,3 +131,22 @@ def test_errors():
         predict([], toy_events(2))
     with pytest.raises(ValueError, match="batch_size 0 found, at least 1 expected"):
         predict(networks(), toy_events(2), batch_size=0)
+
+
+TRAIN_AFTERWARDS = """
+from topreco.config import LGATrConfig, ModelConfig
+from topreco.events import toy_events
+from topreco.network.build import build_network
+from topreco.network.inference import predict
+from topreco.network.tokens import Objects
+
+backbone = LGATrConfig(blocks=1, multivector_channels=2, scalar_channels=4, heads=1)
+network = build_network(ModelConfig(backbone=backbone))
+predict([network], toy_events(3))
+network(Objects.from_events(toy_events(3))).sum().backward()
+"""
+
+
+def test_training_after_inference_in_one_process():
+    """lgatr keeps its constants, which must not be those of inference alone."""
+    subprocess.run([sys.executable, "-c", TRAIN_AFTERWARDS], check=True)

@@ -174,7 +174,7 @@ def _serialise(artefact: Artefact) -> bytes:
         names.append("fold")
     axes = tuple({0: "n", 1: "jets"} if name.startswith("jet") else {0: "n"} for name in names)
     # Once for real: lgatr keeps constants when first used, and must not keep those of the tracing.
-    with torch.inference_mode():
+    with torch.no_grad():
         graph(*example)
     with _quiet():
         program: Any = torch.onnx.export(

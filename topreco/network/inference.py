@@ -75,7 +75,8 @@ def predict(
     return TopPair(p4, valid, quality=mass_quality(by_name), uncertainty=columns[2], quantiles=by_name)
 
 
-@torch.inference_mode()
+# Not inference_mode: lgatr keeps the constants that it makes here, and a training in this process needs them.
+@torch.no_grad()
 def _forward(network: TopNetwork, events: DileptonEvents, quantiles: bool) -> list[FloatArray]:
     """Everything that the network answers, NaN for events that are not finite."""
     parameter = next(network.parameters())
