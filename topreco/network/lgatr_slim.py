@@ -5,6 +5,7 @@ from lgatr import LGATrSlim
 from torch import Tensor, nn
 
 from topreco.config import LGATrSlimConfig
+from topreco.network import slim_packed
 
 
 class LGATrSlimBackbone(nn.Module):
@@ -21,9 +22,15 @@ class LGATrSlimBackbone(nn.Module):
         Vectors and scalars per token.
     out_scalars
         Scalars per token of the output.
+
+    Attributes
+    ----------
+    packed
+        On a CPU, compute with the kernels of `slim_packed` instead of the package's operations.
     """
 
     components = 4
+    packed = True
 
     def __init__(self, config: LGATrSlimConfig, in_channels: int, in_scalars: int, out_scalars: int) -> None:
         super().__init__()
@@ -56,5 +63,7 @@ class LGATrSlimBackbone(nn.Module):
         mask
             Tokens to attend to, shape (n, T).
         """
+        if self.packed and slim_packed.applies(self.network, geometry):
+            return slim_packed.forward(self.network, geometry, scalars, mask)
         vectors, out = self.network(geometry, scalars, attn_mask=mask[:, None, None, :])
         return vectors, out

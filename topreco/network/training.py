@@ -39,6 +39,7 @@ from topreco.network.build import TopNetwork, build_network
 from topreco.network.checkpoint import save_artefact
 from topreco.network.data import TrainingData, TrainingError, augment, read_training_data
 from topreco.network.losses import event_loss, flattening_weights, loss_weights, m_tt_bias_loss
+from topreco.network.muon import Muon
 from topreco.network.quantile_training import train_quantiles
 from topreco.network.tokens import Objects
 from topreco.observables import m_tt
@@ -349,7 +350,7 @@ def _optimisers(config: OptimiserConfig, network: nn.Module, total_steps: int) -
     adamw = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     if config.kind == "adamw":
         return [adamw]
-    muon = torch.optim.Muon(
+    muon = Muon(
         hidden.values(),
         lr=config.learning_rate,
         weight_decay=config.weight_decay,

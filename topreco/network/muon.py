@@ -1,0 +1,98 @@
+"""Muon with matrices of one shape orthogonalised together, in single precision."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Muon(torch.optim.Muon):
+    """`torch.optim.Muon` [1]_, with the arithmetic arranged for many small matrices.
+
+    Torch orthogonalises one matrix at a time, in bfloat16, which most CPUs have to emulate: half of the time
+    of a training. Here all matrices of a shape are one batch in their own precision. Parameters and state
+    are those of torch's class.
+
+    References
+    ----------
+    .. [1] K. Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024),
+       https://kellerjordan.github.io/posts/muon.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one step.
+
+        Parameters
+        ----------
+        closure
+            Evaluates the loss anew, if given.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters: list[Tensor] = []
+            gradients: list[Tensor] = []
+            momenta: list[Tensor] = []
+            self._init_group(group, parameters, gradients, momenta)
+            if not parameters:
+                continue
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            updates = momenta
+            if group["nesterov"]:
+                updates = [
+                    gradient.lerp(momentum, group["momentum"])
+                    for gradient, momentum in zip(gradients, momenta, strict=True)
+                ]
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            alike = defaultdict(list)
+            for parameter, update in zip(parameters, updates, strict=True):
+                alike[parameter.shape].append((parameter, update))
+            for shape, members in alike.items():
+                rate = group["lr"] * _relative_rate(shape, group["adjust_lr_fn"])
+                directions = orthogonalised(
+                    torch.stack([update for _, update in members]),
+                    group["ns_coefficients"],
+                    group["ns_steps"],
+                    group["eps"],
+                )
+                torch._foreach_add_([parameter for parameter, _ in members], list(directions), alpha=-rate)
+        return loss
+
+
+def orthogonalised(
+    matrices: Tensor, coefficients: tuple[float, float, float], steps: int, epsilon: float
+) -> Tensor:
+    """Matrices with the same singular vectors and singular values near 1, by Newton-Schulz iteration.
+
+    Parameters
+    ----------
+    matrices
+        Shape (k, m, n).
+    coefficients
+        a, b, c of the polynomial a x + b x³ + c x⁵ that is applied to the singular values.
+    steps
+        Number of iterations.
+    epsilon
+        Smallest norm that divides a matrix.
+    """
+    a, b, c = coefficients
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=epsilon)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def _relative_rate(shape: torch.Size, kind: str | None) -> float:
+    """Learning rate of a matrix relative to that of the group, as `torch.optim.Muon` has it."""
+    rows, columns = shape
+    if kind == "match_rms_adamw":
+        return 0.2 * float(max(rows, columns)) ** 0.5
+    return float(max(1.0, rows / columns)) ** 0.5
