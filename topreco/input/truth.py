@@ -6,9 +6,9 @@ Nothing that runs at inference may import this module.
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from topreco import fourvector
+from topreco.compiled import njit
 from topreco.constants import (
     FLAG_IS_LAST_COPY,
     M_B,
@@ -155,7 +155,7 @@ def _production(events: Any, offsets: IntArray, pdg_id: IntArray) -> IntArray:
     return production
 
 
-@njit(cache=True)
+@njit()
 def _child(pdg_id, mother, start, stop, parent, code):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
     """First daughter with a PDG code, or −1."""
     for i in range(start, stop):
@@ -164,7 +164,7 @@ def _child(pdg_id, mother, start, stop, parent, code):  # type: ignore[no-untype
     return -1
 
 
-@njit(cache=True)
+@njit()
 def _last_copy(pdg_id, mother, start, stop, particle):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
     for _ in range(start, stop):  # bounded, should a damaged record have a loop
         copy = _child(pdg_id, mother, start, stop, particle, pdg_id[particle])
@@ -174,7 +174,7 @@ def _last_copy(pdg_id, mother, start, stop, particle):  # type: ignore[no-untype
     return particle
 
 
-@njit(cache=True)
+@njit()
 def _find_decays(offsets, pdg_id, mother, last_copy):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
     """Positions (n, 2, 5) of top, W, b, ℓ, ν of each leg among all particles, −1 if absent; via τ (n, 2)."""
     n = len(offsets) - 1

@@ -19,25 +19,26 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from topreco.compiled import njit
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Array = NDArray[Any]
 _f = np.float32
 # Sums may be taken in any order, which lets them be vectorised; NaN and infinity keep their meaning.
 _FAST = {"reassoc", "nsz", "arcp", "contract", "afn"}
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": _FAST}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": _FAST}
 
 
 def _compiled(function: _F) -> _F:
-    compiled: _F = numba.njit(**_OPTIONS)(function)
+    compiled: _F = njit(**_OPTIONS)(function)
     return compiled
 
 
 def _inlined(function: _F) -> _F:
-    compiled: _F = numba.njit(forceinline=True, **_OPTIONS)(function)
+    compiled: _F = njit(forceinline=True, **_OPTIONS)(function)
     return compiled
 
 

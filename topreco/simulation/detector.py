@@ -18,9 +18,9 @@ from statistics import NormalDist
 from typing import Any, Self
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from topreco.compiled import njit
 from topreco.constants import PDG_ELECTRON, PDG_MUON
 
 Floats = NDArray[np.float64]
@@ -550,7 +550,7 @@ def isolation(leptons: Particles, objects: Particles, offsets: NDArray[np.int64]
     return total / leptons.pt
 
 
-@njit(cache=True)
+@njit()
 def _cone_sum(event, eta, phi, cone, source, offsets, pt, object_eta, object_phi, object_source):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
     total = np.zeros(len(event))
     for i in range(len(event)):

@@ -8,9 +8,9 @@ mother is the nearest kept ancestor. The flags follow CMSSW's `MCTruthHelper`.
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from topreco.compiled import njit
 from topreco.constants import (
     FLAG_FROM_HARD_PROCESS,
     FLAG_FROM_HARD_PROCESS_BEFORE_FSR,
@@ -93,20 +93,20 @@ def read_record(events: PythiaEvents) -> Record:
     )
 
 
-@njit(cache=True)
+@njit()
 def _is_hadron(pdg_id):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
     code = abs(pdg_id)
     # A vanishing tens digit means a diquark; seven digits starting with 1 to 8 are new physics.
     return code > 100 and (code // 10) % 10 != 0 and (code < 1_000_000 or 9_000_000 <= code < 10_000_000)
 
 
-@njit(cache=True)
+@njit()
 def _heaviest_quark(pdg_id):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
     code = abs(pdg_id) % 10_000
     return code // 1000 if code >= 1000 else (code // 100) % 10
 
 
-@njit(cache=True)
+@njit()
 def _walk(offsets, pdg_id, status, mother, daughter1, daughter2):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
     """Visit every particle once; Pythia lists mothers before daughters except in initial-state radiation."""
     n = len(pdg_id)

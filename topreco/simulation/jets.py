@@ -7,9 +7,9 @@ from typing import Any
 
 import awkward as ak
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from topreco.compiled import njit
 from topreco.simulation.detector import Floats
 
 RADIUS = 0.4
@@ -243,7 +243,7 @@ def response_table(
     return raw, response
 
 
-@njit(cache=True)
+@njit()
 def nearest(event, eta, phi, offsets, other_eta, other_phi, radius):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN201
     """Position, within its event, of the nearest object closer than a radius.
 

@@ -24,6 +24,7 @@ import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from topreco.compiled import njit
 from topreco.errors import TopRecoError
 
 Floats = NDArray[np.float64]
@@ -82,19 +83,19 @@ class ClosestApproach(NamedTuple):
 
 def kernel(function: _F) -> _F:
     """Compile a function of scalars and arrays with numba, in IEEE arithmetic: 1/0 is ∞, no exception."""
-    compiled: _F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    compiled: _F = njit(nogil=True, error_model="numpy")(function)
     return compiled
 
 
 def inlined_kernel(function: _F) -> _F:
     """Compile like `kernel` a function that is expanded where it is called: one with many arguments."""
-    compiled: _F = numba.njit(cache=True, nogil=True, error_model="numpy", forceinline=True)(function)
+    compiled: _F = njit(nogil=True, error_model="numpy", forceinline=True)(function)
     return compiled
 
 
 def parallel_kernel(function: _F) -> _F:
     """Compile like `kernel` a function whose `numba.prange` loops run on several threads."""
-    compiled: _F = numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)(function)
+    compiled: _F = njit(nogil=True, error_model="numpy", parallel=True)(function)
     return compiled
 
 
