@@ -11,6 +11,7 @@ from lgatr import LGATr, MLPConfig, PrimitivesConfig, SelfAttentionConfig, extra
 from torch import Tensor, nn
 
 from topreco.config import LGATrConfig
+from topreco.network import lgatr_packed
 
 
 class LGATrBackbone(nn.Module):
@@ -26,9 +27,15 @@ class LGATrBackbone(nn.Module):
         Multivectors and scalars per token.
     out_scalars
         Scalars per token of the output.
+
+    Attributes
+    ----------
+    packed
+        On a CPU, compute with the kernels of `lgatr_packed` instead of the package's operations.
     """
 
     components = 16
+    packed = True
 
     def __init__(self, config: LGATrConfig, in_channels: int, in_scalars: int, out_scalars: int) -> None:
         super().__init__()
@@ -64,6 +71,8 @@ class LGATrBackbone(nn.Module):
         mask
             Tokens to attend to, shape (n, T).
         """
+        if self.packed and lgatr_packed.applies(self.network, geometry):
+            return lgatr_packed.forward(self.network, geometry, scalars, mask)
         multivectors, out = self.network(geometry, scalars, attn_mask=mask[:, None, None, :])
         # lgatr returns None for no scalars.
         return extract_vector(multivectors), scalars[..., :0] if out is None else out

@@ -1,8 +1,7 @@
 """Compiled kernels of L-GATr-slim for the CPU: what stands between its matrix products, with gradients.
 
-On a CPU the matrix products are a third of the time of `lgatr.LGATrSlim`; the rest moves tensors through
-memory, once for each elementary operation, and works on padding. Here every norm, gate and attention is one
-pass over the tokens that exist. The definitions are those of the package [1]_, to rounding.
+Every norm, gate and attention is one pass over the tokens that exist. The definitions are those of the
+package [1]_, to rounding.
 
 Tokens of all events stand one after the other. Vectors have shape (N, 4, C), components before channels, and
 scalars (N, S); all arrays are contiguous and of single precision. Each kernel works on the tokens or events
@@ -17,67 +16,21 @@ References
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from topreco.compiled import njit
+from topreco.network.packed import compiled, exp, gelu_gate, gelu_slope, inlined, sigmoid
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 _Array = NDArray[Any]
 _f = np.float32
-# Sums may be taken in any order, which lets them be vectorised; NaN and infinity keep their meaning.
-_FAST = {"reassoc", "nsz", "arcp", "contract", "afn"}
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": _FAST}
-
-
-def _compiled(function: _F) -> _F:
-    compiled: _F = njit(**_OPTIONS)(function)
-    return compiled
-
-
-def _inlined(function: _F) -> _F:
-    compiled: _F = njit(forceinline=True, **_OPTIONS)(function)
-    return compiled
-
-
-# ---- functions -------------------------------------------------------------------------------------------
-
-
-@_compiled
-def _exp(x: np.float32) -> np.float32:
-    """Exponential to single precision, in arithmetic that a compiler can vectorise.
-
-    2^k e^r with |r| ≤ ln(2)/2, and e^r by the minimax polynomial of the Cephes library.
-    """
-    x = min(max(x, _f(-87.0)), _f(88.0))
-    k = np.floor(x * _f(1.44269504) + _f(0.5))
-    r = x - k * _f(0.693359375) + k * _f(2.12194440e-4)
-    p = _f(1.9875691500e-4)
-    p = p * r + _f(1.3981999507e-3)
-    p = p * r + _f(8.3334519073e-3)
-    p = p * r + _f(4.1665795894e-2)
-    p = p * r + _f(1.6666665459e-1)
-    p = p * r + _f(5.0000001201e-1)
-    y = p * r * r + r + _f(1.0)
-    return y * np.int32((np.int32(k) + 127) << 23).view(np.float32)
-
-
-@_compiled
-def _sigmoid(x: np.float32) -> np.float32:
-    return _f(1.0) / (_f(1.0) + _exp(-x))
-
-
-# √(2/π) and the cubic coefficient of the tanh form of GELU, (1 + tanh u)/2 being sigmoid(2u).
-_GELU = _f(1.5957691216057308)
-_CUBIC = _f(0.044715)
 
 
 # ---- norm ------------------------------------------------------------------------------------------------
 
 
-@_compiled
+@compiled
 def norm_forward(
     start: int,
     stop: int,
@@ -107,7 +60,7 @@ def norm_forward(
             out_s[i, c] = s[i, c] * weight_s[c] * r
 
 
-@_compiled
+@compiled
 def norm_backward(
     start: int,
     stop: int,
@@ -152,7 +105,7 @@ def norm_backward(
 # ---- gated linear unit -----------------------------------------------------------------------------------
 
 
-@_compiled
+@compiled
 def _vector_gates(v: _Array, n: int, gates: _Array) -> None:
     """Gates of the vectors of a token, shape (n,), from its channels, shape (4, 3n)."""
     # A loop that reads many arrays is not vectorised: they might overlap with what it writes.
@@ -162,10 +115,10 @@ def _vector_gates(v: _Array, n: int, gates: _Array) -> None:
         for c in range(n):
             gates[c] -= v[m, n + c] * v[m, 2 * n + c]
     for c in range(n):
-        gates[c] = _sigmoid(_f(0.5) * gates[c])
+        gates[c] = sigmoid(_f(0.5) * gates[c])
 
 
-@_compiled
+@compiled
 def gate_forward(start: int, stop: int, v: _Array, s: _Array, out_v: _Array, out_s: _Array) -> None:
     """Gate vectors by the sigmoid of half an inner product, and scalars by GELU.
 
@@ -181,10 +134,10 @@ def gate_forward(start: int, stop: int, v: _Array, s: _Array, out_v: _Array, out
                 out_v[i, m, c] = gates[c] * v[i, m, c]
         for c in range(n_s):
             x = s[i, n_s + c]
-            out_s[i, c] = s[i, c] * x * _sigmoid(_GELU * (x + _CUBIC * x * x * x))
+            out_s[i, c] = s[i, c] * x * gelu_gate(x)
 
 
-@_compiled
+@compiled
 def gate_backward(
     start: int, stop: int, v: _Array, s: _Array, grad_v: _Array, grad_s: _Array, d_v: _Array, d_s: _Array
 ) -> None:
@@ -213,14 +166,11 @@ def gate_backward(
                 for c in range(n_v):
                     slope[c] = -slope[c]
         for c in range(n_s):
-            x = s[i, n_s + c]
-            half[c] = _sigmoid(_GELU * (x + _CUBIC * x * x * x))
+            half[c] = gelu_gate(s[i, n_s + c])
         for c in range(n_s):
             d_s[i, c] = grad_s[i, c] * s[i, n_s + c] * half[c]
         for c in range(n_s):
-            x = s[i, n_s + c]
-            inner = _GELU * (_f(1.0) + _f(3.0) * _CUBIC * x * x)
-            half[c] += x * half[c] * (_f(1.0) - half[c]) * inner
+            half[c] = gelu_slope(s[i, n_s + c], half[c])
         for c in range(n_s):
             d_s[i, n_s + c] = grad_s[i, c] * s[i, c] * half[c]
 
@@ -228,7 +178,7 @@ def gate_backward(
 # ---- attention -------------------------------------------------------------------------------------------
 
 
-@_inlined
+@inlined
 def _load(
     v: _Array,
     s: _Array,
@@ -264,7 +214,7 @@ def _load(
     return r
 
 
-@_inlined
+@inlined
 def _unload(
     v: _Array,
     s: _Array,
@@ -313,7 +263,7 @@ def attention_kernels(heads: int, n_v: int, n_s: int) -> tuple[Callable[..., Non
     width = 4 * n_v + n_s
     scale = _f(1.0 / math.sqrt(width))
 
-    @_compiled
+    @compiled
     def forward(
         start: int,
         stop: int,
@@ -358,7 +308,7 @@ def attention_kernels(heads: int, n_v: int, n_s: int) -> tuple[Callable[..., Non
                         largest = max(largest, w[u])
                     total = _f(0.0)
                     for u in range(n):
-                        w[u] = _exp(w[u] - largest)
+                        w[u] = exp(w[u] - largest)
                         total += w[u]
                     total = _f(1.0) / total
                     row[:] = _f(0.0)
@@ -372,7 +322,7 @@ def attention_kernels(heads: int, n_v: int, n_s: int) -> tuple[Callable[..., Non
                     for c in range(n_s):
                         out_s[begin + t, h * n_s + c] = row[4 * n_v + c]
 
-    @_compiled
+    @compiled
     def backward(
         start: int,
         stop: int,

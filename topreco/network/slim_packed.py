@@ -1,10 +1,6 @@
 """L-GATr-slim on the tokens that exist, by the kernels of `slim_kernels`: CPU, single precision."""
 
-import functools
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,41 +12,13 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from topreco.network import slim_kernels
-
-# Matrix products of few rows take other code paths, which round differently: rows come in multiples.
-_ROWS = 64
-# Tokens or events that are worth a thread.
-_SHARE = 32
-
-
-class _Layout(NamedTuple):
-    """Where the tokens of each event stand.
-
-    Attributes
-    ----------
-    first
-        First token of each event, and the end of the last, shape (n + 1,).
-    at
-        First attention weight of each event, per head, shape (n + 1,).
-    longest
-        Tokens of the event with most.
-    """
-
-    first: Any
-    at: Any
-    longest: int
+from topreco.network import packed, slim_kernels
+from topreco.network.packed import Layout, run
 
 
 def applies(network: LGATrSlim, geometry: Tensor) -> bool:
     """Whether `forward` can stand for `network`: on the CPU, in single precision, not traced, no dropout."""
-    return not (
-        geometry.dtype != torch.float32
-        or geometry.device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
-        or any(block.attention.dropout is not None for block in network.blocks)
-    )
+    return packed.applies(geometry) and all(block.attention.dropout is None for block in network.blocks)
 
 
 def forward(
@@ -72,16 +40,9 @@ def forward(
     mask
         Tokens that exist, shape (n, T).
     """
-    n, length = mask.shape
-    lengths = mask.sum(1).numpy()
-    first = np.concatenate([[0], np.cumsum(lengths)])
-    layout = _Layout(first, np.concatenate([[0], np.cumsum(lengths**2)]), int(lengths.max(initial=0)))
-    rows = mask.flatten().nonzero()[:, 0]
-    filled = torch.zeros(-len(rows) % _ROWS, dtype=rows.dtype)
-    chosen = torch.cat([rows, filled]) if len(rows) else rows
-
-    v = geometry.flatten(0, 1)[chosen].transpose(1, 2)
-    s = scalars.flatten(0, 1)[chosen]
+    layout = Layout.of(mask)
+    v = layout.pack(geometry).transpose(1, 2)
+    s = layout.pack(scalars)
     v, s = _linear(v, s, network.linear_in)
     for block in network.blocks:
         h_v, h_s = _norm(v, s, block.norm1)
@@ -95,9 +56,7 @@ def forward(
         v, s = v + h_v, s + h_s
     v, s = _linear(v, s, network.linear_out)
 
-    out_v = v.new_zeros((n * length, *v.shape[1:])).index_copy(0, rows, v[: len(rows)])
-    out_s = s.new_zeros((n * length, *s.shape[1:])).index_copy(0, rows, s[: len(rows)])
-    return out_v.reshape(n, length, *v.shape[1:]).transpose(2, 3), out_s.reshape(n, length, s.shape[1])
+    return layout.unpack(v).transpose(2, 3), layout.unpack(s)
 
 
 def _linear(v: Tensor, s: Tensor, layer: Any) -> tuple[Tensor, Tensor]:
@@ -114,7 +73,7 @@ def _gate(v: Tensor, s: Tensor, layer: SlimGLU) -> tuple[Tensor, Tensor]:
     return _Gate.apply(*_linear(v, s, layer.linear))  # type: ignore[no-untyped-call]
 
 
-def _attention(v: Tensor, s: Tensor, layer: SlimSelfAttention, layout: _Layout) -> tuple[Tensor, Tensor]:
+def _attention(v: Tensor, s: Tensor, layer: SlimSelfAttention, layout: Layout) -> tuple[Tensor, Tensor]:
     heads = layer.num_heads
     # The package has the heads last among the channels; together they can be read in one go.
     into = [
@@ -134,7 +93,7 @@ class _Norm(Function):
         v, s = v.contiguous(), s.contiguous()
         out_v, out_s, inverse = torch.empty_like(v), torch.empty_like(s), s.new_empty(len(s))
         ctx.save_for_backward(v, s, weight_v, weight_s, inverse)
-        _run(
+        run(
             slim_kernels.norm_forward,
             len(v),
             v,
@@ -155,7 +114,7 @@ class _Norm(Function):
         d_v, d_s = torch.empty_like(v), torch.empty_like(s)
         d_weight_v, d_weight_s = torch.zeros_like(weight_v), torch.zeros_like(weight_s)
         known = v, s, weight_v, weight_s, inverse, grad_v.contiguous(), grad_s.contiguous()
-        _run(slim_kernels.norm_backward, len(v), *known, d_v, d_s, sums=(d_weight_v, d_weight_s))
+        run(slim_kernels.norm_backward, len(v), *known, d_v, d_s, sums=(d_weight_v, d_weight_s))
         return d_v, d_s, d_weight_v, d_weight_s, None
 
 
@@ -166,7 +125,7 @@ class _Gate(Function):
         ctx.save_for_backward(v, s)
         out_v = v.new_empty((len(v), 4, v.shape[2] // 3))
         out_s = s.new_empty((len(s), s.shape[1] // 2))
-        _run(slim_kernels.gate_forward, len(v), v, s, out_v, out_s)
+        run(slim_kernels.gate_forward, len(v), v, s, out_v, out_s)
         return out_v, out_s
 
     @staticmethod
@@ -174,13 +133,13 @@ class _Gate(Function):
     def backward(ctx: Any, grad_v: Tensor, grad_s: Tensor) -> Any:
         v, s = ctx.saved_tensors
         d_v, d_s = torch.empty_like(v), torch.empty_like(s)
-        _run(slim_kernels.gate_backward, len(v), v, s, grad_v.contiguous(), grad_s.contiguous(), d_v, d_s)
+        run(slim_kernels.gate_backward, len(v), v, s, grad_v.contiguous(), grad_s.contiguous(), d_v, d_s)
         return d_v, d_s
 
 
 class _Attention(Function):
     @staticmethod
-    def forward(ctx: Any, v: Tensor, s: Tensor, layout: _Layout, heads: int, epsilon: float) -> Any:
+    def forward(ctx: Any, v: Tensor, s: Tensor, layout: Layout, heads: int, epsilon: float) -> Any:
         v, s = v.contiguous(), s.contiguous()
         out_v = v.new_zeros((len(v), 4, v.shape[2] // 3))
         out_s = s.new_zeros((len(s), s.shape[1] // 3))
@@ -192,7 +151,7 @@ class _Attention(Function):
         )
         ctx.common = layout.first, layout.longest, np.float32(epsilon)
         ctx.at = layout.at * heads
-        _run(kernel, len(layout.first) - 1, v, s, *ctx.common, out_v, out_s, inverse, weights, ctx.at)
+        run(kernel, len(layout.first) - 1, v, s, *ctx.common, out_v, out_s, inverse, weights, ctx.at)
         return out_v, out_s
 
     @staticmethod
@@ -201,33 +160,5 @@ class _Attention(Function):
         v, s, inverse, weights = ctx.saved_tensors
         d_v, d_s = torch.zeros_like(v), torch.zeros_like(s)
         known = v, s, *ctx.common, inverse, weights, ctx.at, grad_v.contiguous(), grad_s.contiguous()
-        _run(ctx.kernel, len(ctx.at) - 1, *known, d_v, d_s)
+        run(ctx.kernel, len(ctx.at) - 1, *known, d_v, d_s)
         return d_v, d_s, None, None, None
-
-
-def _run(kernel: Callable[..., None], n: int, *arguments: Any, sums: tuple[Tensor, ...] = ()) -> None:
-    """Run a kernel on as many threads as torch has; each adds to `sums` of its own, which are added up."""
-    arrays = [x.detach().numpy() if isinstance(x, Tensor) else x for x in arguments]
-    threads = max(1, min(torch.get_num_threads(), n // _SHARE))
-    if threads == 1:
-        kernel(0, n, *arrays, *(each.numpy() for each in sums))
-        return
-    ends = [n * i // threads for i in range(threads + 1)]
-    parts = [each.new_zeros((threads, *each.shape)) for each in sums]
-    work = [
-        _pool(os.getpid(), threads).submit(
-            kernel, ends[i], ends[i + 1], *arrays, *(part[i].numpy() for part in parts)
-        )
-        for i in range(threads)
-    ]
-    for done in work:
-        done.result()
-    for total, part in zip(sums, parts, strict=True):
-        total.copy_(part.sum(0))
-
-
-@functools.lru_cache(maxsize=1)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    # By process, since a fork has the pool of its parent but not the threads.
-    del process
-    return ThreadPoolExecutor(threads)
