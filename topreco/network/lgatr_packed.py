@@ -91,7 +91,8 @@ def forward(
     # Of the multivectors, vectors alone.
     channels = network.linear_out.weight.shape[0]
     vectors = linear(x.v, last.v[:channels]).transpose(1, 2)
-    out = linear(x.s, last.s[2 * channels :], last.bias[2 * channels :])
+    # All rows of the matrix: products with weights that are not aligned round differently.
+    out = linear(x.s, last.s, last.bias)[:, 2 * channels :]
     return layout.unpack(vectors), layout.unpack(out)
 
 
