@@ -393,9 +393,9 @@ def _load_normalised(
     v: _Array,
     b: _Array,
     i: int,
-    heads: int,
     n: int,
     n_s: int,
+    groups: int,
     epsilon: np.float32,
     x: _Array,
     y: _Array,
@@ -404,50 +404,44 @@ def _load_normalised(
     slope: _Array,
     inverse_s: _Array,
 ) -> None:
-    """Normalised queries, keys and values of a token.
+    """Load a token and normalise each of its groups of n multivectors and n_s scalars.
 
     What multivectors and scalars were multiplied by is left in `inverse` for each channel and in
-    `inverse_s` for each part and head, and in `slope` what `_multivector_slopes` needs.
+    `inverse_s` for each group, and in `slope` what `_multivector_slopes` needs.
     """
-    lanes, lanes_s = n * heads, n_s * heads
-    _load(s, v, b, i, 3 * lanes, 3 * lanes_s, x, y)
-    _squares(x, 3 * lanes, grades, inverse)
-    for part in range(3):
-        for h in range(heads):
-            total = _f(0.0)
-            for c in range(n):
-                total += inverse[part * lanes + c * heads + h]
-            total /= _f(n)
-            r = _f(1.0) / np.sqrt(max(total, epsilon))
-            for c in range(n):
-                inverse[part * lanes + c * heads + h] = r
-                slope[part * lanes + c * heads + h] = _f(0.0) if total < epsilon else -r / _f(n)
+    _load(s, v, b, i, groups * n, groups * n_s, x, y)
+    _squares(x, groups * n, grades, inverse)
+    for g in range(groups):
+        total = _f(0.0)
+        for c in range(n):
+            total += inverse[g * n + c]
+        total /= _f(n)
+        r = _f(1.0) / np.sqrt(max(total, epsilon))
+        for c in range(n):
+            inverse[g * n + c] = r
+            slope[g * n + c] = _f(0.0) if total < epsilon else -r / _f(n)
+        mean = _f(0.0)
+        for c in range(n_s):
+            mean += y[g * n_s + c]
+        mean /= _f(n_s)
+        variance = _f(0.0)
+        for c in range(n_s):
+            variance += (y[g * n_s + c] - mean) ** 2
+        inverse_s[g] = _f(1.0) / np.sqrt(variance / _f(n_s) + _EPSILON)
+        for c in range(n_s):
+            y[g * n_s + c] = (y[g * n_s + c] - mean) * inverse_s[g]
     for p in range(16):
-        for c in range(3 * lanes):
+        for c in range(groups * n):
             x[p, c] *= inverse[c]
-    for part in range(3):
-        for h in range(heads):
-            first = part * lanes_s + h
-            mean = _f(0.0)
-            for c in range(n_s):
-                mean += y[first + c * heads]
-            mean /= _f(n_s)
-            variance = _f(0.0)
-            for c in range(n_s):
-                variance += (y[first + c * heads] - mean) ** 2
-            r = _f(1.0) / np.sqrt(variance / _f(n_s) + _EPSILON)
-            inverse_s[part, h] = r
-            for c in range(n_s):
-                y[first + c * heads] = (y[first + c * heads] - mean) * r
 
 
 @inlined
-def _attention_slopes(
+def _group_slopes(
     x: _Array,
     y: _Array,
-    heads: int,
     n: int,
     n_s: int,
+    groups: int,
     grades: _Array,
     inverse: _Array,
     slope: _Array,
@@ -457,124 +451,83 @@ def _attention_slopes(
     grad_y: _Array,
 ) -> None:
     """Gradients of `_load_normalised` in place, from what has been normalised."""
-    lanes, lanes_s = n * heads, n_s * heads
     along[:] = _f(0.0)
     for p in range(16):
-        for c in range(3 * lanes):
+        for c in range(groups * n):
             along[c] += grad_x[p, c] * x[p, c]
-    for part in range(3):
-        for h in range(heads):
-            total = _f(0.0)
-            for c in range(n):
-                total += along[part * lanes + c * heads + h]
-            for c in range(n):
-                slope[part * lanes + c * heads + h] *= total
-    _multivector_slopes(x, 3 * lanes, inverse, slope, grades, grad_x)
-    for part in range(3):
-        for h in range(heads):
-            first = part * lanes_s + h
-            mean = _f(0.0)
-            total = _f(0.0)
-            for c in range(n_s):
-                mean += grad_y[first + c * heads]
-                total += grad_y[first + c * heads] * y[first + c * heads]
-            mean /= _f(n_s)
-            total /= _f(n_s)
-            for c in range(n_s):
-                f = first + c * heads
-                grad_y[f] = (grad_y[f] - mean - total * y[f]) * inverse_s[part, h]
-
-
-@inlined
-def _split(x: _Array, y: _Array, part: int, lanes: int, lanes_s: int, out_x: _Array, out_y: _Array) -> None:
-    """Queries, keys or values from all three."""
-    for p in range(16):
-        for c in range(lanes):
-            out_x[p, c] = x[p, part * lanes + c]
-    for c in range(lanes_s):
-        out_y[c] = y[part * lanes_s + c]
-
-
-@inlined
-def _join(x: _Array, y: _Array, part: int, lanes: int, lanes_s: int, out_x: _Array, out_y: _Array) -> None:
-    """Queries, keys or values to all three."""
-    for p in range(16):
-        for c in range(lanes):
-            out_x[p, part * lanes + c] = x[p, c]
-    for c in range(lanes_s):
-        out_y[part * lanes_s + c] = y[c]
-
-
-@inlined
-def _lower(x: _Array, y: _Array, lanes: int, lanes_s: int, metric: _Array, scale: np.float32) -> None:
-    """Multiply by the metric and the scale of inner products in place."""
-    for p in range(16):
-        for c in range(lanes):
-            x[p, c] *= metric[p]
-    for c in range(lanes_s):
-        y[c] *= scale
-
-
-@inlined
-def _products(
-    q_x: _Array,
-    q_y: _Array,
-    k_x: _Array,
-    k_y: _Array,
-    heads: int,
-    n: int,
-    n_s: int,
-    partial: _Array,
-    out: _Array,
-) -> None:
-    """Sum of products over the components and channels of each head."""
-    for c in range(n * heads):
-        total = _f(0.0)
-        for p in range(16):
-            total += q_x[p, c] * k_x[p, c]
-        partial[c] = total
-    for h in range(heads):
+    for g in range(groups):
         total = _f(0.0)
         for c in range(n):
-            total += partial[c * heads + h]
+            total += along[g * n + c]
+        for c in range(n):
+            slope[g * n + c] *= total
+        mean = _f(0.0)
+        total = _f(0.0)
         for c in range(n_s):
-            total += q_y[c * heads + h] * k_y[c * heads + h]
-        out[h] = total
+            mean += grad_y[g * n_s + c]
+            total += grad_y[g * n_s + c] * y[g * n_s + c]
+        mean /= _f(n_s)
+        total /= _f(n_s)
+        for c in range(n_s):
+            f = g * n_s + c
+            grad_y[f] = (grad_y[f] - mean - total * y[f]) * inverse_s[g]
+    _multivector_slopes(x, groups * n, inverse, slope, grades, grad_x)
 
 
 @inlined
-def _add(
-    w: _Array,
+def _split(
     x: _Array,
     y: _Array,
+    part: int,
     heads: int,
     n: int,
     n_s: int,
-    factor: _Array,
-    out_x: _Array,
-    out_y: _Array,
+    metric: _Array,
+    scale: np.float32,
+    out: _Array,
 ) -> None:
-    """Add multivectors and scalars multiplied by a number for each head."""
-    for c in range(max(n, n_s)):
-        for h in range(heads):
-            factor[c * heads + h] = w[h]
-    for c in range(n * heads):
+    """Rows of the heads of a part, shape (heads, 16n + n_s), multiplied by a metric and a scale."""
+    for h in range(heads):
         for p in range(16):
-            out_x[p, c] += factor[c] * x[p, c]
-    for c in range(n_s * heads):
-        out_y[c] += factor[c] * y[c]
+            for c in range(n):
+                out[h, p * n + c] = metric[p] * x[p, (part * heads + h) * n + c]
+        for c in range(n_s):
+            out[h, 16 * n + c] = scale * y[(part * heads + h) * n_s + c]
+
+
+@inlined
+def _join(
+    rows: _Array,
+    part: int,
+    heads: int,
+    n: int,
+    n_s: int,
+    metric: _Array,
+    scale: np.float32,
+    x: _Array,
+    y: _Array,
+) -> None:
+    """The inverse of `_split`, or with the same metric its gradient."""
+    for h in range(heads):
+        for p in range(16):
+            for c in range(n):
+                x[p, (part * heads + h) * n + c] = metric[p] * rows[h, p * n + c]
+        for c in range(n_s):
+            y[(part * heads + h) * n_s + c] = scale * rows[h, 16 * n + c]
 
 
 @functools.cache
 def attention_kernels(heads: int, n: int, n_s: int) -> _Kernels:
     """Attention within an event, forward and backward, with n multivectors and n_s scalars per head.
 
-    Channels are (channel, head), so that all heads are worked on at once.
+    Both take the width of a head, 16n + n_s, as an argument too: if it were known to the compiler, it would
+    write the sums over it out instead of vectorising them.
     """
-    lanes, lanes_s = n * heads, n_s * heads
-    most = max(lanes, lanes_s)
-    scale = _f(1.0 / math.sqrt(16 * n + n_s))
+    groups, size = 3 * heads, 16 * n + n_s
+    scale = _f(1.0 / math.sqrt(size))
     metric = _METRIC * scale
+    ones = np.ones(16, np.float32)
+    one = _f(1.0)
 
     @compiled
     def forward(
@@ -585,6 +538,7 @@ def attention_kernels(heads: int, n: int, n_s: int) -> _Kernels:
         b: _Array,
         first: _Array,
         longest: int,
+        width: int,
         epsilon: np.float32,
         out_s: _Array,
         out_v: _Array,
@@ -595,54 +549,48 @@ def attention_kernels(heads: int, n: int, n_s: int) -> _Kernels:
         """Attention among the tokens of each event, with queries, keys and values normalised.
 
         The tokens of event e are first[e] to first[e + 1], at most `longest`. Channels are
-        (query/key/value, channel, head), those of the results (channel, head). `weights`, from at[e] on
-        (query, key, head), are kept for the gradient.
+        (query/key/value, head, channel), those of the results (head, channel). `weights`, from at[e] on
+        (query, head, key), are kept for the gradient.
         """
-        x, y = np.empty((16, 3 * lanes), np.float32), np.empty(3 * lanes_s, np.float32)
-        grades = np.empty((3, 3 * lanes), np.float32)
-        inverse, slope = np.empty(3 * lanes, np.float32), np.empty(3 * lanes, np.float32)
-        inverse_s = np.empty((3, heads), np.float32)
-        q, q_s = np.empty((longest, 16, lanes), np.float32), np.empty((longest, lanes_s), np.float32)
-        k, k_s = np.empty((longest, 16, lanes), np.float32), np.empty((longest, lanes_s), np.float32)
-        z, z_s = np.empty((longest, 16, lanes), np.float32), np.empty((longest, lanes_s), np.float32)
-        out, scalars = np.empty((16, lanes), np.float32), np.empty(lanes_s, np.float32)
-        partial, factor = np.empty(lanes, np.float32), np.empty(most, np.float32)
+        x, y = np.empty((16, groups * n), np.float32), np.empty(groups * n_s, np.float32)
+        grades, inverse_s = np.empty((3, groups * n), np.float32), np.empty(groups, np.float32)
+        inverse, slope = np.empty(groups * n, np.float32), np.empty(groups * n, np.float32)
+        q = np.empty((longest, heads, size), np.float32)
+        k = np.empty((longest, heads, size), np.float32)
+        z = np.empty((longest, heads, size), np.float32)
+        out = np.empty((heads, size), np.float32)
         for e in range(start, stop):
             begin = first[e]
             number = first[e + 1] - begin
             for t in range(number):
                 _load_normalised(
-                    s, v, b, begin + t, heads, n, n_s, epsilon, x, y, grades, inverse, slope, inverse_s
+                    s, v, b, begin + t, n, n_s, groups, epsilon, x, y, grades, inverse, slope, inverse_s
                 )
-                _split(x, y, 0, lanes, lanes_s, q[t], q_s[t])
-                _split(x, y, 1, lanes, lanes_s, k[t], k_s[t])
-                _split(x, y, 2, lanes, lanes_s, z[t], z_s[t])
-                _lower(q[t], q_s[t], lanes, lanes_s, metric, scale)
+                _split(x, y, 0, heads, n, n_s, metric, scale, q[t])
+                _split(x, y, 1, heads, n, n_s, ones, one, k[t])
+                _split(x, y, 2, heads, n, n_s, ones, one, z[t])
             for t in range(number):
-                w = weights[at[e] + t * number * heads : at[e] + (t + 1) * number * heads].reshape(-1, heads)
-                for u in range(number):
-                    _products(q[t], q_s[t], k[u], k_s[u], heads, n, n_s, partial, w[u])
+                out[:] = _f(0.0)
                 for h in range(heads):
+                    w = weights[at[e] + (t * heads + h) * number : at[e] + (t * heads + h + 1) * number]
                     largest = _f(-np.inf)
                     for u in range(number):
-                        largest = max(largest, w[u, h])
-                    for u in range(number):
-                        w[u, h] -= largest
-                for u in range(number):
-                    for h in range(heads):
-                        w[u, h] = exp(w[u, h])
-                for h in range(heads):
+                        product = _f(0.0)
+                        for c in range(width):
+                            product += q[t, h, c] * k[u, h, c]
+                        w[u] = product
+                        largest = max(largest, product)
                     total = _f(0.0)
                     for u in range(number):
-                        total += w[u, h]
-                    total = _f(1.0) / total
+                        w[u] = exp(w[u] - largest)
+                        total += w[u]
+                    total = one / total
                     for u in range(number):
-                        w[u, h] *= total
-                out[:] = _f(0.0)
-                scalars[:] = _f(0.0)
-                for u in range(number):
-                    _add(w[u], z[u], z_s[u], heads, n, n_s, factor, out, scalars)
-                _store(out, scalars, begin + t, lanes, lanes_s, out_s, out_v, out_b)
+                        w[u] *= total
+                        for c in range(size):
+                            out[h, c] += w[u] * z[u, h, c]
+                _join(out, 0, heads, n, n_s, ones, one, x, y)
+                _store(x, y, begin + t, heads * n, heads * n_s, out_s, out_v, out_b)
 
     @compiled
     def backward(
@@ -653,6 +601,7 @@ def attention_kernels(heads: int, n: int, n_s: int) -> _Kernels:
         b: _Array,
         first: _Array,
         longest: int,
+        width: int,
         epsilon: np.float32,
         weights: _Array,
         at: _Array,
@@ -664,39 +613,33 @@ def attention_kernels(heads: int, n: int, n_s: int) -> _Kernels:
         d_b: _Array,
     ) -> None:
         """Gradients of `forward`."""
-        x, y = np.empty((longest, 16, 3 * lanes), np.float32), np.empty((longest, 3 * lanes_s), np.float32)
-        grades = np.empty((3, 3 * lanes), np.float32)
-        inverse, slope = (
-            np.empty((longest, 3 * lanes), np.float32),
-            np.empty((longest, 3 * lanes), np.float32),
-        )
-        inverse_s = np.empty((longest, 3, heads), np.float32)
-        q, q_s = np.empty((longest, 16, lanes), np.float32), np.empty((longest, lanes_s), np.float32)
-        k, k_s = np.empty((longest, 16, lanes), np.float32), np.empty((longest, lanes_s), np.float32)
-        z, z_s = np.empty((longest, 16, lanes), np.float32), np.empty((longest, lanes_s), np.float32)
-        d_q, d_q_s = np.empty((16, lanes), np.float32), np.empty(lanes_s, np.float32)
-        d_k, d_k_s = np.empty((longest, 16, lanes), np.float32), np.empty((longest, lanes_s), np.float32)
-        d_z, d_z_s = np.empty((longest, 16, lanes), np.float32), np.empty((longest, lanes_s), np.float32)
-        d_x, d_y = (
-            np.empty((longest, 16, 3 * lanes), np.float32),
-            np.empty((longest, 3 * lanes_s), np.float32),
-        )
-        grad, grad_y = np.empty((16, lanes), np.float32), np.empty(lanes_s, np.float32)
-        along = np.empty(3 * lanes, np.float32)
-        partial, factor = np.empty(lanes, np.float32), np.empty(most, np.float32)
-        change, mean = np.empty((longest, heads), np.float32), np.empty(heads, np.float32)
+        x = np.empty((longest, 16, groups * n), np.float32)
+        y = np.empty((longest, groups * n_s), np.float32)
+        grades, inverse_s = np.empty((3, groups * n), np.float32), np.empty((longest, groups), np.float32)
+        inverse = np.empty((longest, groups * n), np.float32)
+        slope = np.empty((longest, groups * n), np.float32)
+        along = np.empty(groups * n, np.float32)
+        q = np.empty((longest, heads, size), np.float32)
+        k = np.empty((longest, heads, size), np.float32)
+        z = np.empty((longest, heads, size), np.float32)
+        d_q = np.empty((longest, heads, size), np.float32)
+        d_k = np.empty((longest, heads, size), np.float32)
+        d_z = np.empty((longest, heads, size), np.float32)
+        d_x, d_y = np.empty((16, groups * n), np.float32), np.empty(groups * n_s, np.float32)
+        grad, change = np.empty((heads, size), np.float32), np.empty(longest, np.float32)
         for e in range(start, stop):
             begin = first[e]
             number = first[e + 1] - begin
             for t in range(number):
+                i = begin + t
                 _load_normalised(
                     s,
                     v,
                     b,
-                    begin + t,
-                    heads,
+                    i,
                     n,
                     n_s,
+                    groups,
                     epsilon,
                     x[t],
                     y[t],
@@ -705,49 +648,39 @@ def attention_kernels(heads: int, n: int, n_s: int) -> _Kernels:
                     slope[t],
                     inverse_s[t],
                 )
-                _split(x[t], y[t], 0, lanes, lanes_s, q[t], q_s[t])
-                _split(x[t], y[t], 1, lanes, lanes_s, k[t], k_s[t])
-                _split(x[t], y[t], 2, lanes, lanes_s, z[t], z_s[t])
-                _lower(q[t], q_s[t], lanes, lanes_s, metric, scale)
+                _split(x[t], y[t], 0, heads, n, n_s, metric, scale, q[t])
+                _split(x[t], y[t], 1, heads, n, n_s, ones, one, k[t])
+                _split(x[t], y[t], 2, heads, n, n_s, ones, one, z[t])
+            d_q[:number] = _f(0.0)
             d_k[:number] = _f(0.0)
-            d_k_s[:number] = _f(0.0)
             d_z[:number] = _f(0.0)
-            d_z_s[:number] = _f(0.0)
             for t in range(number):
-                _load(grad_s, grad_v, grad_b, begin + t, lanes, lanes_s, grad, grad_y)
-                w = weights[at[e] + t * number * heads : at[e] + (t + 1) * number * heads].reshape(-1, heads)
-                mean[:] = _f(0.0)
-                for u in range(number):
-                    _products(grad, grad_y, z[u], z_s[u], heads, n, n_s, partial, change[u])
-                    _add(w[u], grad, grad_y, heads, n, n_s, factor, d_z[u], d_z_s[u])
-                    for h in range(heads):
-                        mean[h] += w[u, h] * change[u, h]
-                d_q[:] = _f(0.0)
-                d_q_s[:] = _f(0.0)
-                for u in range(number):
-                    for h in range(heads):
-                        change[u, h] = w[u, h] * (change[u, h] - mean[h])
-                    _add(change[u], k[u], k_s[u], heads, n, n_s, factor, d_q, d_q_s)
-                    _add(change[u], q[t], q_s[t], heads, n, n_s, factor, d_k[u], d_k_s[u])
-                _lower(d_q, d_q_s, lanes, lanes_s, metric, scale)
-                _join(d_q, d_q_s, 0, lanes, lanes_s, d_x[t], d_y[t])
+                _load(grad_s, grad_v, grad_b, begin + t, heads * n, heads * n_s, d_x, d_y)
+                _split(d_x, d_y, 0, heads, n, n_s, ones, one, grad)
+                for h in range(heads):
+                    w = weights[at[e] + (t * heads + h) * number : at[e] + (t * heads + h + 1) * number]
+                    mean = _f(0.0)
+                    for u in range(number):
+                        product = _f(0.0)
+                        for c in range(width):
+                            product += grad[h, c] * z[u, h, c]
+                        change[u] = product
+                        mean += w[u] * product
+                        for c in range(size):
+                            d_z[u, h, c] += w[u] * grad[h, c]
+                    for u in range(number):
+                        factor = w[u] * (change[u] - mean)
+                        for c in range(size):
+                            d_q[t, h, c] += factor * k[u, h, c]
+                        for c in range(size):
+                            d_k[u, h, c] += factor * q[t, h, c]
             for t in range(number):
-                _join(d_k[t], d_k_s[t], 1, lanes, lanes_s, d_x[t], d_y[t])
-                _join(d_z[t], d_z_s[t], 2, lanes, lanes_s, d_x[t], d_y[t])
-                _attention_slopes(
-                    x[t],
-                    y[t],
-                    heads,
-                    n,
-                    n_s,
-                    grades,
-                    inverse[t],
-                    slope[t],
-                    inverse_s[t],
-                    along,
-                    d_x[t],
-                    d_y[t],
+                _join(d_q[t], 0, heads, n, n_s, metric, scale, d_x, d_y)
+                _join(d_k[t], 1, heads, n, n_s, ones, one, d_x, d_y)
+                _join(d_z[t], 2, heads, n, n_s, ones, one, d_x, d_y)
+                _group_slopes(
+                    x[t], y[t], n, n_s, groups, grades, inverse[t], slope[t], inverse_s[t], along, d_x, d_y
                 )
-                _store(d_x[t], d_y[t], begin + t, 3 * lanes, 3 * lanes_s, d_s, d_v, d_b)
+                _store(d_x, d_y, begin + t, groups * n, groups * n_s, d_s, d_v, d_b)
 
     return forward, backward

@@ -146,22 +146,20 @@ def _attention(
     config, into = layer.qkv_module.config, layer.qkv_module.in_linear
     heads, n, n_s = config.num_heads, config.hidden_mv_channels, config.hidden_s_channels
     epsilon = float(layer.qkv_module.norm_qkv.epsilon)
-    qkv = _map(into, norm.weight_mv, norm.weight_s)(h)
-    attended = _Tokens(*_Attention.apply(*qkv, layout, (heads, n, n_s), epsilon))  # type: ignore[no-untyped-call]
-    # The heads are last among the channels of the kernel, as of queries, but first of those of this layer.
-    order = torch.arange(heads * n).reshape(heads, n).t().flatten()
-    order_s = torch.arange(heads * n_s).reshape(heads, n_s).t().flatten()
-    pairs = torch.cat([order, heads * n + order])
-    out = _map(layer.out_linear)
-    s = out.s[:, torch.cat([pairs, 2 * heads * n + order_s])]
-    return _Map(s, out.v[:, pairs], out.b[:, pairs], out.bias)(attended, added)
+    # The package has the heads last among the channels; together they can be read in one go.
+    order = torch.arange(3 * heads * n).reshape(3, n, heads).transpose(1, 2).flatten()
+    order_s = torch.arange(3 * heads * n_s).reshape(3, n_s, heads).transpose(1, 2).flatten()
+    pairs = torch.cat([order, len(order) + order])
+    qkv = _map(into, norm.weight_mv, norm.weight_s)
+    qkv = _Map(qkv.s[torch.cat([pairs, 2 * len(order) + order_s])], qkv.v[pairs], qkv.b[pairs], None)
+    attended = _Attention.apply(*qkv(h), layout, (heads, n, n_s), epsilon)  # type: ignore[no-untyped-call]
+    return _map(layer.out_linear)(_Tokens(*attended), added)
 
 
 def _bilinear(h: _Tokens, norm: EquiLayerNorm, layer: GeometricBilinear) -> _Tokens:
     """Geometric product, then the norm and the gate of the layer after it."""
-    left, right = (
-        _map(each, norm.weight_mv, norm.weight_s) for each in (layer.linear_left, layer.linear_right)
-    )
+    factors = layer.linear_left, layer.linear_right
+    left, right = (_map(each, norm.weight_mv, norm.weight_s) for each in factors)
     channels = layer.linear_left.weight.shape[0]
     both = _Map(
         *(
@@ -239,7 +237,7 @@ class _Attention(Function):
         weights = s.new_empty(int(layout.at[-1]) * heads)
         ctx.save_for_backward(*x, weights)
         kernel, ctx.kernel = lgatr_kernels.attention_kernels(*sizes)
-        ctx.common = layout.first, layout.longest, np.float32(epsilon)
+        ctx.common = layout.first, layout.longest, 16 * sizes[1] + sizes[2], np.float32(epsilon)
         ctx.at = layout.at * heads
         run(kernel, len(layout.first) - 1, *x, *ctx.common, *out, weights, ctx.at)
         return out
