@@ -2,9 +2,9 @@
 
     python scripts/bench/bench_full.py --json full.json
 
-The same weights three times: as lgatr computes by default (the sparse geometric product), with its dense one,
-and with the kernels of `topreco.network.lgatr_packed`. Toy events with at most 7 jets, padded to as many tokens
-as the model has, go through the whole network, for their tops alone and with the gradients of all weights.
+The same weights three times: as lgatr computes by default (the sparse geometric product), with its dense
+one, and with the kernels of `topreco.network.lgatr_packed`. Toy events with at most 7 jets, padded to as many
+tokens as the model has, go through the whole network, for their tops alone and with all weights' gradients.
 Times are those of the process on the CPU, medians over repeats that alternate between the three; only ratios
 mean anything. Compiling the kernels, once for each machine, is not timed. The largest difference of a
 four-momentum is that of a component, as a part of the top's energy.

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from lgatr import LGATr
-from lgatr.layers import EquiLayerNorm, EquiLinear
+from lgatr.layers import EquiLayerNorm
 from lgatr.layers.attention.self_attention import SelfAttention
 from lgatr.layers.mlp import GeometricBilinear
 from torch import Tensor
@@ -40,12 +40,15 @@ class _Tokens(NamedTuple):
 
 
 class _Map(NamedTuple):
-    """Weights of an equivariant linear map between `_Tokens`, one matrix for each kind of pair."""
+    """Weights of an equivariant linear map between `_Tokens`, one matrix for each kind of pair.
+
+    The bias, of `s` alone, may be None.
+    """
 
     s: Tensor
     v: Tensor
     b: Tensor
-    bias: Tensor | None
+    bias: Any
 
     def __call__(self, x: _Tokens, added: _Tokens | None = None) -> _Tokens:
         out = _Tokens(linear(x.s, self.s, self.bias), linear(x.v, self.v), linear(x.b, self.b))
@@ -80,23 +83,28 @@ def forward(
         Tokens that exist, shape (n, T).
     """
     layout = Layout.of(mask)
-    pairs = (layout.pack(geometry)[..., _ORDER] * _SIGNS).transpose(1, 2).unflatten(1, (8, 2)).flatten(2)
+    components = (layout.pack(geometry)[..., _ORDER] * _SIGNS).transpose(1, 2)
+    pairs = components.reshape(-1, 8, 2 * geometry.shape[2])
     s = torch.cat([pairs[:, 0], layout.pack(scalars)], 1)
     x = _map(network.linear_in)(_Tokens(s, pairs[:, 1:5].contiguous(), pairs[:, 5:].contiguous()))
     for block in network.blocks:
         x = _attention(_norm(x, block.norm1), block.norm1, block.attention, layout, x)
         bilinear, _, last = block.mlp.layers
         x = _map(last)(_bilinear(_norm(x, block.norm2), block.norm2, bilinear), x)
-    last = _map(network.linear_out)
-    # Of the multivectors, vectors alone.
+    end = _map(network.linear_out)
     channels = network.linear_out.weight.shape[0]
-    vectors = linear(x.v, last.v[:channels]).transpose(1, 2)
-    # All rows of the matrix: products with weights that are not aligned round differently.
-    out = linear(x.s, last.s, last.bias)[:, 2 * channels :]
+    # Of the multivectors, vectors alone.
+    vectors = linear(x.v, _widened(end.v))[..., :channels].transpose(1, 2)
+    out = linear(x.s, _widened(end.s), _widened(end.bias))[:, 2 * channels : len(end.s)]
     return layout.unpack(vectors), layout.unpack(out)
 
 
-def _map(layer: EquiLinear, gain_mv: Tensor | None = None, gain_s: Tensor | None = None) -> _Map:
+def _widened(weight: Tensor) -> Tensor:
+    # In products with fewer than 12 columns the place of a row changes how it is rounded.
+    return torch.cat([weight, weight.new_zeros((max(0, 16 - len(weight)), *weight.shape[1:]))])
+
+
+def _map(layer: Any, gain_mv: Tensor | None = None, gain_s: Tensor | None = None) -> _Map:
     """Weights of a layer whose multivectors and scalars have been normalised with some gains.
 
     Parameters
@@ -108,30 +116,30 @@ def _map(layer: EquiLinear, gain_mv: Tensor | None = None, gain_s: Tensor | None
     gain_s
         Gain of each scalar, shape (S,).
     """
-    to, back, over = layer.s2mvs.weight, layer.mvs2s, None if layer.s2s is None else layer.s2s.weight
     c_out, c_in, _ = layer.weight.shape
-    w = layer.weight
     # The package has scalar and pseudoscalar of a channel next to each other.
     signs = _SIGNS[:2, None]
-    out = None if back is None else back.weight.unflatten(1, (c_in, 2)).transpose(1, 2) * signs
+    w, into, bias = layer.weight, layer.s2mvs.weight, layer.s2mvs.bias
     if gain_mv is not None:
         # The ten maps start from grades 0 to 4, and again.
         w = w * gain_mv.repeat(1, 2)
-        out = None if out is None else out * gain_mv[:, ::4].t()
     if gain_s is not None:
-        to = to * gain_s
-        over = None if over is None else over * gain_s
+        into = into * gain_s
     w = w.permute(2, 0, 1)
     s, v, b = (
         torch.cat([torch.cat([w[i], w[j]], 1), torch.cat([-w[k], w[m]], 1)])
         for i, j, k, m in ((0, 9, 5, 4), (1, 8, 6, 3), (2, 7, 7, 2))
     )
-    s = torch.cat([s, (to.unflatten(0, (c_out, 2)).transpose(0, 1) * signs[..., None]).flatten(0, 1)], 1)
-    bias = layer.s2mvs.bias
-    bias = None if bias is None else (bias.unflatten(0, (c_out, 2)).t() * signs).flatten()
-    if back is not None:
+    s = torch.cat([s, (into.reshape(c_out, 2, -1).transpose(0, 1) * signs[..., None]).flatten(0, 1)], 1)
+    bias = None if bias is None else (bias.reshape(c_out, 2).t() * signs).flatten()
+    if layer.mvs2s is not None:
+        out, over = layer.mvs2s.weight.reshape(-1, c_in, 2).transpose(1, 2) * signs, layer.s2s.weight
+        if gain_mv is not None:
+            out = out * gain_mv[:, ::4].t()
+        if gain_s is not None:
+            over = over * gain_s
         s = torch.cat([s, torch.cat([out.flatten(1), over], 1)])
-        bias = None if bias is None else torch.cat([bias, back.bias])
+        bias = None if bias is None else torch.cat([bias, layer.mvs2s.bias])
     return _Map(s, v, b, bias)
 
 
