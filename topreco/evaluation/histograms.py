@@ -21,11 +21,12 @@ in data, only ``events`` and ``spectrum`` are filled. A moment is the sum its na
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import hist
 import numpy as np
+from scipy.sparse import csc_array
 
 from topreco.config import NOMINAL, ConfigError, HistogramConfig
 from topreco.errors import TopRecoError
@@ -44,7 +45,8 @@ SUBSETS = ("all", "common")
 COUNTS = ("n", "w", "ww")
 OUTCOMES = ("selected", "solved")
 SOURCES = ("reco", "truth")
-TRUTH_MOMENTS = (*MOMENTS, *(f"{name}_selected" for name in COUNTS))
+_SELECTED = tuple(f"{name}_selected" for name in COUNTS)
+TRUTH_MOMENTS = (*MOMENTS, *_SELECTED)
 
 DEFAULT_BINS: dict[str, tuple[float, ...]] = {
     "m_tt": (300, 345, 400, 450, 500, 550, 625, 700, 850, 1000, 1400, 2000),
@@ -304,28 +306,41 @@ def fill(
 
     category = dataset, method, variation
     channel = events.channel.astype(np.intp)
+    counted = np.stack([np.ones_like(weight), weight, weight**2], axis=-1)
+    counts = Filler(histograms["events"], *category)
     for name in names:
         observable = OBSERVABLES[name]
         pred = predicted[name]
         solved = has_value(pred, relative=observable.relative)
         spectrum = histograms[f"spectrum/{name}"]
-        counts = Filler(histograms["events"], *category)
         values = Filler(spectrum, *category)
-        for subset, chosen in subsets.items():
-            for outcome, passed in zip(OUTCOMES, (np.ones(n, np.bool_), solved & chosen), strict=True):
-                for moment, content in _counts(weight[passed]):
-                    where = {"subset": subset, "observable": name, "outcome": outcome, "moment": moment}
-                    counts.add(where, [channel[passed]], content)
-            keep = solved & chosen
+        where = {"observable": name, "outcome": "selected"}
+        counts.add_moments(where, subsets, COUNTS, [channel], counted)
+        for names_of_subsets, keep in _kept(subsets, solved):
+            where = {"observable": name, "outcome": "solved"}
+            counts.add_moments(where, names_of_subsets, COUNTS, [channel[keep]], counted[keep])
             index = spectrum.axes["value"].index(pred[keep]) + 1
-            values.add({"subset": subset, "source": "reco"}, [channel[keep], index], weight[keep])
+            values.add({"source": "reco"}, names_of_subsets, [channel[keep], index], weight[keep])
         if truth is None:
             continue
         known = has_value(true[name], relative=observable.relative)
         _fill_truth(
-            *(histograms, category, observable, subsets, channel, weight, pred, true, solved, known),
+            *(histograms, category, observable, subsets, channel, counted, pred, true, solved, known),
             metrics=metrics,
         )
+
+
+def _kept(subsets: Mapping[str, BoolArray], passed: BoolArray) -> list[tuple[list[str], BoolArray]]:
+    """Events of each subset that pass; subsets that keep the same ones stand together and share sums."""
+    found: list[tuple[list[str], BoolArray]] = []
+    for subset, chosen in subsets.items():
+        keep = passed & chosen
+        same = [names for names, mask in found if np.array_equal(mask, keep)]
+        if same:
+            same[0].append(subset)
+        else:
+            found.append(([subset], keep))
+    return found
 
 
 def _fill_truth(
@@ -334,7 +349,7 @@ def _fill_truth(
     observable: Observable,
     subsets: Mapping[str, BoolArray],
     channel: Array,
-    weight: Array,
+    counted: Array,
     pred: Array,
     true: Mapping[str, Array],
     solved: Array,
@@ -346,34 +361,34 @@ def _fill_truth(
     name = observable.name
     spectrum, migration = histograms[f"spectrum/{name}"], histograms[f"migration/{name}"]
     values, migrations = Filler(spectrum, *category), Filler(migration, *category)
-    for subset, chosen in subsets.items():
-        keep = solved & known & chosen
-        p, t, w, c = pred[keep], true[name][keep], weight[keep], channel[keep]
-        bins = [axis.index(x) + 1 for axis, x in zip(migration.axes[-2:], (t, p), strict=True)]
-        migrations.add({"subset": subset}, [c, *bins], w)
-        values.add({"subset": subset, "source": "truth"}, [c, spectrum.axes["value"].index(t) + 1], w)
+    # From here on only events with prediction and truth, of which each subset keeps some.
+    both = np.flatnonzero(solved & known)
+    kept = _kept({subset: chosen[both] for subset, chosen in subsets.items()}, np.ones(len(both), np.bool_))
+    p, t, w, c = pred[both], true[name][both], counted[both, COUNTS.index("w")], channel[both]
+    bins = [axis.index(x) + 1 for axis, x in zip(migration.axes[-2:], (t, p), strict=True)]
+    value = spectrum.axes["value"].index(t) + 1
+    for names, keep in kept:
+        migrations.add({}, names, [c[keep], *(b[keep] for b in bins)], w[keep])
+        values.add({"source": "truth"}, names, [c[keep], value[keep]], w[keep])
     if not metrics:
         return
     origin = reference(histograms[f"moments/{name}"].axes["truth"].edges)
+    residual = observable.residual(p, t)
+    u, v = (response_coordinate(x, relative=observable.relative, reference=origin) for x in (t, p))
+    sums_of_events = np.stack([content for _, content in event_moments(residual, u, v, w)], axis=-1)
+    contents = [sums_of_events if keep.all() else sums_of_events[keep] for _, keep in kept]
+    residual_bin = histograms[f"residual/{name}"].axes["residual"].index(residual) + 1
     for suffix, binned_in in (("", name), ("_m_tt", "m_tt")):
         if f"moments{suffix}/{name}" not in histograms:
             continue
         moments, residuals = histograms[f"moments{suffix}/{name}"], histograms[f"residual{suffix}/{name}"]
         sums, tails = Filler(moments, *category), Filler(residuals, *category)
         coarse = moments.axes["truth"].index(np.where(known, true[binned_in], 0.0)) + 1
-        fine = residuals.axes["truth"].index(np.where(known, true[binned_in], 0.0)) + 1
-        for subset, chosen in subsets.items():
-            for moment, content in _counts(weight[known]):
-                where = {"subset": subset, "moment": f"{moment}_selected"}
-                sums.add(where, [channel[known], coarse[known]], content)
-            keep = solved & known & chosen
-            p, t, w, c = pred[keep], true[name][keep], weight[keep], channel[keep]
-            residual = observable.residual(p, t)
-            u, v = (response_coordinate(x, relative=observable.relative, reference=origin) for x in (t, p))
-            for moment, content in event_moments(residual, u, v, w):
-                sums.add({"subset": subset, "moment": moment}, [c, coarse[keep]], content)
-            bins = residuals.axes["residual"].index(residual) + 1
-            tails.add({"subset": subset}, [c, fine[keep], bins], w)
+        sums.add_moments({}, subsets, _SELECTED, [channel[known], coarse[known]], counted[known])
+        coarse, fine = coarse[both], residuals.axes["truth"].index(true[binned_in][both]) + 1
+        for (names, keep), content in zip(kept, contents, strict=True):
+            sums.add_moments({}, names, MOMENTS, [c[keep], coarse[keep]], content)
+            tails.add({}, names, [c[keep], fine[keep], residual_bin[keep]], w[keep])
 
 
 def predicted_values(names: Iterable[str], events: DileptonEvents, pair: TopPair) -> dict[str, Array]:
@@ -390,64 +405,111 @@ def _values(
     names: Iterable[str], tops: Array, system: Array, leptons: Array, valid: Array
 ) -> dict[str, Array]:
     """Observables of valid events, NaN elsewhere, each of shape (n,)."""
+    momenta = [np.asarray(p4[valid], np.float64) for p4 in (tops, system, leptons)]
     found = {}
-    for name in dict.fromkeys(names):
-        values = np.full(len(valid), np.nan)
-        # A method's overflowing momenta are events without a value, not a reason to warn.
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            values[valid] = OBSERVABLES[name].compute(
-                *(np.asarray(p4[valid], np.float64) for p4 in (tops, system, leptons))
-            )
-        found[name] = values
+    # A method's overflowing momenta are events without a value, not a reason to warn.
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        for name in dict.fromkeys(names):
+            values = np.full(len(valid), np.nan)
+            values[valid] = OBSERVABLES[name].compute(*momenta)
+            found[name] = values
     return found
-
-
-def _counts(weight: Array) -> list[tuple[str, Array]]:
-    """The contributions of events to `COUNTS`."""
-    return list(zip(COUNTS, (np.ones_like(weight), weight, weight**2), strict=True))
 
 
 class Filler:
     """Adds weighted events to the cells of one dataset, method and variation of a histogram.
 
-    Sums are formed with `numpy.bincount` on bin numbers computed once, far faster than one call of
-    `Hist.fill` for each of thirty moments of the same events.
+    Sums are formed with `numpy.bincount` on bin numbers computed once for all moments and subsets, far faster
+    than one call of `Hist.fill` for each.
     """
 
     def __init__(self, histogram: hist.Hist, dataset: str, method: str, variation: str) -> None:
-        self.axes = histogram.axes[_GROWING:]
+        self.axes = {axis.name: axis for axis in histogram.axes[_GROWING:]}
         if cells(histogram, dataset, method, variation) is None:
             # An entry of weight zero makes the categories.
-            first = [a.bin(0) if isinstance(a, hist.axis.StrCategory) else [a.edges[0]] for a in self.axes]
+            first = [
+                a.bin(0) if isinstance(a, hist.axis.StrCategory) else [a.edges[0]] for a in self.axes.values()
+            ]
             histogram.fill(dataset, method, variation, *first, weight=[0.0])
         self.cells = cells(histogram, dataset, method, variation)
 
-    def add(self, where: Mapping[str, str], index: list[Array], weight: Array) -> None:
+    def _target(self, where: Mapping[str, str]) -> Any:
+        """View of the cells in some categories."""
+        return self.cells[
+            tuple(
+                axis.index(where[name]) if name in where else slice(None) for name, axis in self.axes.items()
+            )
+        ]
+
+    def add(
+        self,
+        where: Mapping[str, str],
+        subsets: Iterable[str] | None,
+        index: Sequence[Array],
+        weight: Array,
+    ) -> None:
         """Add events.
 
         Parameters
         ----------
         where
-            Category of each axis that is the same for all events.
+            Category of each axis that is the same for all events, but for the subset.
+        subsets
+            Subsets to which all of them belong; None for a histogram without.
         index
             Position of the events on the channel axis and the binned ones, flow included, each of shape (n,).
         weight
             What to add for each event, shape (n,).
         """
-        key = tuple(axis.index(where[axis.name]) if axis.name in where else slice(None) for axis in self.axes)
-        target = self.cells[key]
-        shape = target.shape
-        flat = np.ravel_multi_index(index, shape)
-        size = math.prod(shape)
+        totals: dict[str, Array] = {}
+        for place in [where] if subsets is None else [{"subset": subset, **where} for subset in subsets]:
+            target = self._target(place)
+            parts = {"": weight} if target.dtype.names is None else {"value": weight, "variance": weight**2}
+            if not totals:
+                totals = {part: _sums(index, w[:, None], target.shape)[..., 0] for part, w in parts.items()}
+            for part, total in totals.items():
+                cell = target[part] if part else target
+                cell += total
 
-        def total(w: Array) -> Array:
-            return np.bincount(flat, weights=w, minlength=size).reshape(shape)
+    def add_moments(
+        self,
+        where: Mapping[str, str],
+        subsets: Iterable[str],
+        moments: Sequence[str],
+        index: Sequence[Array],
+        contents: Array,
+    ) -> None:
+        """Add events to several categories of the axis of moments at once.
 
-        if target.dtype.names is None:
-            target += total(weight)
-        else:
-            target["value"] += total(weight)
-            target["variance"] += total(weight**2)
+        Parameters
+        ----------
+        where, subsets, index
+            As for `add`.
+        moments
+            Categories, k of them.
+        contents
+            What to add to each for each event, shape (n, k).
+        """
+        positions = self.axes["moment"].index(moments)
+        along = [name for name in self.axes if name not in ("subset", *where)].index("moment")
+        total: Array | None = None
+        for subset in subsets:
+            target = np.moveaxis(self._target({"subset": subset, **where}), along, -1)
+            if total is None:
+                total = _sums(index, contents, target.shape[:-1])
+            target[..., positions] += total
+
+
+def _sums(index: Sequence[Array], contents: Array, shape: tuple[int, ...]) -> Array:
+    """Sums of contents (n, k) in the cells that events are in, shape (*shape, k)."""
+    flat, size, k = np.ravel_multi_index(tuple(index), shape), math.prod(shape), contents.shape[1]
+    if k <= len(COUNTS):
+        columns = [np.bincount(flat, weights=column, minlength=size) for column in contents.T]
+        return np.stack(columns, axis=-1).reshape(*shape, k)
+    # A column per event with a one in its cell: the product adds in the order of events, as bincount does.
+    n = len(flat)
+    belongs = csc_array((np.ones(n), flat, np.arange(n + 1)), shape=(size, n))
+    return (belongs @ contents).reshape(*shape, k)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------

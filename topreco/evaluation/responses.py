@@ -196,7 +196,7 @@ def fill_responses(
             check_weights(weight, f"weight ({dataset}, {variation})")
             for kind, (keep, bins) in parts.items():
                 filler = Filler(histograms[f"{kind}/{name}"], dataset, method, variation)
-                filler.add({}, [channel[keep], *(index[keep] for index in bins)], weight[keep])
+                filler.add({}, None, [channel[keep], *(index[keep] for index in bins)], weight[keep])
 
 
 def responses_of(histograms: Mapping[str, hist.Hist]) -> tuple[str, ...]:
