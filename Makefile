@@ -3,7 +3,7 @@
 #   make test    the tests, without the longest of tests/faults
 #   make lint    style, types, layers
 #   make faults  damaged files, kills, full disks: ten minutes, results/faults/
-#   make bench   benchmarks: results/bench/
+#   make bench   benchmarks: results/bench.md; BENCH="chain solvers" runs some
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -35,11 +35,7 @@ faults: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m faults --ignore tests/faults/test_kill.py
 
 bench: $(VENV)/installed-dev
-	$(BIN)/python scripts/bench/bench_chain.py --json results/bench/chain.json
-	$(BIN)/python scripts/bench/bench_solvers.py --json results/bench/solvers.json
-	$(BIN)/python scripts/bench/bench_smearing.py --json results/bench/smearing.json
-	$(BIN)/python scripts/bench/bench_onnx.py --json results/bench/onnx.json
-	$(BIN)/python scripts/bench/bench_systematics.py --json results/bench/systematics.json
+	$(BIN)/python scripts/bench/run_all.py $(BENCH)
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "topreco needs Python >= 3.11")'

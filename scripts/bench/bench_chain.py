@@ -1,117 +1,187 @@
-"""Where the time of the chain goes: rates of each stage, side by side in one run on one thread.
+"""Where the time of the chain goes, from NanoAOD to histograms, on one thread.
 
-    python scripts/bench/bench_chain.py [NANO.root ...] [--model model.safetensors] [--json FILE]
+    python scripts/bench/bench_chain.py [NANO.root] [--method dilepton --method sonnenschein] [--json FILE]
 
-Without files it simulates some first (extra `sim`); without a model it takes the default network with random
-weights, which costs the same. Rates are medians of repeated runs, in input events per second for reading and
-selecting and in selected events per second for the rest; only ratios within one run mean anything.
+The events of the file (by default simulated ones) are repeated until they are `--events`, one chunk of a run
+by default, with all the branches that the file has. The measure is reading the same branches with uproot and
+nothing else; it takes turns with the chain in every round. Times are those of the process, not of the clock.
 """
 
-import argparse
-import json
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import uproot
-from rich.console import Console
-from rich.table import Table
+from measuring import Measurement, paired_ratio, parser, repeated, report, sample, spread
 
-from topreco.config import ModelConfig, SelectionConfig, SimulationConfig
-from topreco.evaluation.histograms import book, fill
-from topreco.events import DileptonEvents, Truth
-from topreco.files import write_text
-from topreco.input.nano import open_events
-from topreco.input.objects import needed_branches
-from topreco.input.selection import select
-from topreco.input.truth import read_truth
-from topreco.network.build import build_network
-from topreco.network.inference import predict
+from topreco.compare import fill_methods
+from topreco.config import RunConfig, SelectionConfig
+from topreco.evaluation.histograms import book
+from topreco.events import DileptonEvents, TopPair
+from topreco.input.nano import branch_names, has_branch, open_events
+from topreco.input.objects import fit_selection, needed_branches, optional_branches, read_objects
+from topreco.input.selection import select_objects
+from topreco.input.truth import TRUTH_BRANCHES, read_truth
 from topreco.network.tokens import Objects, build_tokens
-from topreco.reconstructors import load
-from topreco.versions import versions
+from topreco.reconstructors import NetworkReconstructor, Reconstructor, load
 
-REPEATS = 5
-
-
-def rate(n: int, function: Callable[[], object]) -> float:
-    """Median of n events per second over repeated calls, after one to warm up."""
-    function()
-    seconds = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return n / statistics.median(seconds)
+DATASET = "bench"
+METHODS = ["dilepton", "sonnenschein"]
+# What no processor can do without, and what only a better method could save.
+RECONSTRUCTION = ("network", "solvers")
+TARGET = 2.0
 
 
-def read(files: list[str], branches: tuple[str, ...]) -> None:
-    """Read branches with uproot and nothing else."""
-    for file in files:
-        with uproot.open(file) as opened:
-            opened["Events"].arrays(list(branches))
+class Known:
+    """A method whose answer is known, so that filling is timed alone."""
+
+    def __init__(self, name: str, pair: TopPair) -> None:
+        self.name = name
+        self.pair = pair
+
+    def __call__(self, events: DileptonEvents) -> TopPair:  # noqa: ARG002 - as methods are called
+        """Give the answer."""
+        return self.pair
+
+
+class Chain:
+    """The stages of a processor on one file.
+
+    Parameters
+    ----------
+    file
+        NanoAOD.
+    methods
+        How to reconstruct.
+    """
+
+    def __init__(self, file: str, methods: list[Reconstructor]) -> None:
+        self.file = file
+        self.methods = methods
+        self.config = SelectionConfig()
+        events = open_events(file)
+        self.n = len(events)
+        fitted = fit_selection(self.config, branch_names(events), file)
+        wanted = (*needed_branches(fitted), *optional_branches(fitted), *TRUTH_BRANCHES)
+        self.branches = [name for name in dict.fromkeys(wanted) if has_branch(events, name)]
+
+    def read_bare(self) -> None:
+        """Read the branches with uproot and nothing else."""
+        with uproot.open(self.file) as opened:
+            opened["Events"].arrays(self.branches)
+
+    def run(self) -> tuple[dict[str, float], int]:
+        """Seconds of each stage, and the number of selected events."""
+        seconds: dict[str, float] = {}
+
+        @contextmanager
+        def timed(stage: str) -> Iterator[None]:
+            start = time.process_time()
+            yield
+            seconds[stage] = seconds.get(stage, 0.0) + time.process_time() - start
+
+        with timed("open"):
+            events = open_events(self.file)
+        with timed("read"):
+            objects = read_objects(events, self.config)
+        with timed("select"):
+            selection = select_objects(objects, self.config, dataset=DATASET)
+        with timed("read truth"):
+            truth = read_truth(events[selection.index])
+        selected, known = selection.events, []
+        for method in self.methods:
+            is_network = isinstance(method, NetworkReconstructor)
+            with timed("network" if is_network else "solvers"):
+                known.append(Known(method.name, method(selected)))
+            if is_network:
+                start = time.process_time()
+                build_tokens(Objects.from_events(selected), method.artefact.networks[0].config.tokens)
+                tokens = time.process_time() - start
+                # Part of the call above.
+                seconds["tokens"] = seconds.get("tokens", 0.0) + tokens
+                seconds["network"] -= tokens
+        with timed("fill"):
+            fill_methods(book(), known, dataset=DATASET, events=selected, truth=truth)
+        return seconds, len(selected)
+
+
+def measure(chain: Chain, repeats: int) -> tuple[list[Measurement], int]:
+    """Measurements of all stages, and the number of selected events."""
+    chain.read_bare()
+    _, selected = chain.run()
+    rounds = []
+    for _ in range(repeats):
+        start = time.process_time()
+        chain.read_bare()
+        bare = time.process_time() - start
+        stages, _ = chain.run()
+        rounds.append({"bare": bare} | stages)
+    bare_times = [found["bare"] for found in rounds]
+    reference = "read with uproot"
+
+    def row(name: str, times: list[float], target: float | None = None) -> Measurement:
+        values = [1e6 * t / chain.n for t in times]
+        return Measurement(
+            name,
+            "µs/event",
+            statistics.median(values),
+            spread(values),
+            ratio_to=None if name == reference else reference,
+            ratio=None if name == reference else paired_ratio(times, bare_times),
+            target=target,
+            at_most=target is not None,
+        )
+
+    stages = [stage for stage in rounds[0] if stage != "bare"]
+    rows = [row(reference, bare_times)]
+    rows += [row(stage, [found[stage] for found in rounds]) for stage in stages]
+    others = [sum(found[s] for s in stages if s not in RECONSTRUCTION) for found in rounds]
+    rows.append(row("all but network and solvers", others, TARGET))
+    total = [sum(found[s] for s in stages) for found in rounds]
+    rates = [chain.n / t for t in total]
+    rows.append(row("whole chain", total))
+    rows.append(Measurement("whole chain, rate", "events/s", statistics.median(rates), spread(rates)))
+    filled = [1e6 * found["fill"] / (selected * len(chain.methods)) for found in rounds]
+    unit = "µs/(selected event and method)"
+    rows.append(Measurement("fill, per answer", unit, statistics.median(filled), spread(filled)))
+    return rows, selected
 
 
 def main() -> None:
-    """Measure and print one table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("files", nargs="*")
-    parser.add_argument("--model")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file")
-    arguments = parser.parse_args()
+    """Measure and report."""
+    arguments = parser(__doc__)
+    arguments.add_argument("file", nargs="?")
+    arguments.add_argument("--method", action="append", help=f"by default {' and '.join(METHODS)}")
+    arguments.add_argument("--events", type=int, default=RunConfig().chunk_size)
+    arguments.add_argument("--repeats", type=int, default=5)
+    options = arguments.parse_args()
+    if options.events < 1 or options.repeats < 1:
+        sys.exit("error: --events and --repeats: at least 1 expected")
     torch.set_num_threads(1)
+    # As the processor has them.
+    methods = [load(name, threads=1, quantiles=False) for name in options.method or METHODS]
     with tempfile.TemporaryDirectory() as folder:
-        files = arguments.files or [simulated(Path(folder))]
-        rows = measure(files, arguments.model)
-    table = Table("stage", "unit", "events/s", "µs/event")
-    for stage, (unit, events_per_second) in rows.items():
-        table.add_row(stage, unit, f"{events_per_second:,.0f}", f"{1e6 / events_per_second:,.1f}")
-    Console().print(table)
-    if arguments.json is not None:
-        rates = {stage: {"unit": unit, "events/s": rate} for stage, (unit, rate) in rows.items()}
-        write_text(arguments.json, json.dumps({"versions": versions(), "rates": rates}, indent=1) + "\n")
-
-
-def simulated(folder: Path) -> str:
-    """A file of simulated events, without multi-parton interactions to have it soon."""
-    from topreco.simulation import simulate
-
-    simulate(SimulationConfig(n_events=10_000, mpi=False), folder / "nano.root")
-    return str(folder / "nano.root")
-
-
-def measure(files: list[str], model: str | None) -> dict[str, tuple[str, float]]:
-    """Rates by stage: what is counted, and events per second."""
-    config = SelectionConfig()
-    chunks = [open_events(file) for file in files]
-    n = sum(map(len, chunks))
-    parts = [(chunk, select(chunk, config, dataset="bench")) for chunk in chunks]
-    events = DileptonEvents.concatenate([selection.events for _, selection in parts])
-    truth = Truth.concatenate([read_truth(chunk[selection.index]) for chunk, selection in parts])
-    network = build_network(ModelConfig()) if model is None else load(model).artefact.networks[0]
-    objects = Objects.from_events(events)
-    pair = predict([network], events)
-
-    def select_all() -> None:
-        for file in files:
-            select(open_events(file), config, dataset="bench")
-
-    def fill_all() -> None:
-        fill(book(), dataset="bench", method="bench", events=events, pair=pair, truth=truth)
-
-    m = len(events)
-    return {
-        "read with uproot": ("input", rate(n, lambda: read(files, needed_branches(config)))),
-        "open, read and select": ("input", rate(n, select_all)),
-        "tokens": ("selected", rate(m, lambda: build_tokens(objects, network.config.tokens))),
-        "network, tokens included": ("selected", rate(m, lambda: predict([network], events))),
-        "fill histograms": ("selected", rate(m, fill_all)),
-    }
+        (file,) = sample([] if options.file is None else [options.file])
+        chain = Chain(repeated(file, Path(folder) / "events.root", options.events), methods)
+        rows, selected = measure(chain, options.repeats)
+        with uproot.open(chain.file) as opened:
+            n_branches = len(opened["Events"].keys())
+    read = f"{len(chain.branches)} of {n_branches} branches read"
+    names = ", ".join(m.name for m in methods)
+    report(
+        "Chain, NanoAOD to histograms",
+        rows,
+        options.json,
+        [
+            f"{chain.n} events in one chunk, {selected} selected, {read}; methods {names}.",
+            "Per event read. Ratios: how often the time of bare reading.",
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -7,16 +7,10 @@ tt̄ events whose objects are shaken by the shipped response. Numbers are median
 between the two, so that other load on the machine hits both. Takes about a minute.
 """
 
-import argparse
-import json
-import statistics
-import time
-from pathlib import Path
-
-import numba
 import numpy as np
 import numpy_smearing
 from bench_solvers import exact_events
+from measuring import alternate, parser, rates, report
 
 from topreco.constants import M_B
 from topreco.events import DileptonEvents, toy_events
@@ -51,14 +45,11 @@ def shaken_events(rng: np.random.Generator, n: int) -> DileptonEvents:
 
 def main() -> None:
     """Print the table, and write it as JSON where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--events", type=int, default=1000)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the numbers to this file")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--events", type=int, default=1000)
+    arguments.add_argument("--repeats", type=int, default=7)
+    arguments.add_argument("--seed", type=int, default=1)
+    options = arguments.parse_args()
     response = load_response()
     rng = np.random.default_rng(options.seed)
     events = shaken_events(rng, options.events)
@@ -79,32 +70,12 @@ def main() -> None:
         "sonnenschein": lambda: ours("sonnenschein"),
         "ellipse": lambda: ours("ellipse"),
     }
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    solved = {name: run() for name, run in runs.items()}
-    for _ in range(options.repeats):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(1e6 * (time.perf_counter() - start) / n)
-    medians = {name: statistics.median(value) for name, value in times.items()}
-    results = {
-        name: {
-            "us_per_event": medians[name],
-            "ratio": medians["numpy"] / medians[name],
-            "draws_solved": solved[name],
-        }
-        for name in runs
-    }
-    print(f"{f'{DRAWS} smearings':20}{'µs/event':>12}{'numpy/this':>12}{'draws solved':>14}")
-    for name, r in results.items():
-        print(f"{name:20}{r['us_per_event']:12.1f}{r['ratio']:12.1f}{r['draws_solved']:14.4f}")
-    if options.json:
-        versions = {"numba": numba.__version__, "numpy": np.__version__}
-        options.json.write_text(
-            json.dumps(
-                {"versions": versions, "options": vars(options), "results": results}, default=str, indent=2
-            )
-        )
+    solved = ", ".join(f"{name} {run():.4f}" for name, run in runs.items())
+    times = alternate(runs, repeats=options.repeats)
+    rows = rates(times, n, ratio_to="numpy", unit="µs/event")
+    report(
+        f"Smeared reconstruction, {DRAWS} draws per event", rows, options.json, [f"Solved draws: {solved}."]
+    )
 
 
 if __name__ == "__main__":

@@ -8,18 +8,14 @@ alternate between the two, so that other load on the machine hits both. Batched 
 matrices are serial.
 """
 
-import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import numba
 import numpy as np
 import numpy_ellipse
 import numpy_sonnenschein
+from measuring import Measurement, alternate, parser, rates, report
 
 from topreco.constants import M_B, M_MUON, M_TOP, M_W
 from topreco.fourvector import boost, from_three_momentum, mass
@@ -93,61 +89,33 @@ def in_chunks(solve: Callable[..., Any], event: Arguments) -> np.ndarray:
     )
 
 
-def compare(event: Arguments, events: int, repeats: int, ours: Any, plain: Any) -> dict[str, float]:
-    """Median times per event of both implementations, their ratio, and how often they solve an event."""
-    in_chunks(ours.solve, {name: value[:1] for name, value in event.items()})
-    times: dict[str, list[float]] = {"numba": [], "numpy": []}
-    solved = {}
-    for _ in range(repeats):
-        for name, module in (("numba", ours), ("numpy", plain)):
-            start = time.perf_counter()
-            count = in_chunks(module.solve, event)
-            times[name].append(time.perf_counter() - start)
-            solved[name] = float((count > 0).mean())
-    medians = {name: 1e6 * statistics.median(value) / events for name, value in times.items()}
-    return {
-        "numba_us_per_event": medians["numba"],
-        "numpy_us_per_event": medians["numpy"],
-        "ratio": medians["numpy"] / medians["numba"],
-        "numba_solved": solved["numba"],
-        "numpy_solved": solved["numpy"],
-    }
-
-
 def main() -> None:
-    """Print the table, and write it as JSON where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--events", type=int, default=20_000)
-    parser.add_argument("--smeared-events", type=int, default=500)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the numbers to this file")
-    options = parser.parse_args()
+    """Measure and report."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--events", type=int, default=20_000)
+    arguments.add_argument("--smeared-events", type=int, default=500)
+    arguments.add_argument("--repeats", type=int, default=5)
+    arguments.add_argument("--seed", type=int, default=1)
+    options = arguments.parse_args()
     rng = np.random.default_rng(options.seed)
     samples = {
         "unsmeared": (exact_events(rng, options.events), options.events),
         f"{DRAWS} smearings": (smeared_events(rng, options.smeared_events), options.smeared_events),
     }
-    results: dict[str, dict[str, float]] = {}
-    print(f"{'':28}{'numba':>12}{'numpy':>12}{'ratio':>8}{'solved':>10}{'':>8}")
-    print(f"{'':28}{'µs/event':>12}{'µs/event':>12}{'':>8}{'numba':>10}{'numpy':>8}")
+    rows: list[Measurement] = []
+    notes = []
     for sample, (event, events) in samples.items():
         for method, plain in ((sonnenschein, numpy_sonnenschein), (ellipse, numpy_ellipse)):
             name = f"{method.__name__.rsplit('.', 1)[-1]}, {sample}"
-            r = results[name] = compare(event, events, options.repeats, method, plain)
-            print(
-                f"{name:28}{r['numba_us_per_event']:12.2f}{r['numpy_us_per_event']:12.2f}{r['ratio']:8.1f}"
-                f"{r['numba_solved']:10.4f}{r['numpy_solved']:8.4f}"
-            )
-    if options.json:
-        versions = {"numba": numba.__version__, "numpy": np.__version__}
-        options.json.write_text(
-            json.dumps(
-                {"versions": versions, "options": vars(options), "results": results}, default=str, indent=2
-            )
-        )
+            runs = {
+                "numpy": partial(in_chunks, plain.solve, event),
+                "compiled": partial(in_chunks, method.solve, event),
+            }
+            solved = [f"{(run() > 0).mean():.4f} {kind}" for kind, run in runs.items()]
+            notes.append(f"{name}: solved {' and '.join(solved)}.")
+            times = alternate(runs, repeats=options.repeats)
+            rows += rates(times, events, ratio_to="numpy", unit="µs/event", prefix=f"{name}: ")
+    report("Analytic solvers beside plain numpy", rows, options.json, notes)
 
 
 if __name__ == "__main__":

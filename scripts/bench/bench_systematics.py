@@ -10,24 +10,19 @@ ratios within one run mean anything. The last row is the time that the variation
 that of the network on the nominal events: 1 if all but the network were free.
 """
 
-import argparse
-import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import correctionlib.schemav2 as schema
 import torch
-from rich.console import Console
-from rich.table import Table
+from measuring import Measurement, alternate, parser, report, sample, spread
 
 from topreco.config import (
     ObjectSource,
     ScaleFactorConfig,
     SelectionConfig,
-    SimulationConfig,
     SystematicsConfig,
 )
 from topreco.files import write_text
@@ -36,7 +31,6 @@ from topreco.input.selection import select, select_objects
 from topreco.input.systematics import variations
 from topreco.processor import DileptonProcessor
 from topreco.reconstructors import load
-from topreco.versions import versions
 
 REPEATS = 3
 N_VARIATIONS = 10
@@ -44,35 +38,26 @@ N_VARIATIONS = 10
 
 def main() -> None:
     """Measure and print one table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("files", nargs="*")
-    parser.add_argument("--model", default="dilepton")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file")
-    arguments = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("files", nargs="*")
+    arguments.add_argument("--model", default="dilepton")
+    options = arguments.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        files = arguments.files or [simulated(Path(folder))]
-        n, times = measure(files, arguments.model, systematics(Path(folder) / "corrections.json"))
-    added = times["processor, ten variations"] - times["processor, nominal"]
-    ratio = added / (N_VARIATIONS * times["network, nominal"])
-    table = Table("stage", "µs/event")
-    for stage, seconds in times.items():
-        table.add_row(stage, f"{1e6 * seconds / n:,.1f}")
-    table.add_row("ten variations / ten times the network", f"{ratio:.3f}")
-    Console().print(f"{n} selected events", table)
-    if arguments.json is not None:
-        content = {"versions": versions(), "n_selected": n, "seconds": times, "ratio": ratio}
-        write_text(arguments.json, json.dumps(content, indent=1) + "\n")
-
-
-def simulated(folder: Path) -> str:
-    """A file of simulated events, without multi-parton interactions to have it soon."""
-    from topreco.simulation import simulate
-
-    simulate(SimulationConfig(n_events=10_000, mpi=False), folder / "nano.root")
-    return str(folder / "nano.root")
+        corrections = systematics(Path(folder) / "corrections.json")
+        n, seconds = measure(sample(options.files), options.model, corrections)
+    rows = []
+    for stage, times in seconds.items():
+        values = [1e6 * t / n for t in times]
+        rows.append(Measurement(stage, "µs/event", statistics.median(values), spread(values)))
+    names = ("processor, nominal", "processor, ten variations", "network, nominal")
+    relative = [
+        (varied - nominal) / (N_VARIATIONS * network)
+        for nominal, varied, network in zip(*(seconds[name] for name in names), strict=True)
+    ]
+    name = "added by ten variations / ten times the network"
+    rows.append(Measurement(name, "", statistics.median(relative), spread(relative)))
+    report("Systematic variations", rows, options.json, [f"Per selected event, of which there are {n}."])
 
 
 def systematics(path: Path) -> SystematicsConfig:
@@ -134,8 +119,8 @@ def formula(expression: str, names: list[str]) -> schema.Formula:
     return schema.Formula(nodetype="formula", expression=expression, parser="TFormula", variables=names)
 
 
-def measure(files: list[str], model: str, config: SystematicsConfig) -> tuple[int, dict[str, float]]:
-    """Number of nominally selected events, and median seconds by stage."""
+def measure(files: list[str], model: str, config: SystematicsConfig) -> tuple[int, dict[str, list[float]]]:
+    """Number of nominally selected events, and seconds by stage and round."""
     selection = SelectionConfig()
     method = load(model, threads=1, quantiles=False)
     without, with_variations = (
@@ -167,15 +152,7 @@ def measure(files: list[str], model: str, config: SystematicsConfig) -> tuple[in
         "processor, nominal": process(without),
         "processor, ten variations": process(with_variations),
     }
-    seconds: dict[str, list[float]] = {stage: [] for stage in stages}
-    for repeat in range(REPEATS + 1):
-        for stage, function in stages.items():
-            start = time.process_time()
-            function()
-            # The first round warms up.
-            if repeat:
-                seconds[stage].append(time.process_time() - start)
-    return sum(map(len, nominal)), {stage: statistics.median(s) for stage, s in seconds.items()}
+    return sum(map(len, nominal)), alternate(stages, repeats=REPEATS)
 
 
 if __name__ == "__main__":
