@@ -68,7 +68,9 @@ class Chain:
         self.n = len(events)
         fitted = fit_selection(self.config, branch_names(events), file)
         wanted = (*needed_branches(fitted), *optional_branches(fitted), *TRUTH_BRANCHES)
-        self.branches = [name for name in dict.fromkeys(wanted) if has_branch(events, name)]
+        # Without the status, which only files without `Generator` need.
+        unused = {"GenPart_status"} if has_branch(events, "Generator_id1") else set()
+        self.branches = [b for b in dict.fromkeys(wanted) if has_branch(events, b) and b not in unused]
 
     def read_bare(self) -> None:
         """Read the branches with uproot and nothing else."""

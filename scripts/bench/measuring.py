@@ -75,6 +75,7 @@ def alternate(
     *,
     repeats: int,
     min_seconds: float = 0.0,
+    warm: bool = False,
     clock: Callable[[], float] = time.process_time,
 ) -> dict[str, list[float]]:
     """Seconds per call of several functions that take turns, so that other load on the machine hits all.
@@ -86,7 +87,9 @@ def alternate(
     repeats
         Number of rounds, after one that warms up.
     min_seconds
-        Call a function as often in each round as fills this time, as the warm-up tells.
+        Call a function as often in each round as fills this time.
+    warm
+        All have been called before.
     clock
         Time of this process by default: `time.perf_counter` for what waits or uses other processes.
 
@@ -97,8 +100,9 @@ def alternate(
     """
     calls = {}
     for name, run in runs.items():
-        run()
         # The first call compiles and fills caches; the second tells how long one takes.
+        if not warm:
+            run()
         start = clock()
         if min_seconds:
             run()
