@@ -9,7 +9,7 @@ import numpy as np
 
 from topreco.config import NOMINAL, SolverConfig
 from topreco.errors import TopRecoError
-from topreco.evaluation.histograms import fill
+from topreco.evaluation.histograms import add_categories, fill
 from topreco.events import DileptonEvents, FloatArray, TopPair, Truth
 from topreco.reconstructors import QualityCut, Reconstructor, load
 
@@ -115,6 +115,15 @@ def fill_methods(
             others = weights or {}
             weighted |= {name: dataclasses.replace(sample, weight=w) for name, w in others.items()}
         for category, same_events in weighted.items():
+            with_metrics = metrics or category == NOMINAL
+            add_categories(
+                histograms,
+                dataset=dataset,
+                methods=list(pairs),
+                variation=category,
+                truth=generated is not None,
+                metrics=with_metrics,
+            )
             for method, found in pairs.items():
                 fill(
                     histograms,
@@ -125,7 +134,7 @@ def fill_methods(
                     truth=generated,
                     common=common,
                     variation=category,
-                    metrics=metrics or category == NOMINAL,
+                    metrics=with_metrics,
                 )
     return {name: {m: found[i] for m, found in pairs.items()} for i, name in enumerate(names)}
 

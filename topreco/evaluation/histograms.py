@@ -240,6 +240,43 @@ def _residual_edges(observable: Observable, edges: Array) -> Array:
     return found
 
 
+def add_categories(
+    histograms: Mapping[str, hist.Hist],
+    *,
+    dataset: str,
+    methods: Sequence[str],
+    variation: str = NOMINAL,
+    truth: bool = True,
+    metrics: bool = True,
+) -> None:
+    """Make the categories that `fill` will need, of several methods at once: each time a histogram is copied.
+
+    Parameters
+    ----------
+    histograms
+        Histograms of `book`, changed in place.
+    dataset, methods, variation
+        Categories.
+    truth, metrics
+        Whether truth, and moments and residuals, will be filled.
+    """
+    kinds = {"events", "spectrum"}
+    if truth:
+        kinds |= {"migration"} | (
+            {"moments", "residual", "moments_m_tt", "residual_m_tt"} if metrics else set()
+        )
+    for key, histogram in histograms.items():
+        if methods and key.partition("/")[0] in kinds:
+            _grow(histogram, dataset, methods, variation)
+
+
+def _grow(histogram: hist.Hist, dataset: str, methods: Sequence[str], variation: str) -> None:
+    """Make categories by entries of weight zero."""
+    axes = histogram.axes[_GROWING:]
+    first = [axis.bin(0) if isinstance(axis, hist.axis.StrCategory) else axis.edges[0] for axis in axes]
+    histogram.fill(dataset, list(methods), variation, *first, weight=np.zeros(len(methods)))
+
+
 # ---- filling ---------------------------------------------------------------------------------------------
 
 
@@ -425,13 +462,11 @@ class Filler:
 
     def __init__(self, histogram: hist.Hist, dataset: str, method: str, variation: str) -> None:
         self.axes = {axis.name: axis for axis in histogram.axes[_GROWING:]}
-        if cells(histogram, dataset, method, variation) is None:
-            # An entry of weight zero makes the categories.
-            first = [
-                a.bin(0) if isinstance(a, hist.axis.StrCategory) else [a.edges[0]] for a in self.axes.values()
-            ]
-            histogram.fill(dataset, method, variation, *first, weight=[0.0])
-        self.cells = cells(histogram, dataset, method, variation)
+        found = cells(histogram, dataset, method, variation)
+        if found is None:
+            _grow(histogram, dataset, [method], variation)
+            found = cells(histogram, dataset, method, variation)
+        self.cells = found
 
     def _target(self, where: Mapping[str, str]) -> Any:
         """View of the cells in some categories."""

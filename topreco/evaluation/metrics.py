@@ -123,9 +123,14 @@ def event_moments(residual: Array, truth: Array, pred: Array, weight: Array) -> 
     weight
         Signed event weight, shape (n,).
     """
-    factors = {"n": np.ones_like(weight), "w": weight, "r": residual, "u": truth, "v": pred}
+    factors = {"w": weight, "r": residual, "u": truth, "v": pred}
+    products = {"n": np.ones_like(weight), **factors}
     for name in MOMENTS:
-        yield name, math.prod((factors[letter] for letter in name), start=np.ones(()))
+        # From left to right, so that every beginning is a product that others share.
+        for end in range(2, len(name) + 1):
+            if name[:end] not in products:
+                products[name[:end]] = products[name[: end - 1]] * factors[name[end - 1]]
+        yield name, products[name]
 
 
 def _divide(numerator: Any, denominator: Any) -> Array:
