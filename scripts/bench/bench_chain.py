@@ -102,7 +102,7 @@ class Chain:
                 known.append(Known(method.name, method(selected)))
             if is_network:
                 start = time.process_time()
-                build_tokens(Objects.from_events(selected), method.artefact.networks[0].config.tokens)
+                make_tokens(method, selected)
                 tokens = time.process_time() - start
                 # Part of the call above.
                 seconds["tokens"] = seconds.get("tokens", 0.0) + tokens
@@ -110,6 +110,13 @@ class Chain:
         with timed("fill"):
             fill_methods(book(), known, dataset=DATASET, events=selected, truth=truth)
         return seconds, len(selected)
+
+
+def make_tokens(method: NetworkReconstructor, events: DileptonEvents) -> None:
+    """Build the tokens of a network, in batches as it does."""
+    config = method.artefact.networks[0].config.tokens
+    for start in range(0, len(events), method.batch_size):
+        build_tokens(Objects.from_events(events[start : start + method.batch_size]), config)
 
 
 def measure(chain: Chain, repeats: int) -> tuple[list[Measurement], int]:

@@ -104,21 +104,31 @@ def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def compare(
-    name: str, events: DileptonEvents, batches: list[int], repeats: int, seconds: float, onnx: bool
+    name: str,
+    events: DileptonEvents,
+    batches: list[int],
+    *,
+    repeats: int,
+    seconds: float,
+    without: list[str],
 ) -> tuple[list[Measurement], list[str]]:
     """Measurements of one model, and notes on them."""
     trained = NetworkReconstructor(name, threads=1, quantiles=False)
     network = trained.artefact.networks[0]
     plain = package_network(network)
+    notes = [f"{name}: {way} was left out." for way in without]
     compiled = None
-    if shutil.which("c++") or shutil.which("g++"):
-        compiled = copy.deepcopy(network).eval()
-        compiled.compile(dynamic=True)
+    if COMPILED not in without:
+        if shutil.which("c++") or shutil.which("g++"):
+            compiled = copy.deepcopy(network).eval()
+            compiled.compile(dynamic=True)
+        else:
+            notes.append(f"{name}: no C++ compiler was found, so nothing was compiled by torch.")
     rows: list[Measurement] = []
     worst: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         exported = None
-        if onnx:
+        if ONNX not in without:
             from topreco.network.export import export_onnx
 
             exported, *_ = export_onnx(trained.artefact, Path(folder) / "model.onnx", quantiles=False)
@@ -142,11 +152,7 @@ def compare(
             rows += rates(times, batch, ratio_to=REFERENCE, targets=targets, prefix=prefix)
     del worst[REFERENCE]
     differences = ", ".join(f"{way} {value:.0e}" for way, value in worst.items())
-    notes = [f"{name}: largest difference from the package, relative to the energy: {differences}."]
-    if compiled is None:
-        notes.append(f"{name}: no C++ compiler was found, so nothing was compiled by torch.")
-    if not onnx:
-        notes.append(f"{name}: onnxruntime was left out.")
+    notes.append(f"{name}: largest difference from the package, relative to the energy: {differences}.")
     return rows, notes
 
 
@@ -183,7 +189,7 @@ def main() -> None:
     arguments.add_argument("--files", nargs="+", default=[], help="NanoAOD of the events")
     arguments.add_argument("--repeats", type=int, default=3)
     arguments.add_argument("--seconds", type=float, default=0.3, help="of each way in each round, at least")
-    arguments.add_argument("--no-onnx", action="store_true", help="leave out onnxruntime")
+    arguments.add_argument("--without", action="append", default=[], choices=(COMPILED, ONNX))
     options = arguments.parse_args()
     torch.set_num_threads(1)
     events = selected_events(sample(options.files))
@@ -198,9 +204,9 @@ def main() -> None:
             name,
             events,
             options.batch or list(BATCHES),
-            options.repeats,
-            options.seconds,
-            not options.no_onnx,
+            repeats=options.repeats,
+            seconds=options.seconds,
+            without=options.without,
         )
         rows += found
         notes += said

@@ -9,6 +9,7 @@ read the model. `predict` holds the formula for the rest. Times of one process a
 the clock's: on a busy machine the latter say little.
 """
 
+import io
 import math
 import pickle
 import statistics
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,10 +96,14 @@ def predict(costs: Costs, *, events: int, cores: int, chunk_size: int) -> dict[s
     return parts
 
 
-def run_all(file: str, instance: DileptonProcessor, executor: Any, chunk_size: int) -> Any:
-    """Output of the processor over a file."""
-    runner = processor.Runner(executor, schema=QuietNanoAODSchema, chunksize=chunk_size)
-    return runner({"bench": {"treename": "Events", "files": [file]}}, processor_instance=instance)
+def process(file: str, instance: DileptonProcessor, executor: Any, chunk_size: int) -> dict[str, Any]:
+    """Output of the processor over a file (``out``), and how many bytes were read (``metrics``)."""
+    runner = processor.Runner(executor, schema=QuietNanoAODSchema, chunksize=chunk_size, savemetrics=True)
+    # coffea's executors show their bars whatever their `status` says.
+    with redirect_stdout(io.StringIO()):
+        chunks = list(runner.preprocess({"bench": {"treename": "Events", "files": [file]}}))
+        result: dict[str, Any] = runner.run(chunks, instance)
+    return result
 
 
 def compare_executors(file: str, instance: DileptonProcessor, n: int, repeats: int) -> list[Measurement]:
@@ -110,9 +116,9 @@ def compare_executors(file: str, instance: DileptonProcessor, n: int, repeats: i
             with open_executor(config, progress=False) as executor:
                 # The first run imports in the workers of Dask, which stay; those of futures are new.
                 if kind == "dask":
-                    run_all(file, instance, executor, math.ceil(n / 4))
+                    process(file, instance, executor, math.ceil(n / 4))
                 start = time.perf_counter()
-                run_all(file, instance, executor, math.ceil(n / 4))
+                process(file, instance, executor, math.ceil(n / 4))
                 seconds.setdefault(name, []).append(time.perf_counter() - start)
     return rates(seconds, n, ratio_to="iterative, 1 worker")
 
@@ -124,7 +130,7 @@ def chunk_cost(
 
     def run(size: int) -> Callable[[], Any]:
         executor = processor.IterativeExecutor(status=False)
-        return lambda: run_all(file, instance, executor, size)
+        return lambda: process(file, instance, executor, size)
 
     times = alternate({"one": run(n), "many": run(math.ceil(n / chunks))}, repeats=repeats)
     per_chunk = [(many - one) / (chunks - 1) for one, many in zip(times["one"], times["many"], strict=True)]
@@ -133,17 +139,20 @@ def chunk_cost(
 
 
 def task_cost(repeats: int) -> list[float]:
-    """Seconds per task of Dask, for tasks that do nothing, on four single-thread workers in this process."""
+    """Seconds per task of Dask, for tasks that do nothing, on four single-thread workers in this process.
+
+    Of the process' time, which holds client and workers too: an upper limit of the scheduler's.
+    """
     from distributed import Client, LocalCluster
 
     options = {"processes": False, "n_workers": 4, "threads_per_worker": 1, "dashboard_address": None}
     found = []
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         for repeat in range(repeats + 1):
-            start = time.perf_counter()
+            start = time.process_time()
             client.gather(client.map(_nothing, range(TASKS), pure=False))
             if repeat:
-                found.append((time.perf_counter() - start) / TASKS)
+                found.append((time.process_time() - start) / TASKS)
     return found
 
 
@@ -162,11 +171,11 @@ def merge_cost(output: Any, repeats: int) -> dict[int, list[float]]:
 
 
 def start_cost(methods: list[str], repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds until a new process has imported the package, and until it has loaded the methods too."""
+    """Seconds of a new process until it has imported the package, and from there until it has the methods."""
     code = (
-        "import sys, time; start = time.perf_counter(); import topreco.processor; "
-        "imported = time.perf_counter(); topreco.processor.DileptonProcessor(sys.argv[1:]); "
-        "print(imported - start, time.perf_counter() - imported)"
+        "import sys, time; start = time.process_time(); import topreco.processor; "
+        "imported = time.process_time(); topreco.processor.DileptonProcessor(sys.argv[1:]); "
+        "print(imported - start, time.process_time() - imported)"
     )
     found = []
     for _ in range(repeats):
@@ -190,6 +199,7 @@ def main() -> None:
     arguments.add_argument("--method", action="append", help="by default dilepton")
     arguments.add_argument("--chunks", type=int, default=20, help="many chunks")
     arguments.add_argument("--repeats", type=int, default=3)
+    arguments.add_argument("--no-executors", action="store_true", help="leave out those, which take longest")
     options = arguments.parse_args()
     if options.chunks < 2 or options.repeats < 1:
         sys.exit("error: --chunks of at least 2 and --repeats of at least 1 expected")
@@ -199,10 +209,11 @@ def main() -> None:
     n = len(open_events(file))
     instance = DileptonProcessor(methods)
 
-    rows = compare_executors(file, instance, n, 1)
+    rows = [] if options.no_executors else compare_executors(file, instance, n, 1)
     per_event, per_chunk = chunk_cost(file, instance, n, options.chunks, options.repeats)
     tasks = task_cost(options.repeats)
-    output = run_all(file, instance, processor.IterativeExecutor(status=False), n)
+    result = process(file, instance, processor.IterativeExecutor(status=False), n)
+    output, bytes_per_event = result["out"], result["metrics"]["bytesread"] / n
     merges = merge_cost(output, options.repeats)
     imports, loads = start_cost(methods, options.repeats)
     openings = alternate({"open": lambda: open_events(file)}, repeats=options.repeats)["open"]
@@ -214,6 +225,7 @@ def main() -> None:
         row("per task, scheduler of Dask", "ms", tasks, 1e3),
         *(row(f"per merging, {k} outputs", "ms", merges[k], 1e3) for k in MERGED),
         Measurement("output of a chunk, pickled", "MB", size),
+        Measurement("read per event", "B", bytes_per_event),
         row("new process, imports", "s", imports, 1.0),
         row("new process, loading the methods", "s", loads, 1.0),
     ]
@@ -230,7 +242,7 @@ def main() -> None:
     what = f"predicted, {EVENTS:.0e} events on {CORES} cores in chunks of {chunk_size}"
     rows += [Measurement(f"{what}: {part}", "s", seconds) for part, seconds in parts.items()]
     limit = max((part for part in parts if part != "wall time"), key=parts.__getitem__)
-    rate = EVENTS / parts["wall time"]
+    storage = EVENTS * bytes_per_event / parts["wall time"] / 1e9
     formula = (
         "Wall time = start + max(work, scheduling) + merging; work = ⌈n/cores⌉ (chunk size × per event + per "
         "chunk); scheduling = n (1 + 1/19) × per task; merging = (n/cores + 20 ⌈log₂₀ n⌉) × per merging; "
@@ -239,7 +251,7 @@ def main() -> None:
     notes = [
         f"{n} events; methods {', '.join(methods)}.",
         formula,
-        f"What limits it: {limit}. The storage has to deliver {rate:,.0f} events/s.",
+        f"What limits it: {limit}. The storage has to deliver {storage:.1f} GB/s.",
     ]
     report("Scaling", rows, options.json, notes)
 
