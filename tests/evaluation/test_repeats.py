@@ -1,15 +1,17 @@
-"""Spread over seeds, paired differences and power laws."""
+"""Spread over seeds, differences beyond it, and power laws."""
 
 import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from topreco.evaluation.repeats import (
     ONE_SIGMA,
     TWO_SIGMA,
     difference,
     power_law,
+    prior,
     spread,
     student_error,
 )
@@ -29,32 +31,57 @@ def test_student_error(n, t):
     assert student_error(1.0, n, TWO_SIGMA) * math.sqrt(n) == pytest.approx(t, rel=1e-3)
 
 
-def test_one_seed_has_no_error():
+def difference_of(values, reference, *others):
+    found = [spread(each) for each in (values, reference, *others)]
+    return difference(found[0], found[1], prior(found))
+
+
+def test_one_seed_has_no_error_of_its_own():
     assert math.isnan(student_error(math.nan, 1, ONE_SIGMA))
-    assert not difference({1: 5.0}, {1: 1.0}).significant
+    assert not difference_of([5.0], [1.0]).significant
+    # With one seed for the reference the other's spread counts; with none there is nothing to compare.
+    assert difference_of([5.0, 5.1, 4.9], [1.0]).significant
+    assert not difference_of([5.0, 5.1], []).significant
 
 
-def test_difference_is_paired_by_seed():
-    """What all trainings of a seed have in common cancels, and seeds that only one has do not count."""
-    reference = {1: 10.0, 2: 20.0, 3: 30.0, 4: 40.0}
-    found = difference({3: 31.0, 1: 11.1, 2: 20.9, 5: 7.0}, reference)
-    assert found.n == 3
-    assert found.mean == pytest.approx(1.0)
-    assert found.error == pytest.approx(4.5265 * 0.1 / math.sqrt(3), rel=1e-3)
-    assert found.significant
-    assert not difference({1: 12.0, 2: 20.0, 3: 30.5}, reference).significant
+def test_two_points_are_student_s():
+    a, b = [1.0, 2.0, 4.0], [7.0, 7.5, 9.0]
+    found = difference_of(a, b)
+    assert found.ndf == 4
+    t = found.mean / found.error * stats.t.ppf((1 + TWO_SIGMA) / 2, 4)
+    assert t == pytest.approx(stats.ttest_ind(a, b).statistic)
 
 
-def test_few_comparisons_of_equals_are_called_differences():
-    """About one in twenty, at three seeds as at many."""
+def test_variances_that_agree_are_pooled_and_others_are_not():
     rng = np.random.default_rng(1)
-    for n in (3, 8):
-        values = rng.normal(size=(2, 2000, n))
-        called = [
-            difference(dict(enumerate(a)), dict(enumerate(b))).significant
-            for a, b in zip(*values, strict=True)
-        ]
-        assert np.mean(called) == pytest.approx(1 - TWO_SIGMA, abs=0.015)
+    alike = [spread(rng.normal(size=4)) for _ in range(200)]
+    found = prior(alike)
+    assert found.ndf > 50
+    assert found.variance == pytest.approx(1, rel=0.15)
+    # Spreads over three orders of magnitude have nothing in common.
+    apart = [spread(10.0 ** rng.uniform(-3, 0) * rng.normal(size=4)) for _ in range(200)]
+    assert prior(apart).ndf < 3
+    # What is left of an F distribution with 3 and 8 degrees of freedom.
+    mixed = [spread(rng.normal(size=4) / math.sqrt(rng.chisquare(8) / 8)) for _ in range(4000)]
+    assert prior(mixed).ndf == pytest.approx(8, rel=0.25)
+    assert prior(mixed).variance == pytest.approx(1, rel=0.1)
+
+
+def test_a_point_without_spread_or_with_one_seed_leaves_the_prior_alone():
+    some = [spread(each) for each in ([1.0, 2.0, 3.0], [1.0, 2.5, 3.0], [0.0, 2.0, 3.0])]
+    assert prior([*some, spread([1.0, 1.0]), spread([4.0]), spread([])]) == prior(some)
+
+
+@pytest.mark.parametrize("points", [2, 4, 12])
+def test_few_comparisons_of_equals_are_called_differences(points):
+    """About one in twenty, whatever the number of points, and with spreads that differ."""
+    rng = np.random.default_rng(1)
+    for n in (3, 5):
+        called = []
+        for _ in range(800):
+            scale = rng.choice([1.0, 1.5]) * np.ones(points)
+            called.append(difference_of(*(s * rng.normal(size=n) for s in scale)).significant)
+        assert np.mean(called) == pytest.approx(1 - TWO_SIGMA, abs=0.02)
 
 
 SIZES = np.array([1e3, 3e3, 1e4, 3e4, 1e5])

@@ -1,21 +1,25 @@
-"""Trainings repeated with several seeds: spread, differences paired by seed, and power laws.
+"""Trainings repeated with several seeds: spread, differences beyond it, and power laws.
 
-A difference of two sets of trainings with the same seeds is the mean d of the differences of each seed. It
-counts as one only if |d| exceeds t · s/√n, where s is the standard deviation of the n differences and t
-Student's quantile for n − 1 degrees of freedom of the probability within two standard deviations, 95.45 %:
-4.53 for three seeds, 2.87 for five, 2 for many [1]_. Among twenty comparisons of equals one is expected to.
+Two sets of trainings differ by the difference d of their means. It counts as one only if |d| exceeds
+t · s̃ √(1/n₁ + 1/n₂), where t is Student's quantile of the probability within two standard deviations,
+95.45 %. Three seeds say little about their own spread, so s̃² is moderated [1]_: a weighted mean of the
+variance within the two sets and of what the variances of all sets of the study have in common. The prior's
+weight follows from how much more they scatter than variances of so few seeds must: all count alike if they
+do not, and each pair is on its own if the study has no common spread. Among twenty comparisons of equals
+one is expected to be called a difference.
 
 References
 ----------
-.. [1] Student, The probable error of a mean, Biometrika 6 (1908) 1.
+.. [1] G. K. Smyth, Linear models and empirical Bayes methods for assessing differential expression in
+   microarray experiments, Stat. Appl. Genet. Mol. Biol. 3 (2004) 3, sections 4 and 6.2.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from topreco.evaluation.metrics import Array
 
@@ -35,22 +39,40 @@ class Spread(NamedTuple):
     n: int
 
 
+class Prior(NamedTuple):
+    """What the variances of many sets of trainings have in common.
+
+    Attributes
+    ----------
+    variance
+        Common variance s₀²; NaN if it is unknown.
+    ndf
+        Degrees of freedom d₀ that it is worth; infinite where the sets do not differ, 0 if it is unknown.
+    total
+        Degrees of freedom of all sets together, more than which nothing can be worth.
+    """
+
+    variance: float
+    ndf: float
+    total: int
+
+
 class Difference(NamedTuple):
-    """Mean difference to the reference, paired by seed.
+    """Difference of the means of a set of trainings and of the reference.
 
     Attributes
     ----------
     mean
-        Mean of the differences.
+        Difference of the means.
     error
-        Its error: t · s/√n, see the module; NaN for fewer than two common seeds.
-    n
-        Number of common seeds.
+        Its error: t · s̃ √(1/n₁ + 1/n₂), see the module; NaN if no spread is known.
+    ndf
+        Degrees of freedom of t, d₀ included.
     """
 
     mean: float
     error: float
-    n: int
+    ndf: float
 
     @property
     def significant(self) -> bool:
@@ -120,16 +142,52 @@ def student_error(deviation: float, n: int, probability: float) -> float:
     return float(stats.t.ppf((1 + probability) / 2, n - 1)) * deviation / math.sqrt(n)
 
 
-def difference(values: dict[int, float], reference: dict[int, float]) -> Difference:
-    """Mean difference of two sets of trainings, paired by seed.
+def prior(sets: Iterable[Spread]) -> Prior:
+    """Common variance of sets of trainings and what it is worth, by equations 6.2 of [1]_ of the module.
+
+    Parameters
+    ----------
+    sets
+        Spread of each set; those without a variance do not count.
+    """
+    known = [(each.deviation**2, each.n - 1) for each in sets if each.n > 1 and each.deviation > 0]
+    if len(known) < 3:
+        return Prior(math.nan, 0.0, sum(ndf for _, ndf in known))
+    variances, ndf = np.array(known).T
+    logarithms = np.log(variances) - special.digamma(ndf / 2) + np.log(ndf / 2)
+    excess = float((logarithms.var(ddof=1) - special.polygamma(1, ndf / 2)).mean())
+    total = int(ndf.sum())
+    if excess <= 0:
+        return Prior(float((ndf * variances).sum() / total), math.inf, total)
+    half = float(optimize.brentq(lambda x: math.log(special.polygamma(1, math.exp(x)) / excess), -20, 20))
+    half = math.exp(half)
+    location = float(logarithms.mean()) + float(special.digamma(half)) - math.log(half)
+    return Prior(math.exp(location), 2 * half, total)
+
+
+def difference(values: Spread, reference: Spread, common: Prior) -> Difference:
+    """Difference of the means of two sets of trainings.
 
     Parameters
     ----------
     values, reference
-        Value by seed; seeds that only one of the two has, or whose value is NaN, do not count.
+        Of the two sets.
+    common
+        Of all sets of the study.
     """
-    found = spread([value - reference[seed] for seed, value in values.items() if seed in reference])
-    return Difference(found.mean, student_error(found.deviation, found.n, TWO_SIGMA), found.n)
+    mean = values.mean - reference.mean
+    pair = [each for each in (values, reference) if each.n > 1]
+    own = sum(each.n - 1 for each in pair)
+    within = sum((each.n - 1) * each.deviation**2 for each in pair)
+    if not min(values.n, reference.n) or not (own + common.ndf):
+        return Difference(mean, math.nan, 0.0)
+    if math.isinf(common.ndf):
+        variance = common.variance
+    else:
+        variance = (within + (common.ndf * common.variance if common.ndf else 0.0)) / (own + common.ndf)
+    ndf = min(own + common.ndf, max(common.total, own))
+    scale = math.sqrt(variance * (1 / values.n + 1 / reference.n))
+    return Difference(mean, float(stats.t.ppf((1 + TWO_SIGMA) / 2, ndf)) * scale, ndf)
 
 
 def power_law(n: Array, y: Array, error: Array, *, at: float, seed: int = 1) -> PowerLaw | None:

@@ -22,6 +22,7 @@ from topreco.evaluation.repeats import (
     Spread,
     difference,
     power_law,
+    prior,
     spread,
     student_error,
 )
@@ -57,9 +58,10 @@ _LEGEND = (
     "pairing of b quarks and leptons better than the exchanged one."
 )
 _LEGEND_DIFFERENCES = (
-    "Difference to {reference}: mean over the seeds of the differences of runs with the same seed, "
-    "± t · s/√n with Student's t for 95.45 % (4.53 for three seeds, 2 for many). **Bold**: larger than that, "
-    "so called a difference. Of twenty comparisons of equals one is expected to be bold."
+    "Difference to {reference} of the means over the seeds, ± Student's t for 95.45 % times its standard "
+    "error, from the spread within the two points and what the spreads of all points have in common. "
+    "**Bold**: larger than that, so called a difference. Of twenty comparisons of equals one is expected to "
+    "be bold."
 )
 _LEGEND_SCALING = (
     "{metric} against the number N of {size}: y = a + b (N/{first:.3g})^−c, fitted to the means over the "
@@ -131,7 +133,8 @@ class StudyReport:
 
     def difference(self, point: str, quantity: Quantity) -> Difference:
         """Its difference to the reference."""
-        return difference(self.values(point, quantity), self.values(self.config.reference, quantity))
+        common = prior(self.spread(other, quantity) for other in self.finished)
+        return difference(self.spread(point, quantity), self.spread(self.config.reference, quantity), common)
 
     def scaling(self) -> list[Scaling]:
         """Each metric that should fall as a power of the size of the training, fitted."""
