@@ -509,7 +509,8 @@ class TrainConfig(Config):
     """Torch threads per process; null leaves torch's choice."""
     compile: bool = False
     """Compile the network with torch.compile, after a minute of compiling and with other rounding: for a GPU.
-    On a CPU it needs a C++ compiler, and the kernels of `lgatr_slim`, which it does not use, are faster."""
+    On a CPU it needs a C++ compiler, and the kernels of `lgatr_slim` and `lgatr`, which it does not
+    use, are faster."""
     output: Path = Path("results/train")
     mlflow: bool = False
     """Also log to MLflow, extra `mlflow`."""
