@@ -475,6 +475,11 @@ class DataConfig(Config):
     a weight, and the one with the largest numbers would be all that is learnt."""
     require_dileptonic: bool = True
     """Train only on events whose W bosons both gave an electron or a muon."""
+    stream: Literal["auto"] | bool = "auto"
+    """Keep the events in a temporary file, 0.4 kB each, and in memory what of it fits; auto does so for more
+    than a million. The result is the same."""
+    cache: Path | None = None
+    """Folder of that file, on a fast disk; null is that of the output."""
 
 
 class TrainConfig(Config):

@@ -40,7 +40,7 @@ from topreco.events import DileptonEvents, FloatArray, TopPair, Truth
 from topreco.files import writable_folder, write_text
 from topreco.network.checkpoint import load_artefact
 from topreco.network.inference import predict
-from topreco.network.training import MAY_DIFFER, train
+from topreco.network.training import MAY_DIFFER, WHERE_DATA_ARE, train
 from topreco.observables import OBSERVABLES
 from topreco.skim import Skim
 
@@ -185,7 +185,9 @@ def _check(training: TrainConfig, config: StudyConfig) -> None:
 
 def _key(training: TrainConfig, test: Sequence[tuple[str, int]], config: StudyConfig) -> str:
     """Digest of what an evaluation depends on, files by name and size: a study may move."""
-    what = training.model_dump(mode="json", exclude=MAY_DIFFER)
+    what = training.model_dump(
+        mode="json", exclude=dict.fromkeys(MAY_DIFFER, True) | {"data": WHERE_DATA_ARE}
+    )
     what["data"]["files"] = [(path.name, path.stat().st_size) for path in training.data.files]
     content = json.dumps([_VERSION, what, test, config.observables], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

@@ -1,5 +1,13 @@
 import dataclasses
+import errno
+import json
 import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -7,8 +15,10 @@ import torch
 
 from topreco.config import DataConfig
 from topreco.events import DileptonEvents, Truth, dataset_id, toy_events
+from topreco.network import data as training_data
 from topreco.network.build import build_network
-from topreco.network.data import TrainingError, augment, read_training_data
+from topreco.network.data import TrainingError, augment, read_training_data, share_training_data
+from topreco.network.rows import Rows, moved
 from topreco.network.splits import fold_of, split_of
 from topreco.network.tokens import Objects
 from topreco.observables import c_hel
@@ -196,6 +206,221 @@ def test_weights_of_zero_stay_zero(tmp_path, events):
     empty = dataclasses.replace(events, weight=np.zeros(100))
     path = write(tmp_path / "zero.parquet", empty, toy_truth(events))
     assert (read_training_data(DataConfig(files=(path,))).weight == 0).all()
+
+
+# ---- streamed --------------------------------------------------------------------------------------------
+
+
+def columns(data):
+    return {
+        **data.objects._asdict(),
+        **{n: getattr(data, n) for n in ("tops", "c_hel", "weight", "split", "fold")},
+    }
+
+
+def assert_same(one, two):
+    for (name, a), b in zip(columns(one).items(), columns(two).values(), strict=True):
+        assert a.dtype == b.dtype, name
+        assert a.shape == b.shape, name
+        assert a.numpy().tobytes() == b.numpy().tobytes(), name
+    assert one.summary == two.summary
+
+
+@pytest.fixture
+def two_skims(tmp_path, events):
+    """Two datasets of differing weights; not all events are usable, one has no c_hel."""
+    files = []
+    for name, unit in (("b", 30.0), ("a", -1.0)):
+        truth = toy_truth(events)
+        truth.lepton[:] = np.stack([events.lepton_minus, events.lepton_plus], 1)
+        truth.lepton[7] = np.nan
+        truth.tops[[3, 50]] = np.nan
+        own = dataclasses.replace(
+            events, weight=unit + np.arange(100.0), dataset=np.full(100, dataset_id(name), np.uint64)
+        )
+        files.append(write(tmp_path / f"{name}.parquet", own, truth))
+    return files
+
+
+@pytest.mark.parametrize("changes", [{}, {"folds": 3}, {"max_events": 130}, {"normalise_weights": False}])
+def test_streamed_data_are_those_in_memory(two_skims, tmp_path, changes):
+    config = DataConfig(files=tuple(two_skims), **changes)
+    streamed = config.model_copy(update={"stream": True})
+    scratch = tmp_path / "scratch"
+    in_memory, data = read_training_data(config), read_training_data(streamed, scratch)
+    assert in_memory.scratch is None
+    assert data.scratch == scratch
+    assert_same(in_memory, data)
+    index = torch.tensor([150, 2, 77]) % len(data)
+    for a, b in zip(in_memory.take(index, index.device), data.take(index, index.device), strict=True):
+        for one, two in zip(*((x if isinstance(x, tuple) else (x,)) for x in (a, b)), strict=True):
+            assert one.numpy().tobytes() == two.numpy().tobytes()
+            assert one.stride() == two.stride()
+    # The file has no name.
+    assert list(scratch.iterdir()) == []
+    elsewhere = config.model_copy(update={"stream": True, "cache": tmp_path / "cache"})
+    assert read_training_data(elsewhere, scratch).scratch == tmp_path / "cache"
+
+
+def test_many_events_are_streamed_unasked(skim, tmp_path, monkeypatch):
+    for limit, config, expected in (
+        (100, DataConfig(files=(skim,)), None),
+        (99, DataConfig(files=(skim,)), tmp_path),
+        (99, DataConfig(files=(skim,), max_events=99), None),
+        (99, DataConfig(files=(skim,), stream=False), None),
+    ):
+        monkeypatch.setattr(training_data, "STREAM_FROM", limit)
+        assert read_training_data(config, tmp_path).scratch == expected
+
+
+def in_threads(config, path, n):
+    """What each of n "processes" of one machine gets from `share_training_data`."""
+    together = threading.Barrier(n, timeout=60)
+    results = {}
+
+    def run(rank):
+        try:
+            results[rank] = share_training_data(config, path, writes=rank == 0, barrier=together.wait)
+        except TrainingError as error:
+            results[rank] = str(error)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return [results[rank] for rank in range(n)]
+
+
+def test_processes_share_one_file(two_skims, tmp_path):
+    config = DataConfig(files=tuple(two_skims), stream=True)
+    path = tmp_path / "shared" / ".data.tmp"
+    path.parent.mkdir()
+    path.write_text("what a killed training left")
+    expected = read_training_data(config.model_copy(update={"stream": False}))
+    for data in in_threads(config, path, 3):
+        assert_same(expected, data)
+    assert list(path.parent.iterdir()) == []
+    for data in in_threads(config.model_copy(update={"stream": False}), path, 2):
+        assert data.scratch is None
+
+
+def test_a_process_that_cannot_write_keeps_no_other_waiting(two_skims, tmp_path):
+    (tmp_path / "file").touch()
+    config = DataConfig(files=tuple(two_skims), stream=True)
+    first, *others = in_threads(config, tmp_path / "file" / ".data.tmp", 3)
+    assert "cannot hold the temporary file" in first
+    assert all("did the first process fail?" in said for said in others)
+
+
+def full_disk(*arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_no_room_for_the_temporary_file(skim, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for folder, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "a", "Not a directory")):
+        config = DataConfig(files=(skim,), stream=True, cache=folder)
+        with pytest.raises(TrainingError, match=rf"{folder}: cannot hold .* \({reason}\); data.cache names"):
+            read_training_data(config)
+    config = DataConfig(files=(skim,), stream=True)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(TrainingError, match=rf"{tmp_path}: cannot hold .* \(File too large\)"):
+            read_training_data(config, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    monkeypatch.setattr(Rows, "append", full_disk)
+    with pytest.raises(TrainingError, match=rf"{tmp_path}: cannot hold .* \(No space left on device\)"):
+        read_training_data(config, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "file"]
+
+
+# Reads a skim and says how much anonymous memory that takes; or dies half-way.
+READING = """
+import json, os, signal, sys
+from pathlib import Path
+from topreco.config import DataConfig
+from topreco.network.data import read_training_data
+from topreco.network.rows import Rows
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+small, large, stream, scratch, killed = json.loads(sys.argv[1])
+read_training_data(DataConfig(files=(small,), stream=stream), Path(scratch))
+if killed:
+    append = Rows.append
+    def killing(self, columns):
+        append(self, columns)
+        if len(self) > 10_000:
+            os.kill(os.getpid(), signal.SIGKILL)
+    Rows.append = killing
+before = anonymous()
+data = read_training_data(DataConfig(files=(large,), stream=stream), Path(scratch))
+total = sum(float(column.double().sum()) for column in (data.objects.jets, data.tops))
+print(json.dumps([len(data), anonymous() - before, total]))
+"""
+
+
+@pytest.fixture(scope="module")
+def reading(tmp_path_factory):
+    """Function that reads 160 000 events in a process of its own, after some to warm up."""
+    folder = tmp_path_factory.mktemp("reading")
+    events = toy_events(2000)
+    files = []
+    for name, repeats in (("small", 1), ("large", 80)):
+        with SkimWriter(folder / f"{name}.parquet", row_group_size=2000) as writer:
+            for _ in range(repeats):
+                writer.write(events, toy_truth(events))
+        files.append(str(writer.path))
+
+    def run(stream, scratch, killed=False):
+        scratch.mkdir()
+        order = json.dumps([*files, stream, str(scratch), killed])
+        return subprocess.run(
+            [sys.executable, "-c", READING, order],
+            check=False,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        )
+
+    return run
+
+
+def test_memory_does_not_grow_with_streamed_data(reading, tmp_path):
+    """In memory an event takes 0.37 kB; streamed, its weight, split and fold and what reading takes."""
+    found = {}
+    for stream in (False, True):
+        process = reading(stream, tmp_path / str(stream))
+        assert process.returncode == 0, process.stderr
+        found[stream] = json.loads(process.stdout)
+        assert list((tmp_path / str(stream)).iterdir()) == []
+    (n, in_memory, total), (same_n, streamed, same_total) = found.values()
+    assert n == same_n == 160_000
+    assert total == same_total
+    assert in_memory > 250 * n
+    assert streamed < 100 * n
+
+
+def test_a_killed_reader_leaves_nothing(reading, tmp_path):
+    process = reading(True, tmp_path / "scratch", killed=True)
+    assert process.returncode == -signal.SIGKILL
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_columns_move_whole(monkeypatch):
+    monkeypatch.setattr("topreco.network.rows._AT_ONCE", 7)
+    column = torch.arange(40.0).reshape(20, 2)
+    there = moved(column, torch.device("meta"))
+    assert (there.shape, there.dtype, there.device.type) == (column.shape, column.dtype, "meta")
+    assert moved(column, column.device) is column
+
+
+# ---- augmentation ----------------------------------------------------------------------------------------
 
 
 def test_augmentation_by_hand(events):

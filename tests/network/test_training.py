@@ -266,6 +266,46 @@ def test_resumed_equals_uninterrupted(config, tmp_path, monkeypatch, variant):
     assert [row["epoch"] for row in rows(resumed.parent)][:3] == [0, 1, 2]
 
 
+EVERYTHING = {
+    "data": {"folds": 2},
+    "model": {"quantiles": {}},
+    "quantiles": {"epochs": 1},
+    "loss": {"flat_m_tt": 0.5, "m_tt_bias": 0.1},
+    "augment_rotation": True,
+    "augment_reflection": True,
+    "augment_charge_exchange": True,
+}
+
+
+@pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_streamed_training_gives_the_same_bits(config, tmp_path, changes):
+    folders = [tmp_path / "memory" / "run", tmp_path / "disk" / "run"]
+    for folder, stream in zip(folders, (False, True), strict=True):
+        data = {**changes.get("data", {}), "stream": stream, "cache": tmp_path / "cache"}
+        quiet(config(**{**changes, "data": data, "output": folder}))
+    one, two = ((folder / "model.safetensors").read_bytes() for folder in folders)
+    assert one == two
+    assert rows(folders[0]) == rows(folders[1])
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_where_data_are_may_change_when_a_training_resumes(config, tmp_path, monkeypatch):
+    whole = quiet(config(output=tmp_path / "whole" / "run"))
+    stopped = config(output=tmp_path / "stopped" / "run")
+    write = training._write_state
+
+    def stopping(*arguments):
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_write_state", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            quiet(stopped)
+    resumed = quiet(config(output=stopped.output, data={"stream": True, "cache": tmp_path / "cache"}))
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
 # Trains where coffea, ROOT I/O and plotting are not installed, and dies without warning in step 4.
 KILLED = """
 import os, signal, sys
@@ -360,7 +400,7 @@ def test_other_data_of_the_same_name_are_refused(config, tmp_path, monkeypatch):
 def test_early_stopping_keeps_the_best_weights(config, monkeypatch):
     losses, seen = [3.0, 1.0, 1.0, 2.0, 0.1], []
 
-    def scripted(network, data, index, config):
+    def scripted(network, data, index, weights, config):
         seen.append(copy.deepcopy(network.state_dict()))
         return {"loss": losses[len(seen) - 1]} | dict.fromkeys(
             ("m_tt_bias", "m_tt_resolution", "m_tt_correlation", "pt_top_rms"), 0.0
@@ -609,12 +649,18 @@ def test_two_processes_train_as_one(config, tmp_path, launcher):
     single = quiet(config(output=tmp_path / "one", model=NO_DROPOUT, augment_rotation=True))
     devices = 2 if launcher == "devices" else 1
     double = config(
-        output=tmp_path / "two", model=NO_DROPOUT, augment_rotation=True, devices=devices, accumulate=2
+        output=tmp_path / "two",
+        model=NO_DROPOUT,
+        augment_rotation=True,
+        devices=devices,
+        accumulate=2,
+        data={"stream": True},
     )
     for _ in range(2):
         process = in_two_processes(launcher, tmp_path, double.model_dump_json())
         assert process.returncode == 0, process.stderr
     assert process.stderr.count("already trained") == 1
+    assert [path.name for path in double.output.iterdir() if path.name.startswith(".")] == []
     assert_same_losses(single.parent, double.output)
 
 
@@ -864,7 +910,7 @@ def test_evaluation_uses_no_dropout_and_restores_the_mode(config, skim):
     data = training.read_training_data(config().data)
     network = build_network(config().model).train()
     index = torch.arange(len(data))
-    first, second = (training._evaluate(network, data, index, config()) for _ in range(2))
+    first, second = (training._evaluate(network, data, index, data.weight.abs(), config()) for _ in range(2))
     assert first == second
     assert network.training
     assert len(Objects._fields) == len(data.objects)

@@ -2,7 +2,10 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +15,14 @@ from torch import Tensor
 
 from topreco import fourvector
 from topreco.config import QuantilesConfig, TrainConfig
+from topreco.events import QUANTILE_LEVELS
 from topreco.files import writable_folder
 from topreco.network.build import TopNetwork, build_network
 from topreco.network.checkpoint import Artefact, save_artefact
-from topreco.network.data import TrainingData, TrainingError, read_training_data
+from topreco.network.data import TrainingData, TrainingError, read_training_data, room
 from topreco.network.losses import loss_weights
 from topreco.network.quantiles import QuantileNetwork, fit_calibration, pinball_loss
+from topreco.network.rows import Rows, sent
 from topreco.network.splits import VALIDATION
 from topreco.network.tokens import Objects
 
@@ -31,7 +36,7 @@ _SHORTEST_SCHEDULE = 20
 _STREAM = 1_000_003
 
 
-class _Sample(NamedTuple):
+class _Batch(NamedTuple):
     """Events with what a network of tops says of them, and the truth in the scale of the quantiles."""
 
     objects: Objects
@@ -39,12 +44,49 @@ class _Sample(NamedTuple):
     truth: Tensor
     weight: Tensor
 
-    def take(self, index: Tensor | slice) -> "_Sample":
-        return _Sample(self.objects.take(index), self.p4[index], self.truth[index], self.weight[index])
 
-    def batches(self) -> Iterator["_Sample"]:
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """Events that are taken in batches, more than once.
+
+    Attributes
+    ----------
+    data, index
+        The events, and which of them.
+    weight
+        Of those, shape (n,).
+    columns
+        ``p4`` and ``truth`` of `_Batch`.
+    exchanged
+        Whether charges are exchanged.
+    device
+        Where batches are needed.
+    """
+
+    data: TrainingData
+    index: Tensor
+    weight: Tensor
+    columns: dict[str, Tensor]
+    exchanged: bool
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, index: Tensor | slice) -> _Batch:
+        """Some of the events."""
+        objects = Objects(*(sent(column[self.index[index]], self.device) for column in self.data.objects))
+        if self.exchanged:
+            objects = objects.charge_exchanged()
+        p4, truth, weight = (
+            sent(column[index], self.device)
+            for column in (self.columns["p4"], self.columns["truth"], self.weight)
+        )
+        return _Batch(objects, p4, truth, weight)
+
+    def batches(self) -> Iterator[_Batch]:
         """All events in batches that evaluation can take."""
-        for start in range(0, len(self.weight), _EVALUATION_BATCH):
+        for start in range(0, len(self), _EVALUATION_BATCH):
             yield self.take(slice(start, start + _EVALUATION_BATCH))
 
 
@@ -95,7 +137,7 @@ def add_quantiles(
         trained = artefact.metadata.get("training", {}).get("data", {})
         fractions = ("validation_fraction", "test_fraction")
         changes |= {name: trained[name] for name in fractions if name in trained}
-    data = read_training_data(config.data.model_copy(update=changes))
+    data = read_training_data(config.data.model_copy(update=changes), Path(output).parent)
     described: dict[str, Any] = {"data": data.summary}
     if calibrate_only:
         networks = list(copy.deepcopy(artefact.networks))
@@ -154,7 +196,7 @@ def train_quantiles(
             raise TrainingError("data.validation_fraction: no validation events, which quantiles need")
         torch.manual_seed(_seed(config.seed, fold))
         quantiles_config = tops.config.model_copy(update={"quantiles": config.model.quantiles})
-        network = build_network(quantiles_config).to(data.weight.device)
+        network = build_network(quantiles_config).to(next(tops.parameters()).device)
         own = {
             name: tensor for name, tensor in tops.state_dict().items() if not name.startswith("quantiles.")
         }
@@ -163,7 +205,7 @@ def train_quantiles(
         weight = loss_weights(data.weight, config.loss.negative_weights)
         stride = math.ceil(len(train_index) / _STANDARDISATION_EVENTS)
         train = _sample(network, data, train_index, weight)
-        some = train.take(torch.arange(0, len(train_index), stride, device=weight.device))
+        some = train.take(slice(None, None, stride))
         quantiles.fit_scales(some.objects, some.p4, some.truth)
         variants = [train]
         if config.augment_charge_exchange:
@@ -187,7 +229,7 @@ def _train(
 ) -> None:
     """Minimise the pinball loss; keep the weights of the best epoch."""
     options = config.quantiles
-    n = len(variants[0].weight)
+    n = len(variants[0])
     batch_size = min(options.batch_size, n)
     steps = n // batch_size
     optimiser = torch.optim.AdamW(
@@ -227,7 +269,7 @@ def _train(
     quantiles.load_state_dict(best_weights)
 
 
-def _loss(quantiles: QuantileNetwork, batch: _Sample, weight: Tensor) -> Tensor:
+def _loss(quantiles: QuantileNetwork, batch: _Batch, weight: Tensor) -> Tensor:
     residual = batch.truth - quantiles.values(batch.objects, batch.p4, batch.p4)
     u = quantiles.residual_quantiles(batch.objects, batch.p4)
     return (weight * pinball_loss(u, residual, quantiles.unit).mean(1)).mean()
@@ -243,16 +285,23 @@ def _mean_loss(quantiles: QuantileNetwork, sample: _Sample) -> float:
 def calibrate(network: TopNetwork, sample: _Sample) -> None:
     """Correct a network's quantiles on events that it was not trained on."""
     quantiles = _own(network)
-    n_bins = max(1, min(len(quantiles.knots), len(sample.weight) // _CALIBRATION_EVENTS))
+    n_bins = max(1, min(len(quantiles.knots), len(sample) // _CALIBRATION_EVENTS))
     network.eval()
-    with torch.no_grad():
-        u = torch.cat([quantiles.residual_quantiles(batch.objects, batch.p4) for batch in sample.batches()])
-        predicted = quantiles.values(sample.objects, sample.p4, sample.p4)
-    arrays = (
-        x.double().cpu().numpy()
-        for x in (u, sample.truth - predicted, sample.weight, fourvector.mass(sample.p4.sum(1)).log())
-    )
-    quantiles.set_calibration(fit_calibration(*arrays, n_bins=n_bins))
+    shape = (len(quantiles.unit), len(QUANTILE_LEVELS))
+    masses = []
+    with (
+        _rows({"u": shape, "residual": shape[:1]}, len(sample), sample.data.scratch) as rows,
+        torch.no_grad(),
+    ):
+        for batch in sample.batches():
+            u = quantiles.residual_quantiles(batch.objects, batch.p4)
+            residual = batch.truth - quantiles.values(batch.objects, batch.p4, batch.p4)
+            rows.append({"u": u, "residual": residual})
+            masses.append(fourvector.mass(batch.p4.sum(1)).log())
+        columns = rows.columns()
+    arrays = (x.double().cpu().numpy() for x in (sample.weight, torch.cat(masses)))
+    found = fit_calibration(columns["u"].numpy(), columns["residual"].numpy(), *arrays, n_bins=n_bins)
+    quantiles.set_calibration(found)
 
 
 def recalibrate(
@@ -311,33 +360,31 @@ def coverage(networks: Sequence[TopNetwork], data: TrainingData) -> dict[str, An
         By observable: ``coverage68`` and ``coverage95``, and ``pinball``, the mean pinball loss in the unit
         of training. Empty without test events.
     """
-    inside, losses, weights = [], [], []
-    for fold, network in enumerate(networks):
+    indices = [data.indices(fold)[2] for fold in range(len(networks))]
+    total = sum(float(data.weight[index].double().sum()) for index in indices)
+    if not any(map(len, indices)):
+        return {}
+    names = _own(networks[0]).observables
+    n_targets = len(_own(networks[0]).unit)
+    covered, loss = np.zeros((n_targets, 2)), np.zeros(n_targets)
+    for network, index in zip(networks, indices, strict=True):
         quantiles = _own(network)
-        index = data.indices(fold)[2]
-        if len(index) == 0:
-            continue
-        sample = _sample(network, data, index, data.weight)
-        with torch.no_grad():
-            for batch in sample.batches():
+        for batch in _batches(network, data, index, data.weight):
+            with torch.no_grad():
                 u = quantiles.calibrated_quantiles(batch.objects, batch.p4)
                 residual = batch.truth - quantiles.values(batch.objects, batch.p4, batch.p4)
                 above = residual[..., None] > u
-                inside.append(torch.stack([above[..., i] & ~above[..., -1 - i] for i in (1, 0)], -1))
-                losses.append(pinball_loss(u, residual, quantiles.unit))
-            weights.append(sample.weight)
-    if not weights:
-        return {}
-    weight = torch.cat(weights).double()[:, None] / torch.cat(weights).double().sum()
-    covered = (weight[..., None] * torch.cat(inside)).sum(0)
-    loss = (weight * torch.cat(losses)).sum(0)
+                inside = torch.stack([above[..., i] & ~above[..., -1 - i] for i in (1, 0)], -1)
+                weight = batch.weight.double() / total
+                covered += (weight[:, None, None] * inside).sum(0).cpu().numpy()
+                loss += (weight[:, None] * pinball_loss(u, residual, quantiles.unit)).sum(0).cpu().numpy()
     return {
         name: {
             "coverage68": float(covered[i, 0]),
             "coverage95": float(covered[i, 1]),
             "pinball": float(loss[i]),
         }
-        for i, name in enumerate(_own(networks[0]).observables)
+        for i, name in enumerate(names)
     }
 
 
@@ -346,24 +393,50 @@ def _sample(
     network: TopNetwork, data: TrainingData, index: Tensor, weight: Tensor, *, exchanged: bool = False
 ) -> _Sample:
     """Events of some indices as the network of tops sees them, with charges exchanged if asked for."""
+    device = next(network.parameters()).device
+    shapes = {"p4": (2, 4), "truth": (len(_own(network).unit),)}
+    with _rows(shapes, len(index), data.scratch, weight.device) as rows:
+        for batch in _batches(network, data, index, weight, exchanged=exchanged):
+            rows.append({"p4": batch.p4, "truth": batch.truth})
+        columns = rows.columns()
+    return _Sample(data, index, weight[index], columns, exchanged, device)
+
+
+@torch.no_grad()
+def _batches(
+    network: TopNetwork, data: TrainingData, index: Tensor, weight: Tensor, *, exchanged: bool = False
+) -> Iterator[_Batch]:
+    """Events of some indices in batches, and what the network of tops says of them now."""
     quantiles = _own(network)
+    device = next(network.parameters()).device
     network.eval()
-    objects, tops = data.objects.take(index), data.tops[index]
-    if exchanged:
-        objects, tops = objects.charge_exchanged(), tops.flip(1)
-    parts = [
-        (p4, quantiles.values(batch, truth, p4))
-        for start in range(0, len(index), _EVALUATION_BATCH)
-        for batch, truth in [
-            (objects.take(slice(start, start + _EVALUATION_BATCH)), tops[start : start + _EVALUATION_BATCH])
-        ]
-        for p4 in [network(batch)]
-    ]
-    p4, values = (torch.cat(column) for column in zip(*parts, strict=True))
-    if "c_hel" in quantiles.observables:
-        # That of the true leptons, which charge exchange leaves as it is.
-        values[:, quantiles.observables.index("c_hel")] = data.c_hel[index]
-    return _Sample(objects, p4, values, weight[index])
+    for start in range(0, len(index), _EVALUATION_BATCH):
+        part = index[start : start + _EVALUATION_BATCH]
+        objects, tops, spin = data.take(part, device)
+        if exchanged:
+            objects, tops = objects.charge_exchanged(), tops.flip(1)
+        p4 = network(objects)
+        values = quantiles.values(objects, tops, p4)
+        if "c_hel" in quantiles.observables:
+            # That of the true leptons, which charge exchange leaves as it is.
+            values[:, quantiles.observables.index("c_hel")] = spin
+        yield _Batch(objects, p4, values, sent(weight[part], device))
+
+
+@contextmanager
+def _rows(
+    shapes: Mapping[str, tuple[int, ...]],
+    n: int,
+    scratch: Path | None,
+    device: torch.device | str = "cpu",
+) -> Iterator[Rows]:
+    """Columns to write and then read: in a folder of temporary files, or in memory if there is none."""
+    typed = {name: (torch.float32, shape) for name, shape in shapes.items()}
+    if scratch is None:
+        yield Rows(typed, n, device=device)
+        return
+    with room(scratch), tempfile.TemporaryFile(dir=scratch) as file:
+        yield Rows(typed, n, file)
 
 
 def _own(network: TopNetwork) -> QuantileNetwork:

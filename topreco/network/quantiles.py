@@ -371,7 +371,8 @@ def fit_calibration(
             chosen = group[np.isfinite(truth[group, target])]
             if not weight[chosen].sum() > 0:
                 continue
-            own, t, w = u[chosen, target], truth[chosen, target], weight[chosen]
+            own, t = (x[chosen, target].astype(np.float64) for x in (u, truth))
+            w = weight[chosen]
             half = np.maximum(0.5 * (own[:, _HIGH] - own[:, _LOW]), np.finfo(np.float32).tiny)
             shift[b, target] = _quantile((t - own[:, _MEDIAN]) / half, w, 0.5)
             median = own[:, _MEDIAN] + shift[b, target] * half

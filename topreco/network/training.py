@@ -3,11 +3,12 @@
 The training state is saved after every epoch, and a training that is run again with the same configuration
 goes on where it stopped. On the CPU it then gives the same bits as one that was never interrupted: weights,
 optimiser and averages are restored, and all randomness of an epoch (order of events, augmentation, dropout)
-is drawn anew from (seed, fold, epoch). It keeps its data in memory, see `topreco.network.data`.
+is drawn anew from (seed, fold, epoch). Where its data are, `topreco.network.data` says.
 """
 
 import copy
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -20,7 +21,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -33,14 +34,21 @@ from torch import Tensor, nn
 
 from topreco import fourvector
 from topreco.config import LossConfig, ModelConfig, OptimiserConfig, TrainConfig
-from topreco.events import FloatArray
+from topreco.events import BoolArray, FloatArray
 from topreco.files import complete_file, writable_folder, write_text
 from topreco.network.build import TopNetwork, build_network
 from topreco.network.checkpoint import save_artefact
-from topreco.network.data import TrainingData, TrainingError, augment, read_training_data
+from topreco.network.data import (
+    TrainingData,
+    TrainingError,
+    augment,
+    read_training_data,
+    share_training_data,
+)
 from topreco.network.losses import event_loss, flattening_weights, loss_weights, m_tt_bias_loss
 from topreco.network.muon import Muon
 from topreco.network.quantile_training import train_quantiles
+from topreco.network.rows import sent, slices
 from topreco.network.tokens import Objects
 from topreco.observables import m_tt
 
@@ -52,6 +60,8 @@ _STATE_VERSION = 2
 # Where and how fast a training runs is not what is trained.
 MAY_DIFFER = {"output", "accelerator", "devices", "threads", "mlflow"}
 """Keys that may change when a training resumes."""
+WHERE_DATA_ARE = {"stream", "cache"}
+"""Keys of `data` of which the same holds; no model file has them."""
 _EVALUATION_BATCH = 1024
 _STANDARDISATION_EVENTS = 100_000
 
@@ -59,8 +69,8 @@ _STANDARDISATION_EVENTS = 100_000
 def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) -> Path:
     """Train the networks of a configuration, or go on with a training that was interrupted.
 
-    Seeds torch's global generators. With several devices each process reads the data, and the first one
-    evaluates and writes.
+    Seeds torch's global generators. With several devices each process reads the data, or the first one of
+    each machine if they are streamed; the first of all evaluates and writes.
 
     Parameters
     ----------
@@ -105,14 +115,14 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
     if state["complete"] and path.is_file():
         console.print(f"{path}: already trained")
         return path
-    data = read_training_data(config.data)
+    data = _read_data(config, fabric)
     _check_same("the training data", state["data"] or data.summary, data.summary, output)
     state["data"] = data.summary
     if config.loss.c_hel > 0 and not data.c_hel.isfinite().any():
         raise TrainingError(
             f"loss.c_hel: {config.loss.c_hel} found, but no event of data.files has both true leptons"
         )
-    data = data.to(fabric.device)
+    data = _placed(data, fabric.device)
     fabric.barrier()
 
     writes = fabric.is_global_zero
@@ -120,17 +130,17 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
     with _progress_bar(console) as bar, tracking as log, warnings.catch_warnings():
         # Of lgatr's cached constants, which do not change.
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
+        unscaled = _loss_weights(data, config.loss)
         for fold in range(len(state["finished"]), config.data.folds):
             train_index, validation_index, _ = data.indices(fold)
-            weights = _loss_weights(data, config.loss)
-            mean_weight = weights[train_index].mean() if len(train_index) else 0.0
+            mean_weight = unscaled[train_index].mean() if len(train_index) else 0.0
             if not mean_weight > 0:
                 raise TrainingError(
                     f"data: no training events with weight remain for network {fold} "
                     f"({len(data)} events, {len(train_index)} of them in the training split)"
                 )
             # One constant, so that an event counts the same in whichever batch it falls.
-            weights = weights / mean_weight
+            weights = unscaled / mean_weight
             per_device = min(config.batch_size, len(train_index)) // fabric.world_size
             batch_size = per_device * fabric.world_size
             if per_device < config.accumulate:
@@ -166,21 +176,22 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
                 # The ranks draw the same order and augmentation but must not share their dropout.
                 draw = torch.Generator().manual_seed(_seed(config.seed, fold, epoch))
                 torch.manual_seed(_seed(config.seed, fold, epoch, fabric.global_rank))
-                order = train_index[torch.randperm(len(train_index), generator=draw).to(fabric.device)]
+                home = train_index.device
+                order = train_index[torch.randperm(len(train_index), generator=draw).to(home)]
                 angle = reflect = exchange = None
                 if config.augment_rotation:
-                    angle = (2 * math.pi * torch.rand(len(order), generator=draw)).to(fabric.device)
+                    angle = (2 * math.pi * torch.rand(len(order), generator=draw)).to(home)
                 if config.augment_reflection:
-                    reflect = (torch.rand(len(order), generator=draw) < 0.5).to(fabric.device)
+                    reflect = (torch.rand(len(order), generator=draw) < 0.5).to(home)
                 if config.augment_charge_exchange:
-                    exchange = (torch.rand(len(order), generator=draw) < 0.5).to(fabric.device)
+                    exchange = (torch.rand(len(order), generator=draw) < 0.5).to(home)
 
                 model.train()
                 _schedulefree_mode(optimisers, training=True)
                 started, train_loss = time.perf_counter(), 0.0
                 for start in range(0, steps * batch_size, batch_size):
                     ends = start + fabric.global_rank, start + batch_size, fabric.world_size
-                    mine = torch.arange(*ends, device=fabric.device)
+                    mine = torch.arange(*ends, device=home)
                     rate = learning_rate(step, total_steps, config.optimiser)
                     for group in itertools.chain(*(each.param_groups for each in optimisers)):
                         group["lr"] = rate
@@ -190,15 +201,18 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
                     summed = torch.zeros((), device=fabric.device)
                     for number, part in enumerate(parts):
                         batch = order[part]
-                        objects, tops = data.objects.take(batch), data.tops[batch]
-                        drawn = [None if each is None else each[part] for each in (angle, reflect, exchange)]
+                        objects, tops, spin = data.take(batch, fabric.device)
+                        drawn = [
+                            None if each is None else sent(each[part], fabric.device)
+                            for each in (angle, reflect, exchange)
+                        ]
                         if any(each is not None for each in drawn):
                             objects, tops = augment(objects, tops, *drawn)
                         with fabric.no_backward_sync(model, enabled=number < len(parts) - 1):
                             pred = model(objects).float()
                             leptons, scale = _leptons(objects), network.scale(objects)
-                            per_event = event_loss(pred, tops, scale, config.loss, leptons, data.c_hel[batch])
-                            loss = (weights[batch] * per_event).mean()
+                            per_event = event_loss(pred, tops, scale, config.loss, leptons, spin)
+                            loss = (sent(weights[batch], fabric.device) * per_event).mean()
                             if config.loss.m_tt_bias > 0:
                                 loss = loss + config.loss.m_tt_bias * m_tt_bias_loss(pred, tops)
                             loss = loss * (len(part) / per_device)
@@ -240,7 +254,9 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
                 if writes:
                     row |= {
                         f"validation_{key}": number
-                        for key, number in _evaluate(evaluated, data, validation_index, config).items()
+                        for key, number in _evaluate(
+                            evaluated, data, validation_index, unscaled, config
+                        ).items()
                     }
                 row = fabric.broadcast(row)
                 if len(validation_index) and not math.isfinite(row["validation_loss"]):
@@ -272,7 +288,7 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
             bar.remove_task(task)
 
         if writes:
-            networks, test = _finish(config, data, state)
+            networks, test = _finish(config, data, unscaled, state, fabric.device)
             metadata = {
                 "training": _config_data(config) | {"output": config.output.name},
                 "data": data.summary,
@@ -424,16 +440,37 @@ def pair_metrics(pred: FloatArray, truth: FloatArray, weight: FloatArray) -> dic
         RMS of p − t, of t and t̄ alike; ``efficiency``: fraction of finite predictions, to which the others
         are confined. NaN where undefined.
     """
-    finite = np.isfinite(pred).all(axis=(1, 2))
+    return _metrics_of(_PairColumns.of(pred, truth), weight)
+
+
+class _PairColumns(NamedTuple):
+    """All that `pair_metrics` has to know of each event, NaN where the prediction is not finite."""
+
+    finite: BoolArray
+    m_pred: FloatArray
+    m_true: FloatArray
+    pt_square: FloatArray
+    y_square: FloatArray
+
+    @classmethod
+    def of(cls, pred: FloatArray, truth: FloatArray) -> "_PairColumns":
+        """Masses of the pairs in GeV, and mean squares of p − t of t and t̄, shape (n,) each."""
+        finite = np.asarray(np.isfinite(pred).all(axis=(1, 2)))
+        pred = np.where(finite[:, None, None], pred, np.nan)
+        squares = [((of(pred) - of(truth)) ** 2).mean(axis=1) for of in (fourvector.pt, fourvector.rapidity)]
+        return cls(finite, m_tt(pred), m_tt(truth), *squares)
+
+
+def _metrics_of(columns: _PairColumns, weight: FloatArray) -> dict[str, float]:
+    finite, *values = columns
     with np.errstate(invalid="ignore", divide="ignore"):
         efficiency = weight[finite].sum() / weight.sum() if len(weight) else np.nan
-        pred, truth, weight = pred[finite], truth[finite], weight[finite]
-        normalised = weight / weight.sum()
+        m_pred, m_true, pt_square, y_square = (column[finite] for column in values)
+        normalised = weight[finite] / weight[finite].sum()
 
         def mean(values: FloatArray) -> Any:
             return (normalised * values).sum() if len(values) else np.nan
 
-        m_pred, m_true = m_tt(pred), m_tt(truth)
         residual = m_pred / m_true - 1
         x, y = np.log(m_true), np.log(m_pred)
         x, y = x - mean(x), y - mean(y)
@@ -442,9 +479,9 @@ def pair_metrics(pred: FloatArray, truth: FloatArray, weight: FloatArray) -> dic
             "m_tt_resolution": np.sqrt(mean(residual**2) - mean(residual) ** 2),
             "m_tt_correlation": mean(x * y) / np.sqrt(mean(x**2) * mean(y**2)),
             "m_tt_slope": mean(x * y) / mean(x**2),
+            "pt_top_rms": np.sqrt(mean(pt_square)),
+            "y_top_rms": np.sqrt(mean(y_square)),
         }
-        for name, of in {"pt_top_rms": fourvector.pt, "y_top_rms": fourvector.rapidity}.items():
-            results[name] = np.sqrt(mean(((of(pred) - of(truth)) ** 2).mean(axis=1)))
     return {key: float(value) for key, value in results.items()} | {"efficiency": float(efficiency)}
 
 
@@ -453,60 +490,69 @@ def _leptons(objects: Objects) -> Tensor:
 
 
 @torch.no_grad()
-def _predicted(network: TopNetwork, data: TrainingData, index: Tensor, config: TrainConfig) -> list[Tensor]:
+def _predicted(
+    network: TopNetwork, data: TrainingData, index: Tensor, config: TrainConfig
+) -> tuple[Tensor, Tensor]:
     """Predictions in GeV, shape (n, 2, 4), and losses, shape (n,), in full precision without dropout."""
+    device = next(network.parameters()).device
     training = network.training
     network.eval()
-    parts = []
+    preds = torch.empty((len(index), 2, 4), device=device)
+    losses = torch.empty(len(index), device=device)
     for start in range(0, len(index), _EVALUATION_BATCH):
-        batch = index[start : start + _EVALUATION_BATCH]
-        objects = data.objects.take(batch)
-        pred = network(objects)
-        scale, spin = network.scale(objects), data.c_hel[batch]
-        parts.append((pred, event_loss(pred, data.tops[batch], scale, config.loss, _leptons(objects), spin)))
+        part = slice(start, start + _EVALUATION_BATCH)
+        objects, tops, spin = data.take(index[part], device)
+        preds[part] = pred = network(objects)
+        losses[part] = event_loss(pred, tops, network.scale(objects), config.loss, _leptons(objects), spin)
     network.train(training)
-    return [torch.cat(column) for column in zip(*parts, strict=True)]
+    return preds, losses
 
 
 def _evaluate(
-    network: TopNetwork, data: TrainingData, index: Tensor, config: TrainConfig
+    network: TopNetwork, data: TrainingData, index: Tensor, weights: Tensor, config: TrainConfig
 ) -> dict[str, float]:
     """Weighted mean loss and `pair_metrics` of some events; empty without events."""
     if len(index) == 0:
         return {}
     pred, loss = _predicted(network, data, index, config)
-    return _summarised(pred, loss, data, index, config)
+    return _summarised(pred, loss, data, index, weights, config)
 
 
 def _loss_weights(data: TrainingData, config: LossConfig) -> Tensor:
     """What each event counts in the loss, shape (n,)."""
     weights = loss_weights(data.weight, config.negative_weights)
     if config.flat_m_tt > 0:
-        masses = fourvector.mass(data.tops.sum(1))
+        masses = torch.cat([fourvector.mass(data.tops[part].sum(1)) for part in slices(len(data))])
         weights = weights * flattening_weights(masses, config.flat_m_tt)
     return weights
 
 
 def _summarised(
-    pred: Tensor, loss: Tensor, data: TrainingData, index: Tensor, config: TrainConfig
+    pred: Tensor, loss: Tensor, data: TrainingData, index: Tensor, weights: Tensor, config: TrainConfig
 ) -> dict[str, float]:
-    weights = _loss_weights(data, config.loss)[index].double()
-    mean_loss = float((weights * loss.double()).sum() / weights.sum())
+    own = weights[index].to(loss.device).double()
+    mean_loss = float((own * loss.double()).sum() / own.sum())
     if config.loss.m_tt_bias > 0:
-        mean_loss += config.loss.m_tt_bias * float(m_tt_bias_loss(pred.double(), data.tops[index].double()))
-    arrays = (x.double().cpu().numpy() for x in (pred, data.tops[index], data.weight[index]))
-    return {"loss": mean_loss} | pair_metrics(*arrays)
+        truth = data.tops[index].to(pred.device)
+        mean_loss += config.loss.m_tt_bias * float(m_tt_bias_loss(pred.double(), truth.double()))
+    # Of all events at a time no more than what has to be summed.
+    parts = [
+        _PairColumns.of(*(x.double().cpu().numpy() for x in (pred[part], data.tops[index[part]])))
+        for part in slices(len(index))
+    ]
+    columns = _PairColumns(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return {"loss": mean_loss} | _metrics_of(columns, data.weight[index].double().cpu().numpy())
 
 
 def _finish(
-    config: TrainConfig, data: TrainingData, state: dict[str, Any]
+    config: TrainConfig, data: TrainingData, weights: Tensor, state: dict[str, Any], device: torch.device
 ) -> tuple[list[TopNetwork], dict[str, float]]:
     """The best networks, and metrics of all test events, each seen by the network of its fold alone."""
     networks, parts = [], []
     for fold, finished in enumerate(state["finished"]):
         network = build_network(_tops_alone(config))
         network.load_state_dict(finished["weights"])
-        network.to(data.weight.device).eval()
+        network.to(device).eval()
         networks.append(network)
         index = data.indices(fold)[2]
         if len(index):
@@ -514,7 +560,7 @@ def _finish(
     if not parts:
         return networks, {}
     pred, loss, index = (torch.cat(column) for column in zip(*parts, strict=True))
-    return networks, _summarised(pred, loss, data, index, config)
+    return networks, _summarised(pred, loss, data, index, weights, config)
 
 
 # ---- what is kept on disk --------------------------------------------------------------------------------
@@ -527,7 +573,7 @@ def _tops_alone(config: TrainConfig) -> ModelConfig:
 
 def _config_data(config: TrainConfig) -> dict[str, Any]:
     """The configuration as plain data, files by their names."""
-    content = config.model_dump(mode="json")
+    content = config.model_dump(mode="json", exclude={"data": WHERE_DATA_ARE})
     content["data"]["files"] = [path.name for path in config.data.files]
     return content
 
@@ -670,6 +716,23 @@ def _launch(config: TrainConfig) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def _read_data(config: TrainConfig, fabric: Fabric) -> TrainingData:
+    """The training data, of which the processes of a machine share what is not in memory."""
+    if fabric.world_size == 1:
+        return read_training_data(config.data, config.output)
+    # A name that the next training in this output folder finds again.
+    digest = hashlib.sha256(str(config.output.resolve()).encode()).hexdigest()[:12]
+    path = (config.data.cache or config.output) / f".data.{digest}.{fabric.node_rank}.tmp"
+    return share_training_data(config.data, path, writes=fabric.local_rank == 0, barrier=fabric.barrier)
+
+
+def _placed(data: TrainingData, device: torch.device) -> TrainingData:
+    """The data in the memory of a GPU if they leave half of it free, otherwise where they are."""
+    if device.type == "cuda" and data.n_bytes > torch.cuda.mem_get_info(device)[0] / 2:
+        return data
+    return data.to(device)
 
 
 @contextmanager

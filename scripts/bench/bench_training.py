@@ -1,0 +1,242 @@
+"""Training from memory and streamed: how much of its time is spent on data, and how much memory it takes.
+
+    python scripts/bench/bench_training.py [--json FILE]
+    python scripts/bench/bench_training.py --events 100000 1000000 10000000    # with 4 GB of disk
+
+Time: one epoch of a shipped recipe on one thread, in memory and streamed in turn. *Reading* is what happens
+once, from skims to tensors; *loading* is taking the batches of training and validation; both as a share of
+the whole, medians of the repeats. Reading counts in full, as if there were no second epoch.
+
+Memory: the largest anonymous memory (RssAnon, which no page cache is part of) of a process that trains for
+one epoch, by number of events, with a network that costs nothing, since what a network takes does not depend
+on their number. The events are toys of one skim, read again and again under other names of the dataset. The
+slope is that between the smallest and the largest number of events.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from topreco.config import TrainConfig, load_config
+from topreco.events import DileptonEvents, Truth, dataset_id, toy_events
+from topreco.files import write_text
+from topreco.network import training
+from topreco.network.build import TopNetwork
+from topreco.network.data import TrainingData
+from topreco.network.tokens import Objects
+from topreco.skim import Skim, SkimWriter
+from topreco.versions import versions
+
+SKIM_EVENTS = 100_000
+KINDS = {"in memory": False, "streamed": True}
+
+
+def main() -> None:
+    """Measure and print two tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="dilepton.yaml", help="whose epoch is timed")
+    parser.add_argument("--timed", type=int, default=10_000, help="events of that epoch; 0 for none")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--events", type=int, nargs="*", default=[100_000, 1_000_000])
+    parser.add_argument("--only", choices=KINDS, help="memory of this kind alone")
+    parser.add_argument("--folder", type=Path, help="for temporary files; by default the system's")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.child:
+        train_without_network(**json.loads(arguments.child))
+        return
+    console, results = Console(), {"versions": versions()}
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        if arguments.timed:
+            results["time"] = found = shares(arguments.recipe, arguments.timed, arguments.repeats, folder)
+            table = Table("", *KINDS, title=f"one epoch of {arguments.recipe}, {arguments.timed} events")
+            for key in found["in memory"]:
+                table.add_row(key, *(f"{found[kind][key]:,.4g}" for kind in KINDS))
+            console.print(table)
+        if arguments.events:
+            kinds = [arguments.only] if arguments.only else list(KINDS)
+            results["memory"] = memory(arguments.events, kinds, folder)
+            table = Table("events", *kinds, title="largest anonymous memory in MB (seconds)")
+            for n in arguments.events:
+                rows = [results["memory"][kind][str(n)] for kind in kinds]
+                table.add_row(f"{n:,}", *(f"{row['mb']:,.0f} ({row['seconds']:.0f})" for row in rows))
+            slopes = [results["memory"][kind].get("bytes_per_event") for kind in kinds]
+            table.add_row("bytes per event", *("" if slope is None else f"{slope:.0f}" for slope in slopes))
+            console.print(table)
+    if arguments.json is not None:
+        write_text(arguments.json, json.dumps(results, indent=1) + "\n")
+
+
+def toy_skim(path: Path, n: int) -> Path:
+    """Skim of random events whose tops are a lepton and a jet each, with the mass of a top quark."""
+    events = toy_events(n)
+    tops = events.lepton_p4 + events.jets[:, :2]
+    tops[..., 0] = np.sqrt(172.5**2 + (tops[..., 1:] ** 2).sum(-1))
+    flags, nothing = np.ones(n, bool), np.full((n, 2, 4), np.nan)
+    no_tau, production = np.zeros((n, 2), bool), np.zeros(n, np.int8)
+    truth = Truth(tops, nothing, nothing, events.lepton_p4, nothing, no_tau, flags, production)
+    with SkimWriter(path) as writer:
+        writer.write(events, truth)
+    return path
+
+
+# ---- time ------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds spent in a function."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def watching(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, watched."""
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return watched
+
+
+def shares(recipe: str, n: int, repeats: int, folder: Path) -> dict[str, dict[str, float]]:
+    """By kind, medians of the share of the time that reading and loading take, and events/s."""
+    skim = toy_skim(folder / "timed.parquet", n)
+    measured: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+    # The first round compiles.
+    for repeat in range(repeats + 1):
+        for kind, stream in KINDS.items():
+            config = load_config(
+                TrainConfig,
+                recipe,
+                [
+                    *(f"data.files=[{skim}]", f"data.stream={str(stream).lower()}", "data.test_fraction=0"),
+                    *("epochs=1", "accelerator=cpu", "threads=1", "model.quantiles=null"),
+                    f"output={folder / 'timed'}",
+                ],
+            )
+            found = timed(config)
+            if repeat:
+                measured[kind].append(found)
+    return {
+        kind: {key: statistics.median(each[key] for each in every) for key in every[0]}
+        for kind, every in measured.items()
+    }
+
+
+def timed(config: TrainConfig) -> dict[str, float]:
+    """Train, and say where the time went."""
+    reading, loading, taken = Clock(), Clock(), 0
+    original = training._read_data, TrainingData.take  # noqa: SLF001
+
+    def take(data: TrainingData, index: torch.Tensor, device: torch.device) -> Any:
+        nonlocal taken
+        taken += len(index)
+        return original[1](data, index, device)
+
+    start = time.perf_counter()
+    training._read_data = reading.watching(original[0])  # noqa: SLF001
+    TrainingData.take = loading.watching(take)  # type: ignore[method-assign]
+    try:
+        training.train(config, progress=False, restart=True)
+    finally:
+        training._read_data, TrainingData.take = original  # type: ignore[method-assign]  # noqa: SLF001
+    seconds = time.perf_counter() - start
+    return {
+        "seconds": seconds,
+        "reading, share": reading.seconds / seconds,
+        "loading, share": loading.seconds / seconds,
+        "not on data, share": 1 - (reading.seconds + loading.seconds) / seconds,
+        "reading, events/s": taken / reading.seconds,
+        "loading, events/s": taken / loading.seconds,
+    }
+
+
+# ---- memory ----------------------------------------------------------------------------------------------
+
+
+def memory(numbers: list[int], kinds: list[str], folder: Path) -> dict[str, dict[str, Any]]:
+    """By kind and number of events, largest anonymous memory in MB; slope in bytes per event."""
+    skim = toy_skim(folder / "memory.parquet", SKIM_EVENTS)
+    results: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
+    for kind in kinds:
+        for n in numbers:
+            job = {"skim": str(skim), "n": n, "stream": KINDS[kind], "output": str(folder / "memory")}
+            start = time.perf_counter()
+            process = subprocess.Popen([sys.executable, __file__, "--child", json.dumps(job)])
+            peak = 0.0
+            while process.poll() is None:
+                peak = max(peak, anonymous(process.pid))
+                time.sleep(0.02)
+            if process.returncode:
+                raise SystemExit(f"the training of {n} events, {kind}, ended with {process.returncode}")
+            results[kind][str(n)] = {"mb": peak, "seconds": time.perf_counter() - start}
+        smallest, *_, largest = sorted(numbers)[:1] + sorted(numbers)[-1:]
+        if largest > smallest:
+            risen = results[kind][str(largest)]["mb"] - results[kind][str(smallest)]["mb"]
+            results[kind]["bytes_per_event"] = 1e6 * risen / (largest - smallest)
+    return results
+
+
+def anonymous(pid: int) -> float:
+    """Anonymous resident memory of a process in MB; 0 when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("RssAnon:"))
+
+
+def train_without_network(skim: str, n: int, stream: bool, output: str) -> None:
+    """Train for an epoch with all that depends on the number of events, but a network of one number."""
+
+    def renamed(self: Skim, index: int) -> tuple[DileptonEvents, Truth | None]:
+        events, truth = read(self, index)
+        dataset = np.full(len(events), dataset_id(f"toy {next(turn) // self.n_row_groups}"), np.uint64)
+        return dataclasses.replace(events, dataset=dataset), truth
+
+    def guess(self: TopNetwork, objects: Objects) -> torch.Tensor:
+        p4 = torch.stack([objects.lepton_plus, objects.lepton_minus], 1) + objects.jets[:, :2]
+        return p4 * (1 + 0 * next(self.parameters()).sum())
+
+    read, turn = Skim.read_row_group, iter(range(10**9))
+    Skim.read_row_group = renamed  # type: ignore[method-assign]
+    TopNetwork.forward = guess  # type: ignore[method-assign]
+    files = [skim] * -(-n // SKIM_EVENTS)
+    config = TrainConfig.model_validate(
+        {
+            "data": {"files": files, "max_events": n, "stream": stream},
+            "epochs": 1,
+            "batch_size": 4096,
+            "augment_charge_exchange": True,
+            "accelerator": "cpu",
+            "threads": 1,
+            "output": output,
+        }
+    )
+    training.train(config, progress=False, restart=True)
+
+
+if __name__ == "__main__":
+    main()
