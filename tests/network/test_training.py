@@ -309,7 +309,7 @@ def test_where_data_are_may_change_when_a_training_resumes(config, tmp_path, mon
 # Trains where coffea, ROOT I/O and plotting are not installed, and dies without warning in step 4.
 KILLED = """
 import os, signal, sys
-for name in ("coffea", "uproot", "awkward", "hist", "matplotlib", "mplhep", "numba"):
+for name in ("coffea", "uproot", "awkward", "hist", "matplotlib", "mplhep"):
     sys.modules[name] = None
 from topreco.config import TrainConfig
 from topreco.network import training
