@@ -276,15 +276,17 @@ class _Content(NamedTuple):
         file.flush()
 
 
-def _read(config: DataConfig, skims: Sequence[Skim], file: BinaryIO | None = None) -> _Content:
-    """Read the events, into a file if there is one."""
+def _read(config: DataConfig, skims: list[Skim], file: BinaryIO | None = None) -> _Content:
+    """Read the events, into a file if there is one; of the skims none is left."""
     budgets = _budgets(config, skims)
     rows: Rows | None = None
     n_jets = 0
     marks: list[tuple[Tensor, ...]] = []
     files: list[dict[str, Any]] = []
     numbers: dict[int, int] = {}
-    for skim, budget in zip(skims, budgets, strict=True):
+    for budget in budgets:
+        # A reader keeps some MB for as long as it lives.
+        skim = skims.pop(0)
         read = used = 0
         for index in range(skim.n_row_groups):
             if read == budget:
@@ -305,7 +307,7 @@ def _read(config: DataConfig, skims: Sequence[Skim], file: BinaryIO | None = Non
             if objects.jets.shape[1] != n_jets:
                 raise TrainingError(
                     f"{skim.path}: {objects.jets.shape[1]} padded jets per event, "
-                    f"{n_jets} in {skims[0].path}; skim all files with one jet.max_jets"
+                    f"{n_jets} in {config.files[0]}; skim all files with one jet.max_jets"
                 )
             true = {
                 "tops": torch.from_numpy(truth.tops.astype(np.float32)),
@@ -327,9 +329,10 @@ def _read(config: DataConfig, skims: Sequence[Skim], file: BinaryIO | None = Non
 
     weight, split, fold, dataset = (torch.cat(parts) for parts in zip(*marks, strict=True))
     if rows is None or len(rows) == 0:
+        names = ", ".join(map(str, config.files))
         wanted = "two true tops, both decayed to leptons" if config.require_dileptonic else "two true tops"
         hint = "; data.require_dileptonic=false asks for no decay" if config.require_dileptonic else ""
-        raise TrainingError(f"data.files: no event of {_names(skims)} has {wanted}{hint}")
+        raise TrainingError(f"data.files: no event of {names} has {wanted}{hint}")
     if config.normalise_weights:
         weight = _normalised(weight, dataset)
     # JSON readers lose the digits of 64-bit integers.
@@ -458,7 +461,3 @@ def _check_finite(events: DileptonEvents, truth: Truth, skim: Skim) -> None:
     at_rest = (truth.tops[..., 0] <= 0).any(axis=1)
     if at_rest.any():
         raise TrainingError(f"{skim.path}: {at_rest.sum()} events with true tops of no energy")
-
-
-def _names(skims: Sequence[Skim]) -> str:
-    return ", ".join(str(skim.path) for skim in skims)
