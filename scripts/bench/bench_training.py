@@ -1,16 +1,16 @@
 """Training from memory and streamed: how much of its time is spent on data, and how much memory it takes.
 
     python scripts/bench/bench_training.py [--json FILE]
-    python scripts/bench/bench_training.py --events 100000 1000000 10000000    # with 4 GB of disk
+    python scripts/bench/bench_training.py --timed 0 --events 1000000 10000000 --kinds streamed   # 4 GB of disk
 
 Time: one epoch of a shipped recipe on one thread, in memory and streamed in turn. *Reading* is what happens
-once, from skims to tensors; *loading* is taking the batches of training and validation; both as a share of
-the whole, medians of the repeats. Reading counts in full, as if there were no second epoch.
+once, from skims to tensors; *loading* is taking the batches of training and validation. Reading counts in
+full, as if there were no second epoch. By the clock on the wall, for that is what waiting for a disk costs.
 
 Memory: the largest anonymous memory (RssAnon, which no page cache is part of) of a process that trains for
 one epoch, by number of events, with a network that costs nothing, since what a network takes does not depend
 on their number. The events are toys of one skim, read again and again under other names of the dataset. The
-slope is that between the smallest and the largest number of events.
+growth is that between the smallest and the largest number of events.
 """
 
 import argparse
@@ -27,62 +27,50 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+from measuring import Measurement, paired_ratio, parser, report, spread
 
 from topreco.config import TrainConfig, load_config
 from topreco.events import DileptonEvents, Truth, dataset_id, toy_events
-from topreco.files import write_text
 from topreco.network import training
 from topreco.network.build import TopNetwork
 from topreco.network.data import TrainingData
 from topreco.network.tokens import Objects
 from topreco.skim import Skim, SkimWriter
-from topreco.versions import versions
 
 SKIM_EVENTS = 100_000
 KINDS = {"in memory": False, "streamed": True}
+SHARE = 90.0
+"""Target: percent of the time that is not spent on data."""
+GROWTH = 100.0
+"""Target: bytes of memory for each streamed event."""
 
 
 def main() -> None:
-    """Measure and print two tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--recipe", default="dilepton.yaml", help="whose epoch is timed")
-    parser.add_argument("--timed", type=int, default=10_000, help="events of that epoch; 0 for none")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--events", type=int, nargs="*", default=[100_000, 1_000_000])
-    parser.add_argument("--only", choices=KINDS, help="memory of this kind alone")
-    parser.add_argument("--folder", type=Path, help="for temporary files; by default the system's")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    """Measure and print one table."""
+    options = parser(__doc__)
+    options.add_argument("--recipe", default="dilepton.yaml", help="whose epoch is timed")
+    options.add_argument("--timed", type=int, default=10_000, help="events of that epoch; 0 for none")
+    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--events", type=int, nargs="*", default=[100_000, 1_000_000], help="of memory")
+    options.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of memory")
+    options.add_argument("--folder", type=Path, help="for temporary files; by default the system's")
+    options.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = options.parse_args()
     torch.set_num_threads(1)
     if arguments.child:
         train_without_network(**json.loads(arguments.child))
         return
-    console, results = Console(), {"versions": versions()}
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        folder = Path(name)
+    rows: list[Measurement] = []
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         if arguments.timed:
-            results["time"] = found = shares(arguments.recipe, arguments.timed, arguments.repeats, folder)
-            table = Table("", *KINDS, title=f"one epoch of {arguments.recipe}, {arguments.timed} events")
-            for key in found["in memory"]:
-                table.add_row(key, *(f"{found[kind][key]:,.4g}" for kind in KINDS))
-            console.print(table)
+            rows += times(arguments.recipe, arguments.timed, arguments.repeats, Path(folder))
         if arguments.events:
-            kinds = [arguments.only] if arguments.only else list(KINDS)
-            results["memory"] = memory(arguments.events, kinds, folder)
-            table = Table("events", *kinds, title="largest anonymous memory in MB (seconds)")
-            for n in arguments.events:
-                rows = [results["memory"][kind][str(n)] for kind in kinds]
-                table.add_row(f"{n:,}", *(f"{row['mb']:,.0f} ({row['seconds']:.0f})" for row in rows))
-            slopes = [results["memory"][kind].get("bytes_per_event") for kind in kinds]
-            table.add_row("bytes per event", *("" if slope is None else f"{slope:.0f}" for slope in slopes))
-            console.print(table)
-    if arguments.json is not None:
-        write_text(arguments.json, json.dumps(results, indent=1) + "\n")
+            rows += memory(arguments.events, arguments.kinds, Path(folder))
+    notes = [
+        f"Times: one epoch of {arguments.recipe}, {arguments.timed} toy events; reading counts in full.",
+        "Memory: largest RssAnon of a process that trains for one epoch with a network that costs nothing.",
+    ]
+    report("Training from memory and streamed", rows, arguments.json, notes)
 
 
 def toy_skim(path: Path, n: int) -> Path:
@@ -120,8 +108,8 @@ class Clock:
         return watched
 
 
-def shares(recipe: str, n: int, repeats: int, folder: Path) -> dict[str, dict[str, float]]:
-    """By kind, medians of the share of the time that reading and loading take, and events/s."""
+def times(recipe: str, n: int, repeats: int, folder: Path) -> list[Measurement]:
+    """Where the time of an epoch goes, by kind."""
     skim = toy_skim(folder / "timed.parquet", n)
     measured: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     # The first round compiles.
@@ -139,10 +127,27 @@ def shares(recipe: str, n: int, repeats: int, folder: Path) -> dict[str, dict[st
             found = timed(config)
             if repeat:
                 measured[kind].append(found)
-    return {
-        kind: {key: statistics.median(each[key] for each in every) for key in every[0]}
-        for kind, every in measured.items()
-    }
+    rows = []
+    first = next(iter(KINDS))
+    for key, unit in TIMES.items():
+        columns = {kind: [each[key] for each in every] for kind, every in measured.items()}
+        for kind, values in columns.items():
+            rows.append(
+                Measurement(
+                    f"{key}, {kind}",
+                    unit,
+                    statistics.median(values),
+                    spread(values),
+                    ratio_to=f"{key}, {first}" if kind != first and unit != "%" else None,
+                    ratio=paired_ratio(values, columns[first]) if kind != first and unit != "%" else None,
+                    target=SHARE if key == "not on data" else None,
+                )
+            )
+    return rows
+
+
+TIMES = {"whole": "events/s", "not on data": "%", "reading": "events/s", "loading": "events/s"}
+"""What `timed` finds, and its unit."""
 
 
 def timed(config: TrainConfig) -> dict[str, float]:
@@ -164,39 +169,38 @@ def timed(config: TrainConfig) -> dict[str, float]:
         training._read_data, TrainingData.take = original  # type: ignore[method-assign]  # noqa: SLF001
     seconds = time.perf_counter() - start
     return {
-        "seconds": seconds,
-        "reading, share": reading.seconds / seconds,
-        "loading, share": loading.seconds / seconds,
-        "not on data, share": 1 - (reading.seconds + loading.seconds) / seconds,
-        "reading, events/s": taken / reading.seconds,
-        "loading, events/s": taken / loading.seconds,
+        "whole": taken / seconds,
+        "not on data": 100 * (1 - (reading.seconds + loading.seconds) / seconds),
+        "reading": taken / reading.seconds,
+        "loading": taken / loading.seconds,
     }
 
 
 # ---- memory ----------------------------------------------------------------------------------------------
 
 
-def memory(numbers: list[int], kinds: list[str], folder: Path) -> dict[str, dict[str, Any]]:
-    """By kind and number of events, largest anonymous memory in MB; slope in bytes per event."""
+def memory(numbers: list[int], kinds: list[str], folder: Path) -> list[Measurement]:
+    """Largest anonymous memory in MB by kind and number of events, and its growth in bytes per event."""
     skim = toy_skim(folder / "memory.parquet", SKIM_EVENTS)
-    results: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
+    rows = []
     for kind in kinds:
-        for n in numbers:
+        peaks = {}
+        for n in sorted(numbers):
             job = {"skim": str(skim), "n": n, "stream": KINDS[kind], "output": str(folder / "memory")}
-            start = time.perf_counter()
             process = subprocess.Popen([sys.executable, __file__, "--child", json.dumps(job)])
-            peak = 0.0
+            peaks[n] = 0.0
             while process.poll() is None:
-                peak = max(peak, anonymous(process.pid))
+                peaks[n] = max(peaks[n], anonymous(process.pid))
                 time.sleep(0.02)
             if process.returncode:
                 raise SystemExit(f"the training of {n} events, {kind}, ended with {process.returncode}")
-            results[kind][str(n)] = {"mb": peak, "seconds": time.perf_counter() - start}
-        smallest, *_, largest = sorted(numbers)[:1] + sorted(numbers)[-1:]
+            rows.append(Measurement(f"{n:,} events, {kind}", "MB", peaks[n]))
+        smallest, largest = min(peaks), max(peaks)
         if largest > smallest:
-            risen = results[kind][str(largest)]["mb"] - results[kind][str(smallest)]["mb"]
-            results[kind]["bytes_per_event"] = 1e6 * risen / (largest - smallest)
-    return results
+            growth = 1e6 * (peaks[largest] - peaks[smallest]) / (largest - smallest)
+            limit = GROWTH if KINDS[kind] else None
+            rows.append(Measurement(f"growth, {kind}", "B/event", growth, target=limit, at_most=True))
+    return rows
 
 
 def anonymous(pid: int) -> float:
