@@ -4,11 +4,11 @@
     python scripts/faults/kill.py train run --n 3 --seed 5
 
 Each command works on small inputs in a process group of its own, which gets SIGKILL after a random part of
-the time that it takes. Right after the kill every file under a final name must be what an undisturbed run
-writes, or, where it grows with the work (state and metrics of a training, finished chunks and blocks), whole
-and readable. Then the same command runs to its end, and its result must be the same: bytes of models, of
-exported ones too, and of skims, rows of friend trees and events, histograms to 1e-9. The exit code is the
-number of commands for which that failed.
+the time that it takes, every second time in the last tenth, where most is written. Right after the kill
+every file under a final name must be what an undisturbed run writes, or, where it grows with the work (state
+and metrics of a training, finished chunks and blocks), whole and readable. Then the same command runs to its
+end, and its result must be the same: bytes of models, of exported ones too, and of skims, rows of friend
+trees and events, histograms to 1e-9. The exit code is the number of commands for which that failed.
 """
 
 import argparse
@@ -38,6 +38,7 @@ import uproot
 import topreco.evaluation.plotting
 import topreco.input.skimming
 import topreco.network.export
+import topreco.network.quantile_training
 import topreco.network.training
 import topreco.run
 import topreco.simulation  # noqa: F401
@@ -111,6 +112,32 @@ class Train(Command):
             assert len({line.count(",") for line in lines}) == 1, "metrics.csv: half a line"
         else:
             super().check_file(path, reference)
+
+
+class StreamedTrain(Train):
+    """The same with the events in a temporary file."""
+
+    def arguments(self, folder: Path) -> list[str]:
+        return [*super().arguments(folder), "data.stream=true"]
+
+
+class Quantiles(Command):
+    """`topreco quantiles`, streamed; it starts afresh."""
+
+    def arguments(self, folder: Path) -> list[str]:
+        skim, model = self.shared / "train.parquet", self.shared / "model.safetensors"
+        if not skim.exists():
+            inputs.skim_file(skim, 400)
+            inputs.model_file(model)
+        backbone = "{kind: lgatr_slim, blocks: 1, vector_channels: 4, scalar_channels: 8, heads: 1}"
+        return [
+            *("quantiles", str(model), "-o", str(folder / "out.safetensors"), "--quiet"),
+            *(f"data.files=[{skim}]", "data.stream=true", "quantiles.epochs=4", "threads=1"),
+            f"model.quantiles={{backbone: {backbone}, hidden: 16}}",
+        ]
+
+    def result(self, folder: Path) -> dict[str, Any]:
+        return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 class Skim(Command):
@@ -234,6 +261,8 @@ class Simulate(Command):
 
 COMMANDS: dict[str, Callable[[Path], Command]] = {
     "train": Train,
+    "train-streamed": StreamedTrain,
+    "quantiles": Quantiles,
     "skim": Skim,
     "run": Run,
     "export": Export,
@@ -331,7 +360,7 @@ def campaign(name: str, n: int, seed: int) -> dict[str, Any]:
         expected = command.result(reference)
         for number in range(n):
             # The folder keeps its name, which some outputs know.
-            moment = rng.random() * seconds
+            moment = seconds * (1 - rng.random() / 10 if number % 2 else rng.random())
             folder = Path(root, "work")
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -387,7 +416,7 @@ def main() -> int:
     for name in arguments.commands or COMMANDS:
         results[name] = result = campaign(name, arguments.n, arguments.seed)
         print(
-            f"{name:12} {result['kills']} kills within {result['seconds_undisturbed']} s "
+            f"{name:14} {result['kills']} kills within {result['seconds_undisturbed']} s "
             f"({result['ended_before']} ended before): {len(result['failures'])} failures, "
             f"{result['temporary_files_left']} temporary files left",
             flush=True,

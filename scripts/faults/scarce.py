@@ -152,7 +152,7 @@ def main() -> int:
     results = {name: campaign(name, mounts) for name in arguments.commands or kill.COMMANDS}
     for name, found in results.items():
         for case, result in found.items():
-            print(f"{name:9} {case:12} {result['outcome']}: {result['said']}")
+            print(f"{name:14} {case:12} {result['outcome']}: {result['said']}")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
     return sum(result["outcome"] != "ok" for found in results.values() for result in found.values())

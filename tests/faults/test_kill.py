@@ -21,7 +21,7 @@ def campaign(script, path, *arguments):
 
 
 COMMANDS = [
-    *("train", "skim", "run"),
+    *("train", "train-streamed", "quantiles", "skim", "run"),
     pytest.param("export", marks=pytest.mark.timeout(600)),
     pytest.param("simulate", marks=pytest.mark.sim),
 ]
@@ -34,7 +34,7 @@ def test_killed_and_started_again(command, tmp_path):
     assert found["kills"] + found["ended_before"] == 2
 
 
-@pytest.mark.parametrize("command", ["train", "skim", "run"])
+@pytest.mark.parametrize("command", ["train", "train-streamed", "quantiles", "skim", "run"])
 def test_disk_and_memory_run_out(command, tmp_path):
     found = campaign("scarce.py", tmp_path / "scarce.json", command)[command]
     assert {case: each["said"] for case, each in found.items() if each["outcome"] != "ok"} == {}
