@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import awkward as ak
 import pytest
 import uproot
 
@@ -139,7 +140,7 @@ def test_repeated_sample_has_the_same_events(simulated, tmp_path):
         assert often["Events"].num_entries == 3600
         for name in ("event", "Jet_pt"):
             expected = once["Events"][name].array()
-            assert (often["Events"][name].array()[1200:2400] == expected).all(axis=None)
+            assert ak.all(often["Events"][name].array()[1200:2400] == expected, axis=None)
 
 
 @pytest.mark.parametrize("name", ["dilepton", "dilepton-full"])

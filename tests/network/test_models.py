@@ -854,9 +854,9 @@ def test_other_heads_overfit_one_batch(head):
 
 def check_overfits(model, objects, target):
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 200)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 300)
     losses = []
-    for _ in range(200):
+    for _ in range(300):
         loss = ((model(objects) - target) / model.scale(objects)[:, None, None]).square().mean()
         optimiser.zero_grad()
         loss.backward()

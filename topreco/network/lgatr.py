@@ -6,8 +6,10 @@ References
    arXiv:2405.14806.
 """
 
+import torch
 from jaxtyping import Bool, Float
 from lgatr import LGATr, MLPConfig, PrimitivesConfig, SelfAttentionConfig, extract_vector
+from lgatr.primitives.compile import warmup_caches
 from torch import Tensor, nn
 
 from topreco.config import LGATrConfig
@@ -53,6 +55,16 @@ class LGATrBackbone(nn.Module):
             primitives=PrimitivesConfig(sparse_gp=False),
             dropout_prob=config.dropout,
         )
+        # The package keeps constants from their first use, which must not be while an export traces.
+        warmup_caches(torch.device("cpu"), torch.get_default_dtype())
+        if not out_scalars:
+            self._freeze_without_effect()
+
+    def _freeze_without_effect(self) -> None:
+        """Freeze what vectors alone do not depend on: distributed training waits for every gradient."""
+        last = self.network.blocks[-1].mlp.layers[-1]
+        for layer in (last.s2mvs, last.mvs2s, last.s2s, self.network.linear_out.s2mvs):
+            layer.requires_grad_(False)
 
     def forward(
         self,

@@ -85,7 +85,9 @@ class Layout(NamedTuple):
 def applies(geometry: Tensor) -> bool:
     """Whether kernels can compute with such tensors: on the CPU, in single precision, not traced."""
     return not (
-        geometry.dtype != torch.float32
+        # While an export traces, tensors are of a class of its own.
+        type(geometry) is not Tensor
+        or geometry.dtype != torch.float32
         or geometry.device.type != "cpu"
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
