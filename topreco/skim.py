@@ -187,7 +187,10 @@ class Skim:
             events = DileptonEvents(**_from_table(table, "events"))
             truth = Truth(**_from_table(table, "truth")) if self.has_truth else None
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise SkimError(f"{self.path}: damaged skim ({first_line(error)})") from error
+            # Sizes in a damaged file may ask for any memory, and a thread may be what does not fit any more.
+            starved = isinstance(error, MemoryError) or "launch worker thread" in str(error)
+            what = "out of memory, or a damaged skim" if starved else "damaged skim"
+            raise SkimError(f"{self.path}: {what} ({first_line(error)})") from error
         # An index beyond the jets would fail wherever it is used first.
         n_jets = events.jets.shape[1]
         if not ((events.b_candidates >= -1) & (events.b_candidates < n_jets)).all():

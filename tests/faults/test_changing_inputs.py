@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from topreco.cli import main
@@ -83,6 +84,23 @@ def test_a_skim_that_changes_while_it_is_read(tmp_path, monkeypatch, change):
     with pytest.raises(SkimError, match=r"skim\.parquet: damaged skim") as error:
         read_training_data(DataConfig(files=(path,)))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pa.lib.ArrowMemoryError("malloc of size 64 failed"),
+        OSError("Failed to launch worker thread: Resource"),
+    ],
+)
+def test_memory_that_runs_out_is_no_damage(tmp_path, monkeypatch, error):
+    def starved(table):
+        raise error
+
+    skim = Skim(inputs.skim_file(tmp_path / "skim.parquet", 10))
+    monkeypatch.setattr("topreco.skim._from_table", starved)
+    with pytest.raises(SkimError, match=r"skim\.parquet: out of memory, or a damaged skim \((malloc|Failed)"):
+        skim.read()
 
 
 @pytest.fixture
