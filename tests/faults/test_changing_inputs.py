@@ -94,7 +94,7 @@ def test_a_skim_that_changes_while_it_is_read(tmp_path, monkeypatch, change):
     ],
 )
 def test_memory_that_runs_out_is_no_damage(tmp_path, monkeypatch, error):
-    def starved(table):
+    def starved(*arguments):
         raise error
 
     skim = Skim(inputs.skim_file(tmp_path / "skim.parquet", 10))
