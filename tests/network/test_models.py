@@ -792,7 +792,7 @@ def check_export(config):
     dynamic = (tuple({0: torch.export.Dim.DYNAMIC} for _ in objects),)
     with torch.no_grad():
         program = torch.export.export(Flat(model), tuple(objects), dynamic_shapes=dynamic)
-        torch.testing.assert_close(program.module()(*other), model(other))
+        torch.testing.assert_close(program.module()(*other), model(other), rtol=1e-4, atol=1e-2)
 
 
 # lgatr keeps its constant tables in cached functions, which is harmless.
