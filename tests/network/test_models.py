@@ -804,7 +804,7 @@ def test_graph_is_unbroken(small_config, kind):
     objects = Objects.from_events(toy_events(4))
     with torch.no_grad():
         compiled = torch.compile(model, backend="eager", fullgraph=True)
-        torch.testing.assert_close(compiled(objects), model(objects))
+        torch.testing.assert_close(compiled(objects), model(objects), rtol=1e-4, atol=1e-2)
     torch.compiler.reset()
 
 
@@ -815,7 +815,7 @@ def test_graph_is_unbroken_with_other_heads(small_config, head):
     objects = Objects.from_events(toy_events(4))
     with torch.no_grad():
         compiled = torch.compile(model, backend="eager", fullgraph=True)
-        torch.testing.assert_close(compiled(objects), model(objects))
+        torch.testing.assert_close(compiled(objects), model(objects), rtol=1e-4, atol=1e-2)
     torch.compiler.reset()
 
 
