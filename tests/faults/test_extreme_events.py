@@ -11,7 +11,7 @@ import pytest
 import topreco
 from topreco.columns import event_columns
 from topreco.compare import fill_methods
-from topreco.config import HistogramConfig, SolverConfig
+from topreco.config import HistogramConfig, SolverConfig, TrainConfig
 from topreco.evaluation.histograms import book
 from topreco.evaluation.report import write_report
 from topreco.evaluation.summary import summarise
@@ -19,6 +19,7 @@ from topreco.events import DileptonEvents, Truth, toy_events
 from topreco.fourvector import from_pt_eta_phi_mass
 from topreco.pairing import b_candidates
 from topreco.reconstructors import ANALYTIC_METHODS, load, shipped_models
+from topreco.skim import SkimWriter
 
 pytestmark = pytest.mark.faults
 
@@ -121,22 +122,28 @@ def test_finite_or_invalid(method):
 
 
 @pytest.mark.slow
-def test_an_event_has_one_answer(method):
+def test_an_event_has_one_answer(method, monkeypatch):
     """Whatever the run, the order, the chunk, the threads and the batch."""
+    # So that every kernel of the networks has work for two threads.
+    monkeypatch.setattr("topreco.network.packed._SHARE", 1)
     events = all_events()
     whole = method(events)
     expected = whole.system
     np.testing.assert_array_equal(method(events).system, expected)
     np.testing.assert_array_equal(method(events[::-1]).system[::-1], expected)
-    chunks = np.concatenate([method(events[i : i + 7]).system for i in range(0, len(events), 7)])
-    # Single precision, and in few events of a network much of it is lost.
-    np.testing.assert_allclose(chunks, expected, rtol=1e-4, atol=1e-2)
+    for size in (1, 7):
+        chunks = [method(events[i : i + size]).system for i in range(0, len(events), size)]
+        # Single precision, and in few events of a network much of it is lost.
+        np.testing.assert_allclose(np.concatenate(chunks), expected, rtol=1e-4, atol=1e-2)
     other = copy.copy(method)
     if hasattr(other, "threads"):
         other.threads = 2
     else:
         other.config = method.config.model_copy(update={"threads": 2})
-    np.testing.assert_allclose(other(events).system, expected, rtol=1e-4, atol=1e-2)
+    threaded = other(events)
+    np.testing.assert_allclose(threaded.system, expected, rtol=1e-4, atol=1e-2)
+    for name, values in (whole.quantiles or {}).items():
+        np.testing.assert_allclose(threaded.quantiles[name], values, rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -200,6 +207,51 @@ def test_metrics_of_extreme_weights(kind, tmp_path):
             value, expected = ours["metrics"][name], nominal["metrics"][name]
             # A negative sum of weights has no mean.
             assert value is None if kind == "negative" else value == pytest.approx(expected, rel=1e-6), name
+
+
+def toy_truth(events):
+    """Made-up tops of 172.5 GeV that go where the leptons do."""
+    n = len(events)
+    tops = 2 * events.lepton_p4
+    tops[..., 0] = np.sqrt(172.5**2 + (tops[..., 1:] ** 2).sum(-1))
+    nothing, flags = np.full((n, 2, 4), np.nan), np.ones(n, bool)
+    no_tau, production = np.zeros((n, 2), bool), np.zeros(n, np.int8)
+    return Truth(tops, nothing, nothing, events.lepton_p4, nothing, no_tau, flags, production)
+
+
+@pytest.mark.parametrize("backbone", ["lgatr_slim", pytest.param("lgatr", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize("normalise", [True, False])
+def test_training_on_them(tmp_path, kind, backbone, normalise):
+    """Losses and weights stay finite, whatever the events and their weights."""
+    from topreco.network.checkpoint import load_artefact
+    from topreco.network.training import TrainingError, train
+
+    events = DileptonEvents.concatenate([all_events()] * 4)
+    events = dataclasses.replace(
+        events, event=np.arange(len(events), dtype=np.uint64), weight=WEIGHTS[kind](len(events))
+    )
+    with SkimWriter(tmp_path / "skim.parquet") as writer:
+        writer.write(events, toy_truth(events))
+    changes = {
+        "model": {"backbone": {"kind": backbone, "blocks": 1}, "tokens": {"max_jets": 8}},
+        "data": {"files": [writer.path], "normalise_weights": normalise},
+        "loss": {"m_tt": 10.0, "pt_top": 2.0, "c_hel": 1.0},
+        "epochs": 1,
+        "batch_size": 64,
+        "accelerator": "cpu",
+        "threads": 1,
+        "output": tmp_path / "out",
+    }
+    config = TrainConfig.model_validate(changes)
+    if kind == "zero":
+        with pytest.raises(TrainingError, match="no training events with weight remain"):
+            train(config, progress=False)
+        return
+    artefact = load_artefact(train(config, progress=False))
+    assert all(np.isfinite(p.detach().numpy()).all() for p in artefact.networks[0].parameters())
+    metrics = artefact.metadata["metrics"]["best"][0]
+    assert np.isfinite([metrics["train_loss"], metrics["validation_loss"]]).all()
 
 
 def test_reconstruct_takes_them():
