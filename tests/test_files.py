@@ -1,10 +1,11 @@
 """Files appear whole or not at all."""
 
 import errno
+from importlib import import_module
 
 import pytest
 
-from topreco.errors import TopRecoError
+from topreco.errors import TopRecoError, needs_extra
 from topreco.files import complete_file, writable_folder, write_text
 
 
@@ -53,3 +54,18 @@ def test_full_disk(tmp_path, number):
 def test_input_errors_are_not_those_of_the_output(tmp_path):
     with pytest.raises(FileNotFoundError), complete_file(tmp_path / "a.txt"):
         (tmp_path / "absent").read_text()
+
+
+def test_what_is_wrong_with_an_extra(tmp_path, monkeypatch):
+    """A library that is missing, and one that is there but fails as when memory ends while it is mapped."""
+    (tmp_path / "mapped.py").write_text("raise ImportError('failed to map segment from shared object')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError) as failed:
+        import_module("mapped")
+    assert needs_extra("sim", failed.value) == (
+        "the extra 'sim' is installed but cannot be loaded; is there enough memory? "
+        "(failed to map segment from shared object)"
+    )
+    with pytest.raises(ImportError) as missing:
+        import_module("no_such_library")
+    assert needs_extra("sim", missing.value) == "needs the extra: pip install 'topreco[sim]'"

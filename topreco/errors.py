@@ -20,6 +20,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError)
 
 
+def needs_extra(extra: str, error: ImportError) -> str:
+    """What is wrong with the libraries of an optional extra, for the end of a message.
+
+    Parameters
+    ----------
+    extra
+        Its name in `pyproject.toml`.
+    error
+        What importing them raised.
+    """
+    if isinstance(error, ModuleNotFoundError):
+        return f"needs the extra: pip install 'topreco[{extra}]'"
+    # It is there: a damaged installation, or no memory left to map it.
+    said = first_line(error)
+    return f"the extra '{extra}' is installed but cannot be loaded; is there enough memory? ({said})"
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says in its first line; its class where it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

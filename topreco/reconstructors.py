@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from topreco.config import SolverConfig
-from topreco.errors import TopRecoError
+from topreco.errors import TopRecoError, needs_extra
 from topreco.events import BoolArray, DileptonEvents, FloatArray, TopPair, mass_quality
 from topreco.files import complete_file
 from topreco.fourvector import mass
@@ -272,9 +272,7 @@ def _onnx_errors(path: str | Path) -> Iterator[None]:
     except ModelError as error:
         raise TopRecoError(str(error)) from error
     except ImportError as error:
-        raise TopRecoError(
-            f"{path}: needs the extra: pip install 'topreco[onnx]', or onnxruntime alone ({error})"
-        ) from error
+        raise TopRecoError(f"{path}: {needs_extra('onnx', error)}") from error
 
 
 @cache

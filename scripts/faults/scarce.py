@@ -109,6 +109,9 @@ def campaign(name: str, mounts: bool) -> dict[str, dict[str, str]]:
                 with context(folder):
                     pid = kill.start(arguments, log)
                     code = kill.finish(pid, kill.TIMEOUT)
+                    if code is None:
+                        # What hangs holds the folder, which could not be unmounted.
+                        kill.kill(pid)
                     said = log.read_text()
                     command.check(folder, reference)
                     left = [path.name for path in folder.rglob("*") if path.name.startswith(".")]
@@ -131,6 +134,7 @@ def campaign(name: str, mounts: bool) -> dict[str, dict[str, str]]:
                 found[case] = {"outcome": "ok", "said": said.strip().replace(str(folder), "")}
             except Exception:
                 found[case] = {"outcome": "failure", "said": f"{traceback.format_exc()}\n{said[-1500:]}"}
+            print(f"{name:14} {case:12} {found[case]['outcome']}: {found[case]['said']}", flush=True)
     return found
 
 
@@ -150,9 +154,6 @@ def main() -> int:
     if not mounts:
         print("may not mount: neither full nor read-only file systems")
     results = {name: campaign(name, mounts) for name in arguments.commands or kill.COMMANDS}
-    for name, found in results.items():
-        for case, result in found.items():
-            print(f"{name:14} {case:12} {result['outcome']}: {result['said']}")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
     return sum(result["outcome"] != "ok" for found in results.values() for result in found.values())

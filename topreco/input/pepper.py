@@ -26,7 +26,7 @@ from coffea.nanoevents.schemas.base import zip_forms
 from topreco import fourvector
 from topreco.config import SelectionConfig
 from topreco.constants import M_ELECTRON, M_MUON, PDG_ELECTRON, PDG_MUON
-from topreco.errors import TopRecoError, first_line
+from topreco.errors import TopRecoError, first_line, needs_extra
 from topreco.events import CHANNELS, DileptonEvents, dataset_id
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import (
@@ -208,7 +208,7 @@ def open_hdf5(path: str | Path, mode: Literal["r", "r+"] = "r") -> Iterator[Any]
         import h5py
         import hdf5plugin  # noqa: F401 - registers Blosc
     except ImportError as error:
-        raise InputError(f"{path}: HDF5 needs the extra: pip install 'topreco[pepper]'") from error
+        raise InputError(f"{path}: HDF5: {needs_extra('pepper', error)}") from error
     try:
         file = h5py.File(path, mode)
     except OSError as error:

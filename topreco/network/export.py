@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from topreco.config import QuantilesConfig
-from topreco.errors import TopRecoError
+from topreco.errors import TopRecoError, needs_extra
 from topreco.events import QUANTILE_LEVELS, DileptonEvents, TopPair, toy_events
 from topreco.files import complete_file, writable_folder, write_text
 from topreco.network import reader
@@ -163,9 +163,7 @@ def _serialise(artefact: Artefact) -> bytes:
         import onnxruntime  # noqa: F401 - for the comparison that follows
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
-        raise TopRecoError(
-            f"export to ONNX needs the extra: pip install 'topreco[onnx]' ({error})"
-        ) from error
+        raise TopRecoError(f"export to ONNX: {needs_extra('onnx', error)}") from error
     graph = _Graph(artefact.networks).eval()
     example = list(Objects.from_events(toy_events(3, max_jets=5)))
     names = list(Objects._fields)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from topreco.config import LLoCaConfig
-from topreco.errors import TopRecoError
+from topreco.errors import TopRecoError, needs_extra
 
 _HIDDEN = 32
 # Weights of momenta in a frame's rest system, e^±2 around their mean: no single massless one decides.
@@ -87,9 +87,7 @@ class LLoCaBackbone(nn.Module):
         try:
             from lloca.backbone.transformer import Transformer
         except ImportError as error:
-            raise TopRecoError(
-                "backbone.kind: 'lloca' needs the extra: pip install 'topreco[lloca]'"
-            ) from error
+            raise TopRecoError(f"backbone.kind 'lloca': {needs_extra('lloca', error)}") from error
         per_head, rest = divmod(config.channels, config.heads)
         if rest or per_head % 8:
             raise ValueError(

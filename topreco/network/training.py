@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from topreco import fourvector
 from topreco.config import LossConfig, ModelConfig, OptimiserConfig, TrainConfig
+from topreco.errors import needs_extra
 from topreco.events import BoolArray, FloatArray
 from topreco.files import complete_file, writable_folder, write_text
 from topreco.network.build import TopNetwork, build_network
@@ -785,7 +786,7 @@ class _MLflow:
         try:
             import mlflow
         except ImportError as error:
-            raise TrainingError("mlflow: true needs the extra: pip install 'topreco[mlflow]'") from error
+            raise TrainingError(f"mlflow: true: {needs_extra('mlflow', error)}") from error
         self.api: Any = mlflow
 
     def log(self, row: dict[str, Any]) -> None:

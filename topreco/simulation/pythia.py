@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topreco.config import SimulationConfig
-from topreco.errors import TopRecoError
+from topreco.errors import TopRecoError, needs_extra
 
 MAX_PYTHIA_SEED = 900_000_000
 MAX_ATTEMPTS = 20
@@ -113,7 +113,7 @@ def require_sim() -> None:
         for module in ("pythia8mc", "fastjet"):
             import_module(module)
     except ImportError as error:
-        raise TopRecoError("topreco simulate needs the extra 'sim': pip install 'topreco[sim]'") from error
+        raise TopRecoError(f"topreco simulate: {needs_extra('sim', error)}") from error
 
 
 def settings(config: SimulationConfig, seed: int, *, external: bool = False) -> list[str]:
