@@ -95,6 +95,12 @@ def test_overrides_and_sizes(file):
     # From the base, which `train` changes in part only.
     assert config.training("both", 1).model.spurions.embed == "channel"
     assert config.training("both", 1).epochs == 2
+    # A point leaves nothing behind for the next one, not even in sections that the base lacks.
+    data = load_study(file, ["points={few: [data.max_events=50], all: []}", "reference=few"])
+    whole = data.training("all", 2)
+    assert data.training("few", 1).data.max_events == 50
+    assert data.training("all", 2) == whole
+    assert whole.data.max_events is None
     full = load_study(file, ["size=full", "train.epochs=4"])
     assert full.seeds == (1, 2, 3)
     assert full.training("both", 1).epochs == 4

@@ -4,6 +4,7 @@ An unknown key, a wrong type or an impossible combination is one `ConfigError` t
 the value found and what is allowed.
 """
 
+import copy
 import difflib
 import itertools
 import math
@@ -1099,7 +1100,12 @@ def _merged(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     both = dict(content)
     for key, value in changes.items():
         inner = both.get(key)
-        both[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
+        both[key] = (
+            _merged(inner, value)
+            if isinstance(inner, dict) and isinstance(value, Mapping)
+            # Not the mapping itself, which is the caller's.
+            else copy.deepcopy(value)
+        )
     return both
 
 
