@@ -1070,7 +1070,8 @@ class StudyConfig(Config):
         ConfigError
             If there is none: an override does not fit, or the configuration it makes is impossible.
         """
-        content = _merged(read_yaml(find_config(self.base)), self.train)
+        # A copy, since overrides are assigned in place.
+        content = copy.deepcopy(_merged(read_yaml(find_config(self.base)), self.train))
         assign(content, self.all_points[point])
         found = build_config(TrainConfig, content, f"point {point!r} of {self.base}")
         return found.model_copy(update={"seed": seed, "output": self.output / point / f"seed{seed}"})
@@ -1100,12 +1101,7 @@ def _merged(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     both = dict(content)
     for key, value in changes.items():
         inner = both.get(key)
-        both[key] = (
-            _merged(inner, value)
-            if isinstance(inner, dict) and isinstance(value, Mapping)
-            # Not the mapping itself, which is the caller's.
-            else copy.deepcopy(value)
-        )
+        both[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
     return both
 
 

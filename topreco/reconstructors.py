@@ -272,7 +272,9 @@ def _onnx_errors(path: str | Path) -> Iterator[None]:
     except ModelError as error:
         raise TopRecoError(str(error)) from error
     except ImportError as error:
-        raise TopRecoError(f"{path}: {needs_extra('onnx', error)}") from error
+        raise TopRecoError(
+            f"{path}: {needs_extra('onnx', error)}; reading it needs onnxruntime alone"
+        ) from error
 
 
 @cache
