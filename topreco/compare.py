@@ -9,7 +9,7 @@ import numpy as np
 
 from topreco.config import NOMINAL, SolverConfig
 from topreco.errors import TopRecoError
-from topreco.evaluation.histograms import add_categories, fill
+from topreco.evaluation.histograms import add_categories, fill, true_of_booked
 from topreco.events import DileptonEvents, FloatArray, TopPair, Truth
 from topreco.reconstructors import QualityCut, Reconstructor, load
 
@@ -110,6 +110,7 @@ def fill_methods(
         common = np.ones(len(sample), dtype=bool)
         for found in pairs.values():
             common &= found[i].valid
+        true = None if generated is None else true_of_booked(histograms, generated)
         weighted = {variation: sample}
         if variation == NOMINAL:
             others = weights or {}
@@ -132,6 +133,7 @@ def fill_methods(
                     events=same_events,
                     pair=found[i],
                     truth=generated,
+                    true=true,
                     common=common,
                     variation=category,
                     metrics=with_metrics,

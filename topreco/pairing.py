@@ -18,6 +18,7 @@ _LONGITUDINAL, _LEFT, _RIGHT = 0.687, 0.311, 0.002
 # Relative width of reconstructed over generated m_ℓb of correct pairs: about half the jets' resolution.
 _RESOLUTION = 0.10
 _STEP, _LAST = 0.5, 400.0
+_BLOCK = 1024
 
 
 def parton_mlb_density(mass: FloatArray) -> FloatArray:
@@ -107,11 +108,36 @@ def b_candidates(
     candidates
         Index into the jets for ℓ⁺ and for ℓ⁻, shape (n, 2); −1 for both where no pair is allowed.
     """
+    n = len(jet_mask)
+    found = np.full((n, 2), -1)
+    # In blocks whose arrays of pairs of jets stay in the cache, without places that none of the events uses.
+    for start in range(0, n, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        n_jets = 1 + np.flatnonzero(jet_mask[block].any(axis=0)).max(initial=-1)
+        if n_jets > 0:
+            found[block] = _best_pair(
+                (lepton_plus[block], lepton_minus[block]),
+                jets[block, :n_jets],
+                jet_mask[block, :n_jets],
+                jet_tagged[block, :n_jets],
+                m_lb_max,
+                density,
+            )
+    return found
+
+
+def _best_pair(
+    leptons: tuple[FloatArray, FloatArray],
+    jets: FloatArray,
+    jet_mask: BoolArray,
+    jet_tagged: BoolArray,
+    m_lb_max: float,
+    density: Density,
+) -> IntArray:
+    """See `b_candidates`."""
     n, n_jets = jet_mask.shape
-    if n == 0 or n_jets == 0:
-        return np.full((n, 2), -1)
     probabilities, allowed = [], []
-    for lepton in (lepton_plus, lepton_minus):
+    for lepton in leptons:
         # A jet along the lepton may have a mass of −ε² from rounding.
         mass = np.sqrt(np.maximum(mass_squared(lepton[:, None] + jets), 0.0))
         allowed.append(jet_mask & (mass < m_lb_max))

@@ -288,6 +288,7 @@ def fill(
     events: DileptonEvents,
     pair: TopPair,
     truth: Truth | None = None,
+    true: Mapping[str, Array] | None = None,
     common: BoolArray | None = None,
     variation: str = NOMINAL,
     metrics: bool = True,
@@ -309,6 +310,8 @@ def fill(
         What the method reconstructed in them.
     truth
         Generated tops, None in data; events whose tops are unknown enter as data do.
+    true
+        What `true_of_booked` gives for that truth, where it is known already; by default computed.
     common
         Events that every method solves, shape (n,). They fill the subset "common", whose efficiencies have
         all selected events in the denominator; None leaves that subset empty.
@@ -339,7 +342,8 @@ def fill(
     subsets = {"all": np.ones(n, np.bool_)} | ({} if common is None else {"common": np.asarray(common, bool)})
     names = observables_of(histograms)
     predicted = predicted_values(names, events, pair)
-    true = {} if truth is None else true_values((*names, "m_tt"), truth)
+    if true is None:
+        true = {} if truth is None else true_of_booked(histograms, truth)
 
     category = dataset, method, variation
     channel = events.channel.astype(np.intp)
@@ -436,6 +440,11 @@ def predicted_values(names: Iterable[str], events: DileptonEvents, pair: TopPair
 def true_values(names: Iterable[str], truth: Truth) -> dict[str, Array]:
     """Observables of the generated tops, NaN where there are none, each of shape (n,)."""
     return _values(names, truth.tops, truth.tops.sum(axis=1), truth.lepton, truth.valid)
+
+
+def true_of_booked(histograms: Mapping[str, hist.Hist], truth: Truth) -> dict[str, Array]:
+    """Generated observables that filling these histograms needs, the same for every method."""
+    return true_values((*observables_of(histograms), "m_tt"), truth)
 
 
 def _values(
@@ -538,6 +547,8 @@ class Filler:
 def _sums(index: Sequence[Array], contents: Array, shape: tuple[int, ...]) -> Array:
     """Sums of contents (n, k) in the cells that events are in, shape (*shape, k)."""
     flat, size, k = np.ravel_multi_index(tuple(index), shape), math.prod(shape), contents.shape[1]
+    if k == 1:
+        return np.bincount(flat, weights=contents[:, 0], minlength=size).reshape(*shape, 1)
     if k <= len(COUNTS):
         columns = [np.bincount(flat, weights=column, minlength=size) for column in contents.T]
         return np.stack(columns, axis=-1).reshape(*shape, k)
