@@ -1,10 +1,11 @@
 """Does memory stay flat? A small file over and over through one process, with its resident memory over time.
 
-    python scripts/soak.py [NANO.root] [--events 1000000] [--method loose] [--json FILE]
+    python scripts/soak.py [NANO.root] [--chunks 300] [--hours 2] [--method dilepton] [--json FILE]
 
 The file is read under many names, as a fileset of many files, by the processor of `topreco run` in coffea's
 iterative executor. Without a file it simulates one first (extra `sim`). Memory is what Linux says in
-/proc/self/statm after each chunk; the slope is fitted to the second half, since allocators grow at first.
+/proc/self/statm after each chunk. It grows at first, as allocators do, so what counts is how much the median
+rises from the third to the last quarter of the chunks. Fewer than 300 hardly leave the beginning.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,15 @@ from coffea import processor
 
 from topreco.config import HistogramConfig, SimulationConfig
 from topreco.files import write_text
-from topreco.input.nano import QuietNanoAODSchema, inspect_file
+from topreco.input.nano import QuietNanoAODSchema
 from topreco.processor import DileptonProcessor
 from topreco.versions import versions
 
-FLAT = 20.0
-"""MB per million events up to which memory counts as flat: 2 GB in 10⁸ events, more than a process reads."""
+FLAT = 0.25
+"""MB per chunk up to which memory counts as flat: 250 MB for 10⁸ events in chunks of 10⁵."""
+
+FILES = 100
+"""Files of a fileset; so many chunks are between two looks at the time."""
 
 
 class Watched(DileptonProcessor):
@@ -50,12 +55,20 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def soak(file: Path, n_events: int, method: str, folder: Path) -> dict[str, Any]:
-    """Process at least so many events and describe the memory."""
-    n_files = -(-n_events // inspect_file(file).n_entries)
-    files = [folder / f"{i}.root" for i in range(n_files)]
+def growth(memory: Sequence[float]) -> float:
+    """Rise of memory per chunk, from the median of the third quarter of the chunks to that of the last."""
+    quarter = max(1, len(memory) // 4)
+    third, last = memory[-2 * quarter : -quarter], memory[-quarter:]
+    return float(np.median(last) - np.median(third)) / quarter
+
+
+def soak(
+    file: Path, n_chunks: int, method: str, folder: Path, seconds: float = float("inf")
+) -> dict[str, Any]:
+    """Process a file so many times, or until so much time has passed, and describe the memory."""
+    files = [str(folder / f"{i}.root") for i in range(min(n_chunks, FILES))]
     for link in files:
-        link.symlink_to(file.resolve())
+        Path(link).symlink_to(file.resolve())
     watched = Watched(method)
     # The processor itself, not a pickled copy of it, which would keep its notes for itself.
     runner = processor.Runner(
@@ -64,27 +77,26 @@ def soak(file: Path, n_events: int, method: str, folder: Path) -> dict[str, Any]
         processor_compression=None,
     )
     start = time.perf_counter()
-    runner({"soak": {"treename": "Events", "files": list(map(str, files))}}, processor_instance=watched)
-    seconds = time.perf_counter() - start
-    read, memory = np.cumsum(watched.events), np.array(watched.memory)
-    late = len(memory) // 2
-    (slope, _), covariance = np.polyfit(read[late:] / 1e6, memory[late:], 1, cov=True)
+    while (left := n_chunks - len(watched.memory)) > 0 and time.perf_counter() - start < seconds:
+        runner({"soak": {"treename": "Events", "files": files[:left]}}, processor_instance=watched)
+    taken = time.perf_counter() - start
+    read, memory = np.cumsum(watched.events), watched.memory
+    rise = growth(memory)
     every = max(1, len(memory) // 100)
     return {
         "events": int(read[-1]),
         "chunks": len(memory),
         "method": method,
-        "seconds": round(seconds, 1),
-        "events_per_second": round(float(read[-1]) / seconds, 1),
+        "seconds": round(taken, 1),
+        "events_per_second": round(float(read[-1]) / taken, 1),
         "rss_mb": {
             "first": round(memory[0], 1),
-            "halfway": round(memory[late], 1),
+            "halfway": round(memory[len(memory) // 2], 1),
             "last": round(memory[-1], 1),
-            "largest": round(memory.max(), 1),
+            "largest": round(max(memory), 1),
         },
-        "slope_mb_per_million_events": round(float(slope), 2),
-        "slope_error": round(float(covariance[0, 0]) ** 0.5, 2),
-        "flat": bool(abs(slope) < FLAT),
+        "growth_mb_per_chunk": round(rise, 4),
+        "flat": rise < FLAT,
         "over_time": [
             [int(n), round(float(m), 1)] for n, m in zip(read[::every], memory[::every], strict=True)
         ],
@@ -98,19 +110,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", nargs="?", type=Path)
-    parser.add_argument("--events", type=int, default=1_000_000)
-    parser.add_argument("--method", default="loose", help="model or analytic method; by default the cheapest")
+    parser.add_argument("--chunks", type=int, default=300, help="at most")
+    parser.add_argument("--hours", type=float, default=float("inf"), help="at most")
+    parser.add_argument("--method", default="dilepton", help="model or analytic method")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file = arguments.file or simulated(folder / "simulated.root")
-        result = soak(file, arguments.events, arguments.method, folder)
+        result = soak(file, arguments.chunks, arguments.method, folder, 3600 * arguments.hours)
     rss = result["rss_mb"]
-    slope = f"{result['slope_mb_per_million_events']:+.1f} ± {result['slope_error']:.1f} MB per 10⁶ events"
+    rise = f"{result['growth_mb_per_chunk']:+.3f} MB per chunk"
     print(
         f"{result['events']} events, {result['chunks']} chunks, {result['seconds']:.0f} s: resident memory "
-        f"{rss['halfway']:.0f} MB halfway, {rss['last']:.0f} MB at the end, slope {slope}: "
+        f"{rss['halfway']:.0f} MB halfway, {rss['last']:.0f} MB at the end, rising by {rise}: "
         + ("flat" if result["flat"] else "NOT FLAT")
     )
     if arguments.json is not None:
