@@ -187,6 +187,8 @@ def iterate_events(
         n = int(_find_tree(file, path, tree, ()).num_entries)
         for start in range(0, max(n, 1), step_size):
             yield _nano_events(file, path, tree, start, min(start + step_size, n), branches, schema)
+            # uproot would keep 100 MB of the chunks that are done with.
+            file.file.array_cache.clear()
 
 
 def check_distinct(files: Iterable[str | Path]) -> None:
