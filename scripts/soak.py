@@ -11,6 +11,7 @@ rises from the third to the last quarter of the chunks. Fewer than 300 hardly le
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,8 +22,9 @@ import numpy as np
 from coffea import processor
 
 from topreco.config import HistogramConfig, SimulationConfig
+from topreco.errors import TopRecoError
 from topreco.files import write_text
-from topreco.input.nano import QuietNanoAODSchema
+from topreco.input.nano import QuietNanoAODSchema, inspect_file
 from topreco.processor import DileptonProcessor
 from topreco.versions import versions
 
@@ -115,10 +117,16 @@ def main() -> None:
     parser.add_argument("--method", default="dilepton", help="model or analytic method")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        file = arguments.file or simulated(folder / "simulated.root")
-        result = soak(file, arguments.chunks, arguments.method, folder, 3600 * arguments.hours)
+    if arguments.chunks < 1 or not arguments.hours > 0:
+        sys.exit("error: --chunks of at least 1 and --hours above 0 expected")
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            file = arguments.file or simulated(folder / "simulated.root")
+            inspect_file(str(file))
+            result = soak(file, arguments.chunks, arguments.method, folder, 3600 * arguments.hours)
+    except (TopRecoError, OSError) as error:
+        sys.exit(f"error: {error}")
     rss = result["rss_mb"]
     rise = f"{result['growth_mb_per_chunk']:+.3f} MB per chunk"
     print(

@@ -16,6 +16,7 @@ from typing import Any
 import coffea.util
 from coffea import processor
 from coffea.processor.executor import FileMeta, WorkItem
+from rich.console import Console
 from rich.progress import track
 
 from topreco.checkpoints import ChunkCheckpointer, claim_folder, describe_configuration
@@ -222,11 +223,15 @@ def _inspect(config: RunConfig, pepper: bool, progress: bool) -> tuple[_Inputs, 
     skipped = []
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
         found = pool.map(inspect, names)
-        for (dataset, file), summary in zip(
-            names,
-            track(found, "Checking files", len(names), disable=not progress, transient=True),
-            strict=True,
-        ):
+        bar = track(
+            found,
+            "Checking files",
+            len(names),
+            console=Console(stderr=True),
+            disable=not progress,
+            transient=True,
+        )
+        for (dataset, file), summary in zip(names, bar, strict=True):
             if isinstance(summary, FileSummary):
                 inputs[dataset, file] = summary
             elif config.skip_bad_files:

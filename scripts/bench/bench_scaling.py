@@ -2,11 +2,11 @@
 
     python scripts/bench/bench_scaling.py [NANO.root] [--method dilepton] [--json FILE]
 
-On small inputs (by default simulated ones): one and two workers of each executor; the same events in few and
-in many chunks; what a task costs the scheduler of Dask, in a cluster of single-thread workers within this
-process; the size of a chunk's output and the time to merge two; and how long a new process takes until it has
-read the model. `predict` holds the formula for the rest. Times of one process are its own, those of several
-the clock's: on a busy machine the latter say little.
+On small inputs (by default simulated ones): one and two workers of each executor, on the same file 32 times;
+the same events in few and in many chunks; what a task costs the scheduler of Dask, in a cluster of
+single-thread workers within this process; the size of a chunk's output and the time to merge two; and how
+long a new process takes until it has read the model. `predict` holds the formula for the rest. Times of one
+process are its own, those of several the clock's: on a busy machine the latter say little.
 """
 
 import io
@@ -15,10 +15,12 @@ import pickle
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +39,8 @@ TASKS = 500
 # Outputs that Dask's executor of coffea merges in one task.
 BRANCHING = 20
 MERGED = (2, 8, 32)
+# So often executors read the file, under as many names: what they start with is little beside it.
+FILES = 32
 
 
 @dataclass(frozen=True)
@@ -96,31 +100,36 @@ def predict(costs: Costs, *, events: int, cores: int, chunk_size: int) -> dict[s
     return parts
 
 
-def process(file: str, instance: DileptonProcessor, executor: Any, chunk_size: int) -> dict[str, Any]:
-    """Output of the processor over a file (``out``), and how many bytes were read (``metrics``)."""
+def process(
+    files: Sequence[str], instance: DileptonProcessor, executor: Any, chunk_size: int
+) -> dict[str, Any]:
+    """Output of the processor over files (``out``), and how many bytes were read (``metrics``)."""
     runner = processor.Runner(executor, schema=QuietNanoAODSchema, chunksize=chunk_size, savemetrics=True)
     # coffea's executors show their bars whatever their `status` says.
     with redirect_stdout(io.StringIO()):
-        chunks = list(runner.preprocess({"bench": {"treename": "Events", "files": [file]}}))
+        chunks = list(runner.preprocess({"bench": {"treename": "Events", "files": list(files)}}))
         result: dict[str, Any] = runner.run(chunks, instance)
     return result
 
 
-def compare_executors(file: str, instance: DileptonProcessor, n: int, repeats: int) -> list[Measurement]:
-    """Rates of the executors with one and two workers, in four chunks."""
+def compare_executors(file: str, instance: DileptonProcessor, n: int) -> list[Measurement]:
+    """Rates of the executors with one and two workers, a chunk for each reading of the file."""
     seconds: dict[str, list[float]] = {}
-    for _ in range(repeats):
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder) / f"{i}.root") for i in range(FILES)]
+        for link in files:
+            Path(link).symlink_to(Path(file).resolve())
         for kind, workers in (("iterative", 1), ("futures", 1), ("futures", 2), ("dask", 1), ("dask", 2)):
             config = RunConfig(executor=kind, workers=workers)
             name = f"{kind}, {workers} worker{'s' if workers > 1 else ''}"
             with open_executor(config, progress=False) as executor:
                 # The first run imports in the workers of Dask, which stay; those of futures are new.
                 if kind == "dask":
-                    process(file, instance, executor, math.ceil(n / 4))
+                    process(files[: 2 * workers], instance, executor, n)
                 start = time.perf_counter()
-                process(file, instance, executor, math.ceil(n / 4))
-                seconds.setdefault(name, []).append(time.perf_counter() - start)
-    return rates(seconds, n, ratio_to="iterative, 1 worker")
+                process(files, instance, executor, n)
+                seconds[name] = [time.perf_counter() - start]
+    return rates(seconds, n * FILES, ratio_to="iterative, 1 worker")
 
 
 def chunk_cost(
@@ -130,7 +139,7 @@ def chunk_cost(
 
     def run(size: int) -> Callable[[], Any]:
         executor = processor.IterativeExecutor(status=False)
-        return lambda: process(file, instance, executor, size)
+        return lambda: process([file], instance, executor, size)
 
     times = alternate({"one": run(n), "many": run(math.ceil(n / chunks))}, repeats=repeats)
     per_chunk = [(many - one) / (chunks - 1) for one, many in zip(times["one"], times["many"], strict=True)]
@@ -209,10 +218,10 @@ def main() -> None:
     n = len(open_events(file))
     instance = DileptonProcessor(methods)
 
-    rows = [] if options.no_executors else compare_executors(file, instance, n, 1)
+    rows = [] if options.no_executors else compare_executors(file, instance, n)
     per_event, per_chunk = chunk_cost(file, instance, n, options.chunks, options.repeats)
     tasks = task_cost(options.repeats)
-    result = process(file, instance, processor.IterativeExecutor(status=False), n)
+    result = process([file], instance, processor.IterativeExecutor(status=False), n)
     output, bytes_per_event = result["out"], result["metrics"]["bytesread"] / n
     merges = merge_cost(output, options.repeats)
     imports, loads = start_cost(methods, options.repeats)
