@@ -57,14 +57,17 @@ def predict(
     for number, network in enumerate(networks):
         mine = np.flatnonzero(fold == number)
         training = network.training
-        network.eval()
+        # Either call walks through all modules, a fifteenth of the time for 64 events.
+        if training:
+            network.eval()
         try:
             for start in range(0, len(mine), batch_size):
                 chosen = mine[start : start + batch_size]
                 for column, answer in zip(columns, _forward(network, events[chosen], quantiles), strict=True):
                     column[chosen] = answer
         finally:
-            network.train(training)
+            if training:
+                network.train()
     p4 = columns[0]
     valid = np.isfinite(p4).all(axis=(1, 2))
     for column in columns:

@@ -179,30 +179,36 @@ def gate_backward(
 
 
 @inlined
-def _load(
-    v: _Array,
-    s: _Array,
-    i: int,
-    part: int,
-    head: int,
-    heads: int,
-    n_v: int,
-    n_s: int,
-    lower: bool,
-    epsilon: np.float32,
-    out: _Array,
-) -> np.float32:
-    """Normalised query, key or value of a token and head, one over its RMS returned.
+def _inverse_rms(
+    v: _Array, s: _Array, i: int, n_v: int, n_s: int, epsilon: np.float32, square: _Array, out: _Array
+) -> None:
+    """One over the RMS of each query, key and value of a token, in the order of its channels.
 
-    The channels of `v` and `s` are (part, head, channel). With `lower` spatial components change their sign.
+    `square` is room for the squares of its vectors.
     """
-    at_v, at_s = (part * heads + head) * n_v, (part * heads + head) * n_s
-    total = _f(0.0)
-    for c in range(at_v, at_v + n_v):
-        total += abs(v[i, 0, c] ** 2 - v[i, 1, c] ** 2 - v[i, 2, c] ** 2 - v[i, 3, c] ** 2)
-    for c in range(at_s, at_s + n_s):
-        total += s[i, c] ** 2
-    r = _f(1.0) / np.sqrt(total / _f(n_v + n_s) + epsilon)
+    # Apart from their sums, which are too short to be vectorised.
+    for c in range(len(square)):
+        square[c] = abs(v[i, 0, c] ** 2 - v[i, 1, c] ** 2 - v[i, 2, c] ** 2 - v[i, 3, c] ** 2)
+    for p in range(len(out)):
+        total = _f(0.0)
+        for c in range(p * n_v, (p + 1) * n_v):
+            total += square[c]
+        for c in range(p * n_s, (p + 1) * n_s):
+            total += s[i, c] ** 2
+        out[p] = total
+    for p in range(len(out)):
+        out[p] = _f(1.0) / np.sqrt(out[p] / _f(n_v + n_s) + epsilon)
+
+
+@inlined
+def _load(
+    v: _Array, s: _Array, i: int, part: int, n_v: int, n_s: int, lower: bool, r: np.float32, out: _Array
+) -> None:
+    """Query, key or value of a token and head times `r`; with `lower` spatial components change their sign.
+
+    The channels of `v` and `s` are (query/key/value and head, channel); `part` counts the former.
+    """
+    at_v, at_s = part * n_v, part * n_s
     sign = -r if lower else r
     for c in range(n_v):
         out[c] = v[i, 0, at_v + c] * r
@@ -211,7 +217,6 @@ def _load(
             out[m * n_v + c] = v[i, m, at_v + c] * sign
     for c in range(n_s):
         out[4 * n_v + c] = s[i, at_s + c] * r
-    return r
 
 
 @inlined
@@ -220,8 +225,6 @@ def _unload(
     s: _Array,
     i: int,
     part: int,
-    head: int,
-    heads: int,
     n_v: int,
     n_s: int,
     lower: bool,
@@ -230,8 +233,8 @@ def _unload(
     d_v: _Array,
     d_s: _Array,
 ) -> None:
-    """Gradients of `_load`."""
-    at_v, at_s = (part * heads + head) * n_v, (part * heads + head) * n_s
+    """Gradients of `_load` and of the RMS."""
+    at_v, at_s = part * n_v, part * n_s
     sign = _f(-1.0) if lower else _f(1.0)
     along = _f(0.0)
     for c in range(n_v):
@@ -252,6 +255,22 @@ def _unload(
         d_v[i, 3, a] = sign * grad[3 * n_v + c] * r + signed * v[i, 3, a]
     for c in range(n_s):
         d_s[i, at_s + c] = grad[4 * n_v + c] * r - factor * s[i, at_s + c]
+
+
+@inlined
+def _products(a: _Array, b: _Array, n: int, width: int, out: _Array) -> None:
+    """Inner products of `a` with the first `n` rows of `b`.
+
+    Four at a time, which compilers vectorise best; `b` and `out` have three more rows than are needed.
+    """
+    for u in range(0, n, 4):
+        w, x, y, z = _f(0.0), _f(0.0), _f(0.0), _f(0.0)
+        for c in range(width):
+            w += a[c] * b[u, c]
+            x += a[c] * b[u + 1, c]
+            y += a[c] * b[u + 2, c]
+            z += a[c] * b[u + 3, c]
+        out[u], out[u + 1], out[u + 2], out[u + 3] = w, x, y, z
 
 
 @functools.cache
@@ -281,39 +300,41 @@ def attention_kernels(heads: int, n_v: int, n_s: int) -> tuple[Callable[..., Non
         """Attention among the tokens of each event, with queries, keys and values normalised.
 
         The tokens of event e are first[e] to first[e + 1], at most `longest`. Channels of `v` and `s` are
-        (query/key/value, head, channel), those of the results (head, channel). `inverse`, (N, 3, heads),
+        (query/key/value, head, channel), those of the results (head, channel). `inverse`, (N, 3·heads),
         and `weights`, from at[e] on (head, query, key), are kept for the gradient.
         """
         q = np.empty((longest, width), np.float32)
-        k = np.empty((longest, width), np.float32)
+        k = np.zeros((longest + 3, width), np.float32)
         x = np.empty((longest, width), np.float32)
         row = np.empty(width, np.float32)
+        score = np.empty(longest + 3, np.float32)
+        square = np.empty(3 * heads * n_v, np.float32)
         for e in range(start, stop):
             begin = first[e]
             n = first[e + 1] - begin
+            for i in range(begin, begin + n):
+                _inverse_rms(v, s, i, n_v, n_s, epsilon, square, inverse[i])
             for h in range(heads):
                 for t in range(n):
                     i = begin + t
-                    inverse[i, 0, h] = _load(v, s, i, 0, h, heads, n_v, n_s, True, epsilon, q[t])
-                    inverse[i, 1, h] = _load(v, s, i, 1, h, heads, n_v, n_s, False, epsilon, k[t])
-                    inverse[i, 2, h] = _load(v, s, i, 2, h, heads, n_v, n_s, False, epsilon, x[t])
+                    _load(v, s, i, h, n_v, n_s, True, inverse[i, h], q[t])
+                    _load(v, s, i, heads + h, n_v, n_s, False, inverse[i, heads + h], k[t])
+                    _load(v, s, i, 2 * heads + h, n_v, n_s, False, inverse[i, 2 * heads + h], x[t])
                 for t in range(n):
-                    w = weights[at[e] + (h * n + t) * n : at[e] + (h * n + t + 1) * n]
+                    _products(q[t], k, n, width, score)
                     largest = _f(-np.inf)
                     for u in range(n):
-                        product = _f(0.0)
-                        for c in range(width):
-                            product += q[t, c] * k[u, c]
-                        w[u] = product * scale
-                        largest = max(largest, w[u])
+                        score[u] *= scale
+                        largest = max(largest, score[u])
                     total = _f(0.0)
                     for u in range(n):
-                        w[u] = exp(w[u] - largest)
-                        total += w[u]
+                        score[u] = exp(score[u] - largest)
+                        total += score[u]
                     total = _f(1.0) / total
+                    w = weights[at[e] + (h * n + t) * n : at[e] + (h * n + t + 1) * n]
                     row[:] = _f(0.0)
                     for u in range(n):
-                        w[u] *= total
+                        w[u] = score[u] * total
                         for c in range(width):
                             row[c] += w[u] * x[u, c]
                     for m in range(4):
@@ -330,7 +351,6 @@ def attention_kernels(heads: int, n_v: int, n_s: int) -> tuple[Callable[..., Non
         s: _Array,
         first: _Array,
         longest: int,
-        epsilon: np.float32,
         inverse: _Array,
         weights: _Array,
         at: _Array,
@@ -342,21 +362,21 @@ def attention_kernels(heads: int, n_v: int, n_s: int) -> tuple[Callable[..., Non
         """Gradients of `forward`."""
         q = np.empty((longest, width), np.float32)
         k = np.empty((longest, width), np.float32)
-        x = np.empty((longest, width), np.float32)
+        x = np.zeros((longest + 3, width), np.float32)
         d_q = np.empty(width, np.float32)
         d_k = np.empty((longest, width), np.float32)
         d_x = np.empty((longest, width), np.float32)
         grad = np.empty(width, np.float32)
-        slope = np.empty(longest, np.float32)
+        slope = np.empty(longest + 3, np.float32)
         for e in range(start, stop):
             begin = first[e]
             n = first[e + 1] - begin
             for h in range(heads):
                 for t in range(n):
                     i = begin + t
-                    _load(v, s, i, 0, h, heads, n_v, n_s, True, epsilon, q[t])
-                    _load(v, s, i, 1, h, heads, n_v, n_s, False, epsilon, k[t])
-                    _load(v, s, i, 2, h, heads, n_v, n_s, False, epsilon, x[t])
+                    _load(v, s, i, h, n_v, n_s, True, inverse[i, h], q[t])
+                    _load(v, s, i, heads + h, n_v, n_s, False, inverse[i, heads + h], k[t])
+                    _load(v, s, i, 2 * heads + h, n_v, n_s, False, inverse[i, 2 * heads + h], x[t])
                 d_k[:n] = _f(0.0)
                 d_x[:n] = _f(0.0)
                 for t in range(n):
@@ -367,24 +387,24 @@ def attention_kernels(heads: int, n_v: int, n_s: int) -> tuple[Callable[..., Non
                     for c in range(n_s):
                         grad[4 * n_v + c] = grad_s[i, h * n_s + c]
                     w = weights[at[e] + (h * n + t) * n : at[e] + (h * n + t + 1) * n]
+                    _products(grad, x, n, width, slope)
                     mean = _f(0.0)
                     for u in range(n):
-                        product = _f(0.0)
+                        mean += w[u] * slope[u]
                         for c in range(width):
-                            product += grad[c] * x[u, c]
                             d_x[u, c] += w[u] * grad[c]
-                        slope[u] = product
-                        mean += w[u] * product
                     d_q[:] = _f(0.0)
                     for u in range(n):
                         factor = scale * w[u] * (slope[u] - mean)
                         for c in range(width):
                             d_q[c] += factor * k[u, c]
                             d_k[u, c] += factor * q[t, c]
-                    _unload(v, s, i, 0, h, heads, n_v, n_s, True, inverse[i, 0, h], d_q, d_v, d_s)
+                    _unload(v, s, i, h, n_v, n_s, True, inverse[i, h], d_q, d_v, d_s)
                 for t in range(n):
                     i = begin + t
-                    _unload(v, s, i, 1, h, heads, n_v, n_s, False, inverse[i, 1, h], d_k[t], d_v, d_s)
-                    _unload(v, s, i, 2, h, heads, n_v, n_s, False, inverse[i, 2, h], d_x[t], d_v, d_s)
+                    _unload(v, s, i, heads + h, n_v, n_s, False, inverse[i, heads + h], d_k[t], d_v, d_s)
+                    _unload(
+                        v, s, i, 2 * heads + h, n_v, n_s, False, inverse[i, 2 * heads + h], d_x[t], d_v, d_s
+                    )
 
     return forward, backward

@@ -143,15 +143,16 @@ class _Attention(Function):
         v, s = v.contiguous(), s.contiguous()
         out_v = v.new_zeros((len(v), 4, v.shape[2] // 3))
         out_s = s.new_zeros((len(s), s.shape[1] // 3))
-        inverse = s.new_empty((len(s), 3, heads))
+        inverse = s.new_empty((len(s), 3 * heads))
         weights = s.new_empty(int(layout.at[-1]) * heads)
         ctx.save_for_backward(v, s, inverse, weights)
         kernel, ctx.kernel = slim_kernels.attention_kernels(
             heads, out_v.shape[2] // heads, out_s.shape[1] // heads
         )
-        ctx.common = layout.first, layout.longest, np.float32(epsilon)
+        ctx.common = layout.first, layout.longest
         ctx.at = layout.at * heads
-        run(kernel, len(layout.first) - 1, v, s, *ctx.common, out_v, out_s, inverse, weights, ctx.at)
+        known = v, s, *ctx.common, np.float32(epsilon)
+        run(kernel, len(layout.first) - 1, *known, out_v, out_s, inverse, weights, ctx.at)
         return out_v, out_s
 
     @staticmethod
