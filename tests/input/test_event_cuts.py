@@ -10,6 +10,7 @@ from topreco.config import SelectionConfig
 from topreco.events import DileptonEvents, dataset_id, hashed_uniform
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import InputError, iterate_events, open_events
+from topreco.input.payloads import CorrectionError
 from topreco.input.selection import select
 
 DATA = {"drop": ("genWeight", "GenPart", "GenJet")}
@@ -261,9 +262,20 @@ def test_jet_veto_map(run, emu, veto_map):
 def test_jet_veto_map_mistakes(run, emu, veto_map, tmp_path):
     text = tmp_path / "text.json"
     text.write_text("hello")
+    crash = tmp_path / "crash.json"
+    formula = {"nodetype": "formula", "expression": "x", "parser": "TFormula", "variables": [False]}
+    number = {"name": "eta", "type": "real"}
+    vetoes = {"name": "map_V1", "version": 1, "inputs": [number], "output": number, "data": formula}
+    crash.write_text(json.dumps({"schema_version": 2, "corrections": [vetoes]}))
+    for file, message in [
+        (tmp_path / "absent.json", r"jet_veto_map.file: .*absent.json: no such file"),
+        (text, r"text.json: not a correctionlib payload"),
+        # Handed to correctionlib, it ends the process.
+        (crash, r"crash.json: not a correctionlib payload"),
+    ]:
+        with pytest.raises(CorrectionError, match=message):
+            run(with_jet(emu, eta=1.5, phi=0.5), cuts={"jet_veto_map": {"file": file}}, extra=EM)
     for content, message in [
-        ({"file": tmp_path / "absent.json"}, r"absent.json: not a correctionlib file .*jet_veto_map.file"),
-        ({"file": text}, r"text.json: not a correctionlib file"),
         ({"file": veto_map, "name": "map_V2"}, r"no correction 'map_V2' .*it has map_V1"),
         ({"file": veto_map, "kind": "nothing"}, r"kind 'nothing'"),
     ]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import correctionlib
 import numpy as np
 from coffea.lumi_tools import LumiMask
 
@@ -15,6 +14,7 @@ from topreco.config import CutsConfig, JetVetoMap, SelectionConfig
 from topreco.events import BoolArray, dataset_id, hashed_uniform
 from topreco.input.nano import InputError
 from topreco.input.objects import Objects, Particles
+from topreco.input.payloads import CorrectionError, check_payload, read_payload
 
 HEM_FIRST_RUN = 319077
 """First run of 2018 without the HCAL modules HEM15 and HEM16."""
@@ -171,11 +171,10 @@ def _is_range(value: Any) -> bool:
 @functools.cache
 def _veto_map(path: Path, name: str | None) -> Any:
     try:
-        corrections = correctionlib.CorrectionSet.from_file(str(path))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{path}: not a correctionlib file (selection.cuts.jet_veto_map.file): {error}"
-        ) from error
+        check_payload(path)
+        corrections = read_payload(path)
+    except CorrectionError as error:
+        raise CorrectionError(f"selection.cuts.jet_veto_map.file: {error}") from error
     names = list(corrections)
     if name is None and len(names) == 1:
         name = names[0]

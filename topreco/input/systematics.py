@@ -14,15 +14,9 @@ generated jets, so that nothing of the generator reaches what a method sees.
 """
 
 import dataclasses
-import gzip
-import zlib
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import correctionlib
-import correctionlib.schemav2 as schema
 import numpy as np
 
 from topreco.config import (
@@ -36,7 +30,6 @@ from topreco.config import (
     WeightSource,
 )
 from topreco.constants import PDG_ELECTRON, PDG_MUON
-from topreco.errors import TopRecoError
 from topreco.events import FloatArray, IntArray, hashed_uniform
 from topreco.input.nano import (
     InputError,
@@ -50,6 +43,7 @@ from topreco.input.nano import (
     rename_branches,
 )
 from topreco.input.objects import Jets, Objects, Particles, fit_selection, number_in_event, read_objects
+from topreco.input.payloads import CorrectionError, check_payload, read_payload
 from topreco.input.selection import IndexedSelection
 
 _COLLECTIONS = {"jet": "Jet", "electron": "Electron", "muon": "Muon"}
@@ -64,13 +58,8 @@ _QUANTITIES = {
 
 _TYPE1_PT_MIN = 15.0
 _TYPE1_EM_MAX = 0.9
-_GZIP = b"\x1f\x8b"
 # A smearing from the far tail must not turn a momentum round.
 _SMEAR_MIN = 1e-3
-
-
-class CorrectionError(TopRecoError):
-    """A correction that is missing, is given wrong inputs or gives no number."""
 
 
 # ---- what users call -------------------------------------------------------------------------------------
@@ -85,7 +74,7 @@ def check_corrections(config: SystematicsConfig) -> None:
         If a file is missing or is not one of correctionlib, or a correction or an input has another name.
     """
     for file in config.files:
-        _check_payload(file)
+        check_payload(file)
     for name, source in config.objects.items():
         key = f"systematics.objects.{name}"
         _check(source, source.object, key)
@@ -460,41 +449,9 @@ class _Columns:
         return passed
 
 
-@lru_cache(maxsize=32)
-def _check_payload(path: Path) -> None:
-    """Raise unless a file follows correctionlib's schema: its parser crashes on some that do not."""
-    _require_file(path)
-    try:
-        content = path.read_bytes()
-        if content[:2] == _GZIP:
-            content = gzip.decompress(content)
-        schema.CorrectionSet.model_validate_json(content)
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        # One of the many types that a node might have been.
-        reason = " ".join(str(error).split())[:200]
-        raise CorrectionError(f"{path}: not a correctionlib payload ({reason})") from error
-
-
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise CorrectionError(f"{path}: no such file; a correctionlib payload (.json or .json.gz) expected")
-
-
-@lru_cache(maxsize=32)
-def _read(path: Path) -> Any:
-    """Correction set of a file, once per process."""
-    _require_file(path)
-    try:
-        return correctionlib.CorrectionSet.from_file(str(path))
-    # Its parser raises what C++ throws.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise CorrectionError(f"{path}: not a correctionlib payload ({reason})") from error
-
-
 def _find(config: CorrectionConfig) -> Any:
     """The correction, which may be a compound one."""
-    found = _read(config.file)
+    found = read_payload(config.file)
     for corrections in (found, found.compound):
         if config.correction in list(corrections):
             return corrections[config.correction]

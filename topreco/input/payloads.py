@@ -1,0 +1,62 @@
+"""correctionlib payloads as users hand them in."""
+
+import gzip
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import correctionlib
+import correctionlib.schemav2 as schema
+
+from topreco.errors import TopRecoError
+
+_GZIP = b"\x1f\x8b"
+
+
+class CorrectionError(TopRecoError):
+    """A correction that is missing, is given wrong inputs or gives no number."""
+
+
+@lru_cache(maxsize=32)
+def check_payload(path: Path) -> None:
+    """Raise unless a file follows correctionlib's schema: its parser crashes on some that do not.
+
+    Raises
+    ------
+    CorrectionError
+        If the file is missing or something else.
+    """
+    _require_file(path)
+    try:
+        content = path.read_bytes()
+        if content[:2] == _GZIP:
+            content = gzip.decompress(content)
+        schema.CorrectionSet.model_validate_json(content)
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        # One of the many types that a node might have been.
+        reason = " ".join(str(error).split())[:200]
+        raise CorrectionError(f"{path}: not a correctionlib payload ({reason})") from error
+
+
+@lru_cache(maxsize=32)
+def read_payload(path: Path) -> Any:
+    """Correction set of a file that `check_payload` lets pass, once per process.
+
+    Raises
+    ------
+    CorrectionError
+        If the file is missing or correctionlib refuses it.
+    """
+    _require_file(path)
+    try:
+        return correctionlib.CorrectionSet.from_file(str(path))
+    # Its parser raises what C++ throws.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise CorrectionError(f"{path}: not a correctionlib payload ({reason})") from error
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise CorrectionError(f"{path}: no such file; a correctionlib payload (.json or .json.gz) expected")
