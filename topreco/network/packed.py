@@ -6,6 +6,7 @@ for each elementary operation, and works on padding. Kernels on packed tokens do
 
 import functools
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Self, TypeVar
@@ -27,6 +28,7 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": _
 _ROWS = 64
 # Tokens or events that are worth a thread.
 _SHARE = 32
+_COMPILING = threading.Lock()
 
 
 class Layout(NamedTuple):
@@ -94,13 +96,13 @@ def applies(geometry: Tensor) -> bool:
     )
 
 
-def run(kernel: Callable[..., None], n: int, *arguments: Any, sums: tuple[Tensor, ...] = ()) -> None:
+def run(kernel: Any, n: int, *arguments: Any, sums: tuple[Tensor, ...] = ()) -> None:
     """Run a kernel on as many threads as torch has; each adds to `sums` of its own, which are added up.
 
     Parameters
     ----------
     kernel
-        Called with the start and the stop of its share, then the arrays, and releases the interpreter's lock.
+        A `compiled` function, called with the start and the stop of its share, then the arrays.
     n
         Tokens or events to share.
     arguments
@@ -109,6 +111,10 @@ def run(kernel: Callable[..., None], n: int, *arguments: Any, sums: tuple[Tensor
         Tensors of zeros to which the kernel adds, its last arguments.
     """
     arrays = [x.detach().numpy() if isinstance(x, Tensor) else x for x in arguments]
+    if not kernel.signatures:
+        # Of two threads that compile the same functions at once, numba now and then lets one fail.
+        with _COMPILING:
+            kernel(0, 0, *arrays, *(each.numpy() for each in sums))
     threads = max(1, min(torch.get_num_threads(), n // _SHARE))
     if threads == 1:
         kernel(0, n, *arrays, *(each.numpy() for each in sums))
