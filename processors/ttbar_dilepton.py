@@ -16,7 +16,7 @@ from coffea.nanoevents import NanoAODSchema
 from topreco.config import RunConfig, load_config
 from topreco.evaluation.report import print_report
 from topreco.evaluation.summary import summarise
-from topreco.processor import DileptonProcessor
+from topreco.runs.processor import DileptonProcessor
 
 
 class TTbarDilepton(DileptonProcessor):

@@ -23,16 +23,16 @@ import numpy as np
 from compare_methods import CompareConfig, compare, open_sample, to_plain
 from matplotlib.figure import Figure
 
-from topreco.compare import load_methods
 from topreco.config import build_config
-from topreco.errors import TopRecoError
+from topreco.core.errors import TopRecoError
+from topreco.core.files import complete_file
+from topreco.core.observables import m_tt
+from topreco.core.skim import Skim
+from topreco.evaluation.fill import load_methods
 from topreco.evaluation.plotting import COLOURS, MARKERS
 from topreco.evaluation.summary import summarise
-from topreco.files import complete_file
-from topreco.observables import m_tt
-from topreco.recalibration import ResponseCurve, fit_response_curve
-from topreco.reconstructors import Recalibrated, Reconstructor
-from topreco.skim import Skim
+from topreco.reconstruction.methods import Recalibrated, Reconstructor
+from topreco.reconstruction.recalibration import ResponseCurve, fit_response_curve
 
 NUMBERS = {
     "rb": "RB",

@@ -23,7 +23,7 @@ import topreco
 from topreco.config import SelectionConfig
 from topreco.input.nano import open_events
 from topreco.input.selection import select
-from topreco.network.export import export_onnx
+from topreco.network.export.onnx import export_onnx
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "integrations"
 SAMPLE = "nanoaodv9_TTTo2L2Nu_first500.root"

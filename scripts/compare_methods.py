@@ -37,25 +37,25 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from topreco.compare import fill_methods, load_methods
 from topreco.config import DataConfig, HistogramConfig, SkimConfig, SolverConfig, build_config, load_config
-from topreco.errors import TopRecoError
+from topreco.core.errors import TopRecoError
+from topreco.core.events import BoolArray, DileptonEvents, FloatArray, Truth
+from topreco.core.files import complete_file, writable_folder
+from topreco.core.skim import Skim
+from topreco.core.spin import event_spin_weight
+from topreco.core.statistics import Metrics
+from topreco.core.versions import versions
+from topreco.evaluation.fill import fill_methods, load_methods
 from topreco.evaluation.histograms import book
-from topreco.evaluation.metrics import Metrics
 from topreco.evaluation.plotting import save_all
 from topreco.evaluation.report import print_report, write_report
 from topreco.evaluation.summary import ALL_CHANNELS, Result, Summary, summarise
-from topreco.events import BoolArray, DileptonEvents, FloatArray, Truth
-from topreco.files import complete_file, writable_folder
 from topreco.input.nano import inspect_file, is_remote, iterate_events, rename_branches
 from topreco.input.objects import fit_files, needed_branches, optional_branches
 from topreco.input.selection import select
 from topreco.input.truth import NEEDED_BRANCHES, TRUTH_BRANCHES, read_truth
 from topreco.network.splits import TEST, split_of
-from topreco.reconstructors import NetworkReconstructor, Reconstructor
-from topreco.skim import Skim
-from topreco.spin import event_spin_weight
-from topreco.versions import versions
+from topreco.reconstruction.methods import NetworkReconstructor, Reconstructor
 
 METRICS = (
     "rb",
@@ -69,7 +69,7 @@ METRICS = (
     "efficiency",
     "n",
 )
-"""What the JSON holds of each observable, see `topreco.evaluation.metrics.Metrics`."""
+"""What the JSON holds of each observable, see `topreco.core.statistics.Metrics`."""
 
 HEADLINE = ("m_tt", "pt_top", "y_top")
 """What the terminal shows; the files hold every observable."""

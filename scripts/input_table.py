@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from topreco.config import SkimConfig, load_config
-from topreco.errors import TopRecoError
-from topreco.files import write_text
+from topreco.core.errors import TopRecoError
+from topreco.core.files import write_text
+from topreco.core.skim import Skim
 from topreco.input.skimming import make_skim
-from topreco.skim import Skim
 
 BEGIN, END = "<!-- input table -->", "<!-- end of input table -->"
 HEADINGS = ("file", "preset", "era", "read", "selected", "truth-matched", "error")

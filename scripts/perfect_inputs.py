@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from topreco import fourvector
-from topreco.errors import TopRecoError
-from topreco.events import DileptonEvents, Truth
-from topreco.skim import Skim, SkimWriter
+from topreco.core import fourvector
+from topreco.core.errors import TopRecoError
+from topreco.core.events import DileptonEvents, Truth
+from topreco.core.skim import Skim, SkimWriter
 
 PARTS = ("none", "pairing", "jets", "leptons", "met")
 MATCHING_RADIUS = 0.4

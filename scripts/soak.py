@@ -22,11 +22,11 @@ import numpy as np
 from coffea import processor
 
 from topreco.config import HistogramConfig, SimulationConfig
-from topreco.errors import TopRecoError
-from topreco.files import write_text
+from topreco.core.errors import TopRecoError
+from topreco.core.files import write_text
+from topreco.core.versions import versions
 from topreco.input.nano import QuietNanoAODSchema, inspect_file
-from topreco.processor import DileptonProcessor
-from topreco.versions import versions
+from topreco.runs.processor import DileptonProcessor
 
 FLAT = 0.25
 """MB per chunk up to which memory counts as flat: 250 MB for 10⁸ events in chunks of 10⁵."""

@@ -23,13 +23,13 @@ import mplhep
 import numpy as np
 from matplotlib.figure import Figure
 
-from topreco.compare import load_methods
-from topreco.errors import TopRecoError
+from topreco.core.errors import TopRecoError
+from topreco.core.events import FloatArray
+from topreco.core.files import complete_file
+from topreco.core.observables import c_hel
+from topreco.core.skim import Skim
+from topreco.evaluation.fill import load_methods
 from topreco.evaluation.plotting import COLOURS, MARKERS
-from topreco.events import FloatArray
-from topreco.files import complete_file
-from topreco.observables import c_hel
-from topreco.skim import Skim
 
 _RANGE = 0.5
 _LEAST = 10

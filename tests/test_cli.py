@@ -268,7 +268,7 @@ def test_nothing_to_do(refused, tmp_path, toy_model):
 def test_preset_and_era_are_said_and_kept(command, tmp_path, toy_model):
     import coffea.util
 
-    from topreco.skim import Skim
+    from topreco.core.skim import Skim
 
     file, skim, folder = nano_file(tmp_path / "good.root"), tmp_path / "a.parquet", tmp_path / "run"
     chosen = ("--preset", "nano_v9", "--era", "UL2017")

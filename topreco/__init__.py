@@ -1,10 +1,10 @@
 """Lorentz-equivariant reconstruction of dileptonic top-quark pairs for CMS analyses with coffea."""
 
-from topreco import observables
-from topreco.errors import TopRecoError
-from topreco.events import DileptonEvents, TopPair, Truth
-from topreco.reconstructors import Reconstructor, load
-from topreco.tops import reconstruct
+from topreco.core import observables
+from topreco.core.errors import TopRecoError
+from topreco.core.events import DileptonEvents, TopPair, Truth
+from topreco.reconstruction.methods import Reconstructor, load
+from topreco.reconstruction.reconstruct import reconstruct
 
 __all__ = [
     "DileptonEvents",

@@ -19,7 +19,7 @@ from topreco.config import (
     dump_config,
     load_config,
 )
-from topreco.errors import OUT_OF_MEMORY, TopRecoError, first_line, is_out_of_memory
+from topreco.core.errors import OUT_OF_MEMORY, TopRecoError, first_line, is_out_of_memory
 
 app = typer.Typer(
     help="Lorentz-equivariant reconstruction of dileptonic top-quark pairs.",
@@ -136,8 +136,8 @@ def pepper_write(
     dataset: Annotated[str | None, typer.Option(help="Name of the sample.")] = None,
 ) -> None:
     """Copy pepper's event files (HDF5 or ROOT) with reconstructed tops as a new column."""
-    from topreco.input.pepper_write import write_all
-    from topreco.reconstructors import load
+    from topreco.input.pepper.write import write_all
+    from topreco.reconstruction.methods import load
 
     files, overrides = _split(arguments)
     options = {"method": method, "column": column, "dataset": dataset}
@@ -159,7 +159,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a network on skims; resumes an unfinished training in the same output folder."""
-    from topreco.network.training import train as run_training
+    from topreco.network.fit.loop import train as run_training
 
     settings = load_config(TrainConfig, config, overrides or [])
     model = run_training(settings, progress=not quiet, restart=restart)
@@ -178,7 +178,7 @@ def quantiles(
     quiet: Quiet = False,
 ) -> None:
     """Add the uncertainty of each event to a trained network, or calibrate it on other skims."""
-    from topreco.network.quantile_training import add_quantiles
+    from topreco.network.tasks.quantile_training import add_quantiles
 
     settings = load_config(TrainConfig, config, overrides or [])
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
@@ -207,7 +207,7 @@ def study(
     quiet: Quiet = False,
 ) -> None:
     """Train networks that differ in a few keys, with several seeds each, and compare them in one table."""
-    from topreco.study import study as run_study
+    from topreco.studies.study import study as run_study
 
     settings = configuration.load_study(config, overrides or [])
     typer.echo(f"table: {run_study(settings, progress=not quiet, restart=restart)}")
@@ -223,7 +223,7 @@ def export(
     quantiles: Annotated[bool, typer.Option(help="With the uncertainty of each event.")] = True,
 ) -> None:
     """Write a network as ONNX, which needs no torch, and a reader for any framework (extra `onnx`)."""
-    from topreco.network.export import export_onnx
+    from topreco.network.export.onnx import export_onnx
 
     artefact = _network(model, "export").artefact
     for path in export_onnx(artefact, output, triton=triton, quantiles=quantiles):
@@ -232,7 +232,7 @@ def export(
 
 def _network(model: str, command: str) -> Any:
     """The network of a model file or of a shipped model, for a command that needs its weights."""
-    from topreco.reconstructors import NetworkReconstructor, load
+    from topreco.reconstruction.methods import NetworkReconstructor, load
 
     loaded = load(model)
     if not isinstance(loaded, NetworkReconstructor):
@@ -263,7 +263,7 @@ def run(
     from topreco.evaluation.plotting import save_all
     from topreco.evaluation.report import print_report
     from topreco.input.cutflow import Cutflow
-    from topreco.run import run as run_processor
+    from topreco.runs.run import run as run_processor
 
     files, overrides = _split(arguments)
     settings = load_config(RunConfig, config, overrides + _preset_overrides(preset, era))
@@ -359,7 +359,7 @@ def plot(
 ) -> None:
     """Make the figures of saved histograms again."""
     from topreco.evaluation.plotting import Label, save_all
-    from topreco.run import load_histograms
+    from topreco.runs.run import load_histograms
 
     histograms = load_histograms(source)
     folder = output or (source if source.is_dir() else source.parent) / "plots"
@@ -390,10 +390,10 @@ def unfolding(
     sqrt_s: Annotated[float | None, typer.Option(help="Centre-of-mass energy in TeV to show.")] = None,
 ) -> None:
     """Export response matrices of a run as ROOT and JSON, on request in bins of a minimum purity."""
-    from topreco.evaluation import unfolding_export as export_to
     from topreco.evaluation.plotting import Label
-    from topreco.evaluation.unfolding import BinRequirements
-    from topreco.run import load_results
+    from topreco.measurement import export as export_to
+    from topreco.measurement.unfolding import BinRequirements
+    from topreco.runs.run import load_results
 
     results = load_results(source)
     bins = None

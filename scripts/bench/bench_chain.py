@@ -19,16 +19,16 @@ import torch
 import uproot
 from measuring import Measurement, paired_ratio, parser, repeated, report, sample, spread
 
-from topreco.compare import fill_methods
 from topreco.config import RunConfig, SelectionConfig
+from topreco.core.events import DileptonEvents, TopPair
+from topreco.evaluation.fill import fill_methods
 from topreco.evaluation.histograms import book
-from topreco.events import DileptonEvents, TopPair
 from topreco.input.nano import branch_names, has_branch, open_events
 from topreco.input.objects import fit_selection, needed_branches, optional_branches, read_objects
 from topreco.input.selection import select_objects
 from topreco.input.truth import TRUTH_BRANCHES, read_truth
 from topreco.network.tokens import Objects, build_tokens
-from topreco.reconstructors import NetworkReconstructor, Reconstructor, load
+from topreco.reconstruction.methods import NetworkReconstructor, Reconstructor, load
 
 DATASET = "bench"
 METHODS = ["dilepton", "sonnenschein"]

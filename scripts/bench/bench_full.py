@@ -3,8 +3,9 @@
     python scripts/bench/bench_full.py --json full.json
 
 The same weights three times: as lgatr computes by default (the sparse geometric product), with its dense
-one, and with the kernels of `topreco.network.lgatr_packed`. Toy events with at most 7 jets, padded to as many
-tokens as the model has, go through the whole network, for their tops alone and with all weights' gradients.
+one, and with the kernels of `topreco.network.kernels.lgatr_packed`. Toy events with at most 7 jets, padded
+to as many tokens as the model has, go through the whole network, for their tops alone and with all weights'
+gradients.
 Times are those of the process on the CPU, medians over repeats that alternate between the three; only ratios
 mean anything. Compiling the kernels, once for each machine, is not timed. The largest difference of a
 four-momentum is that of a component, as a part of the top's energy.
@@ -24,14 +25,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from topreco.events import toy_events
-from topreco.files import write_text
-from topreco.network.build import TopNetwork
+from topreco.core.events import toy_events
+from topreco.core.files import write_text
+from topreco.core.versions import versions
+from topreco.network.backbones.lgatr import LGATrBackbone
 from topreco.network.inference import predict
-from topreco.network.lgatr import LGATrBackbone
+from topreco.network.tasks.tops import TopNetwork
 from topreco.network.tokens import Objects
-from topreco.reconstructors import NetworkReconstructor
-from topreco.versions import versions
+from topreco.reconstruction.methods import NetworkReconstructor
 
 MAX_JETS = 7
 

@@ -28,13 +28,13 @@ from measuring import Measurement, alternate, parser, rates, report, sample
 from torch import Tensor, nn
 
 from topreco.config import SelectionConfig
-from topreco.events import DileptonEvents
+from topreco.core.events import DileptonEvents
 from topreco.input.nano import open_events
 from topreco.input.selection import select
-from topreco.network.build import TopNetwork
 from topreco.network.inference import predict
+from topreco.network.tasks.tops import TopNetwork
 from topreco.network.tokens import FIRST_JET, Objects
-from topreco.reconstructors import NetworkReconstructor, OnnxReconstructor, shipped_models
+from topreco.reconstruction.methods import NetworkReconstructor, OnnxReconstructor, shipped_models
 
 BATCHES = (1, 64, 1024, 8192)
 LONG = 1024
@@ -129,7 +129,7 @@ def compare(
     with tempfile.TemporaryDirectory() as folder:
         exported = None
         if ONNX not in without:
-            from topreco.network.export import export_onnx
+            from topreco.network.export.onnx import export_onnx
 
             exported, *_ = export_onnx(trained.artefact, Path(folder) / "model.onnx", quantiles=False)
         for batch in batches:

@@ -29,9 +29,9 @@ from coffea.processor import accumulate
 from measuring import Measurement, alternate, parser, rates, report, sample, spread
 
 from topreco.config import RunConfig
-from topreco.executors import open_executor
 from topreco.input.nano import QuietNanoAODSchema, open_events
-from topreco.processor import DileptonProcessor
+from topreco.runs.executors import open_executor
+from topreco.runs.processor import DileptonProcessor
 
 EVENTS = 10**9
 CORES = 500
@@ -182,8 +182,8 @@ def merge_cost(output: Any, repeats: int) -> dict[int, list[float]]:
 def start_cost(methods: list[str], repeats: int) -> tuple[list[float], list[float]]:
     """Seconds of a new process until it has imported the package, and from there until it has the methods."""
     code = (
-        "import sys, time; start = time.process_time(); import topreco.processor; "
-        "imported = time.process_time(); topreco.processor.DileptonProcessor(sys.argv[1:]); "
+        "import sys, time; start = time.process_time(); import topreco.runs.processor; "
+        "imported = time.process_time(); topreco.runs.processor.DileptonProcessor(sys.argv[1:]); "
         "print(imported - start, time.process_time() - imported)"
     )
     found = []

@@ -12,9 +12,9 @@ import numpy_smearing
 from bench_solvers import exact_events
 from measuring import alternate, parser, rates, report
 
-from topreco.constants import M_B
-from topreco.events import DileptonEvents, toy_events
-from topreco.fourvector import from_three_momentum
+from topreco.core.constants import M_B
+from topreco.core.events import DileptonEvents, toy_events
+from topreco.core.fourvector import from_three_momentum
 from topreco.solvers.response import load_response
 from topreco.solvers.smearing import smear_and_solve
 

@@ -17,8 +17,8 @@ import numpy_ellipse
 import numpy_sonnenschein
 from measuring import Measurement, alternate, parser, rates, report
 
-from topreco.constants import M_B, M_MUON, M_TOP, M_W
-from topreco.fourvector import boost, from_three_momentum, mass
+from topreco.core.constants import M_B, M_MUON, M_TOP, M_W
+from topreco.core.fourvector import boost, from_three_momentum, mass
 from topreco.solvers import ellipse, sonnenschein
 
 Arguments = dict[str, Any]

@@ -25,12 +25,12 @@ from topreco.config import (
     SelectionConfig,
     SystematicsConfig,
 )
-from topreco.files import write_text
+from topreco.core.files import write_text
 from topreco.input.nano import open_events
 from topreco.input.selection import select, select_objects
 from topreco.input.systematics import variations
-from topreco.processor import DileptonProcessor
-from topreco.reconstructors import load
+from topreco.reconstruction.methods import load
+from topreco.runs.processor import DileptonProcessor
 
 REPEATS = 3
 N_VARIATIONS = 10

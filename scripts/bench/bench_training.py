@@ -32,12 +32,12 @@ import torch
 from measuring import Measurement, paired_ratio, parser, report, spread
 
 from topreco.config import TrainConfig, load_config
-from topreco.events import DileptonEvents, Truth, dataset_id, toy_events
-from topreco.network import training
-from topreco.network.build import TopNetwork
-from topreco.network.data import TrainingData
+from topreco.core.events import DileptonEvents, Truth, dataset_id, toy_events
+from topreco.core.skim import Skim, SkimWriter
+from topreco.network.fit import loop as training
+from topreco.network.fit.data import TrainingData
+from topreco.network.tasks.tops import TopNetwork
 from topreco.network.tokens import Objects
-from topreco.skim import Skim, SkimWriter
 
 SKIM_EVENTS = 100_000
 KINDS = {"in memory": False, "streamed": True}

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from topreco.files import complete_file, write_text
-from topreco.versions import versions
+from topreco.core.files import complete_file, write_text
+from topreco.core.versions import versions
 
 SAMPLE = Path(__file__).parents[2] / "results" / "bench" / "sample.root"
 """Simulated events that all benchmarks read, made once."""

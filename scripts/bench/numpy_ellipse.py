@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from numpy_sonnenschein import in_rising_m_tt
 
-from topreco.fourvector import from_three_momentum, mass_squared
+from topreco.core.fourvector import from_three_momentum, mass_squared
 
 Floats = NDArray[np.float64]
 

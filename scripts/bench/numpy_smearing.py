@@ -4,9 +4,9 @@ import numpy as np
 import numpy_sonnenschein
 from numpy.typing import NDArray
 
-from topreco.constants import M_TOP, PDG_MUON
-from topreco.events import DileptonEvents
-from topreco.fourvector import eta, mass, mass_squared, pt
+from topreco.core.constants import M_TOP, PDG_MUON
+from topreco.core.events import DileptonEvents
+from topreco.core.fourvector import eta, mass, mass_squared, pt
 from topreco.solvers.response import OBJECTS, Response, Table
 
 Floats = NDArray[np.float64]

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from topreco.fourvector import dot, from_three_momentum, mass_squared
+from topreco.core.fourvector import dot, from_three_momentum, mass_squared
 
 Floats = NDArray[np.float64]
 

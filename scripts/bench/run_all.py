@@ -19,7 +19,7 @@ from typing import Any
 
 from measuring import machine, markdown_table
 
-from topreco.files import write_text
+from topreco.core.files import write_text
 
 FOLDER = Path(__file__).parent
 

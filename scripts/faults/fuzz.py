@@ -49,7 +49,7 @@ from typing import Any
 
 import numpy as np
 
-from topreco.errors import TopRecoError
+from topreco.core.errors import TopRecoError
 
 TIMEOUT = 60
 MEMORY = 2 << 30
@@ -229,7 +229,7 @@ class Run(Root):
 
     def read(self, path: Path, output: Path) -> str:
         from topreco.config import HistogramConfig, RunConfig
-        from topreco.run import run
+        from topreco.runs.run import run
 
         result = run(
             RunConfig(
@@ -315,9 +315,9 @@ class PepperWrite(Pepper):
 
     def read(self, path: Path, output: Path) -> str:
         from topreco.config import PepperWriteConfig
-        from topreco.input.pepper import iterate_pepper
-        from topreco.input.pepper_write import write_tops
-        from topreco.reconstructors import load
+        from topreco.input.pepper.read import iterate_pepper
+        from topreco.input.pepper.write import write_tops
+        from topreco.reconstruction.methods import load
 
         copy = output / "copy.h5"
         write_tops(path, copy, load("ellipse_closest"), PepperWriteConfig(column="recot"))
@@ -326,8 +326,8 @@ class PepperWrite(Pepper):
 
 def _skimmed(path: Path, output: Path) -> str:
     from topreco.config import SelectionConfig
+    from topreco.core.skim import Skim
     from topreco.input.skimming import make_skim
-    from topreco.skim import Skim
 
     summary = make_skim([path], output / "skim.parquet", SelectionConfig(), progress=False)
     events, truth = Skim(summary.output).read()
@@ -385,7 +385,7 @@ class SkimFormat(Format):
 
     def read(self, path: Path, output: Path) -> str:
         from topreco.config import DataConfig
-        from topreco.network.data import read_training_data
+        from topreco.network.fit.data import read_training_data
 
         data = read_training_data(DataConfig(files=(path,)))
         arrays = (*data.objects, data.tops, data.weight, data.split)
@@ -413,7 +413,7 @@ class Model(Format):
             return super().damage(content, rng)
         import safetensors.torch as st
 
-        from topreco.network.checkpoint import _digest
+        from topreco.network.model_file import _digest
 
         tensors = st.load(content)
         length = int.from_bytes(content[:8], "little")
@@ -431,7 +431,7 @@ class Model(Format):
         return st.save(tensors, {"topreco": json.dumps(metadata)}), True
 
     def read(self, path: Path, output: Path) -> str:
-        from topreco.reconstructors import load
+        from topreco.reconstruction.methods import load
 
         pair = load(path)(_toys())
         return digest(pair.p4, pair.valid)
@@ -450,7 +450,7 @@ class Onnx(Format):
         return [inputs.onnx_file(folder / "model.onnx")]
 
     def read(self, path: Path, output: Path) -> str:
-        from topreco.reconstructors import load
+        from topreco.reconstruction.methods import load
 
         pair = load(path, threads=1)(_toys())
         return digest(pair.p4, pair.valid)
@@ -462,7 +462,7 @@ class ResealedOnnx(Onnx):
     share = 400
 
     def damage(self, content: bytes, rng: random.Random) -> Mutation:
-        from topreco.network.reader import DIGEST_MARK
+        from topreco.network.export.reader import DIGEST_MARK
 
         body = damage_bytes(content[: -64 - len(DIGEST_MARK)], rng) + DIGEST_MARK
         return body + hashlib.sha256(body).hexdigest().encode(), True
@@ -520,7 +520,7 @@ class ResponseFormat(JsonFormat):
 
     def read(self, path: Path, output: Path) -> str:
         from topreco.config import SolverConfig
-        from topreco.reconstructors import load
+        from topreco.reconstruction.methods import load
 
         pair = load("sonnenschein", solvers=SolverConfig(response=path, n_draws=5))(_toys())
         if not np.isfinite(pair.p4[pair.valid]).all():
@@ -593,7 +593,7 @@ class State(Format):
     def seeds(self, folder: Path) -> list[Path]:
         import inputs
 
-        from topreco.network import training
+        from topreco.network.fit import loop as training
 
         self.skim = inputs.skim_file(folder / "train.parquet", 64)
         self.whole = folder / "whole"
@@ -634,7 +634,7 @@ class State(Format):
         )
 
     def read(self, path: Path, output: Path) -> str:
-        from topreco.network.training import train
+        from topreco.network.fit.loop import train
 
         folder = path.with_name("training")
         shutil.rmtree(folder, ignore_errors=True)
@@ -714,7 +714,7 @@ FORMATS: dict[str, Callable[[], Format]] = {
 
 @cache
 def _toys() -> Any:
-    from topreco.events import toy_events
+    from topreco.core.events import toy_events
 
     return toy_events(6, max_jets=4)
 
@@ -792,7 +792,7 @@ def child(jobs: list[dict[str, Any]]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    import topreco.run  # noqa: F401 - before memory is counted
+    import topreco.runs.run  # noqa: F401 - before memory is counted
 
     home = Path.cwd()
     forms: dict[str, tuple[Format, list[bytes], set[str]]] = {}

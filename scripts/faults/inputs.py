@@ -9,8 +9,8 @@ import numpy as np
 import uproot
 
 from topreco.config import LGATrSlimConfig, ModelConfig, TokensConfig
-from topreco.events import DileptonEvents, Truth, toy_events
-from topreco.skim import SkimWriter
+from topreco.core.events import DileptonEvents, Truth, toy_events
+from topreco.core.skim import SkimWriter
 
 _LAST_COPY = 1 << 13
 _FIRST_COPY = 1 << 12
@@ -160,8 +160,8 @@ def model_file(path: Path, folds: int = 1) -> Path:
     """Model file of a very small network with random weights."""
     import torch
 
-    from topreco.network.build import build_network
-    from topreco.network.checkpoint import save_artefact
+    from topreco.network.model_file import save_artefact
+    from topreco.network.tasks.tops import build_network
     from topreco.network.tokens import Objects
 
     backbone = LGATrSlimConfig(blocks=1, vector_channels=2, scalar_channels=4, heads=1)
@@ -176,8 +176,8 @@ def model_file(path: Path, folds: int = 1) -> Path:
 
 def onnx_file(path: Path) -> Path:
     """The same network exported."""
-    from topreco.network.checkpoint import load_artefact
-    from topreco.network.export import export_onnx
+    from topreco.network.export.onnx import export_onnx
+    from topreco.network.model_file import load_artefact
 
     export_onnx(load_artefact(model_file(path.with_suffix(".safetensors"))), path)
     return path

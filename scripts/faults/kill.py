@@ -37,13 +37,13 @@ import uproot
 
 import topreco.evaluation.plotting
 import topreco.input.skimming
-import topreco.network.export
-import topreco.network.quantile_training
-import topreco.network.training
-import topreco.run
+import topreco.network.export.onnx
+import topreco.network.fit.loop
+import topreco.network.tasks.quantile_training
+import topreco.runs.run
 import topreco.simulation  # noqa: F401
 from topreco.cli import main as topreco_main
-from topreco.run import load_results
+from topreco.runs.run import load_results
 
 TIMEOUT = 300
 

@@ -5,15 +5,15 @@ import pickle
 import numpy as np
 import pytest
 
-from topreco import fourvector
 from topreco.config import HistogramConfig
-from topreco.errors import TopRecoError
+from topreco.core import fourvector
+from topreco.core.errors import TopRecoError
+from topreco.core.events import CHANNELS, TopPair
+from topreco.core.observables import OBSERVABLE_GROUPS, OBSERVABLES, m_tt
+from topreco.core.statistics import Metrics, summarise_arrays
 from topreco.evaluation.histograms import book, fill, histograms_of, observables_of, variations_of
-from topreco.evaluation.metrics import Metrics, summarise_arrays
 from topreco.evaluation.report import to_json
 from topreco.evaluation.summary import summarise
-from topreco.events import CHANNELS, TopPair
-from topreco.observables import OBSERVABLE_GROUPS, OBSERVABLES, m_tt
 
 FEW = HistogramConfig(observables=("m_tt", "pt_top", "y_top"))
 QUANTILES = ("median", "width68", "width68_linearised")

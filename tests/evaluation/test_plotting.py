@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from topreco.config import HistogramConfig
-from topreco.errors import TopRecoError
+from topreco.core.errors import TopRecoError
+from topreco.core.observables import OBSERVABLES
 from topreco.evaluation.histograms import book, fill
 from topreco.evaluation.plotting import (
     METRICS,
@@ -18,7 +19,6 @@ from topreco.evaluation.plotting import (
     save,
     save_all,
 )
-from topreco.observables import OBSERVABLES
 
 CONFIG = HistogramConfig(observables=("m_tt", "pt_top", "y_top"))
 

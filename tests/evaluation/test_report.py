@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from topreco.config import HistogramConfig
-from topreco.errors import TopRecoError
+from topreco.core.errors import TopRecoError
 from topreco.evaluation.histograms import book, fill
 from topreco.evaluation.report import format_estimate, print_report, to_json, to_markdown, write_report
 from topreco.evaluation.summary import summarise

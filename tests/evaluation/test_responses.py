@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from topreco import fourvector
 from topreco.config import PhaseSpaceConfig, UnfoldingConfig
+from topreco.core import fourvector
+from topreco.core.events import CHANNELS
+from topreco.core.observables import OBSERVABLES
 from topreco.evaluation.responses import (
     book_responses,
     fill_generated,
@@ -14,9 +16,7 @@ from topreco.evaluation.responses import (
     in_phase_space,
     responses_of,
 )
-from topreco.evaluation.unfolding import read_response
-from topreco.events import CHANNELS
-from topreco.observables import OBSERVABLES
+from topreco.measurement.unfolding import read_response
 
 CONFIG = UnfoldingConfig(
     observables={

@@ -12,13 +12,13 @@ import pytest
 
 from topreco.cli import main
 from topreco.config import DataConfig, RunConfig, SelectionConfig
-from topreco.errors import TopRecoError
+from topreco.core.errors import TopRecoError
+from topreco.core.skim import Skim, SkimError
 from topreco.input import nano, skimming
 from topreco.input.nano import InputError
 from topreco.input.skimming import make_skim
-from topreco.network.data import read_training_data
-from topreco.run import run
-from topreco.skim import Skim, SkimError
+from topreco.network.fit.data import read_training_data
+from topreco.runs.run import run
 
 pytestmark = pytest.mark.faults
 
@@ -98,7 +98,7 @@ def test_memory_that_runs_out_is_no_damage(tmp_path, monkeypatch, error):
         raise error
 
     skim = Skim(inputs.skim_file(tmp_path / "skim.parquet", 10))
-    monkeypatch.setattr("topreco.skim._from_table", starved)
+    monkeypatch.setattr("topreco.core.skim._from_table", starved)
     with pytest.raises(SkimError, match=r"skim\.parquet: out of memory, or a damaged skim \((malloc|Failed)"):
         skim.read()
 
@@ -108,7 +108,7 @@ def run_with(nano_file, tmp_path, monkeypatch):
     """Function that runs one method, an object, through a coffea executor."""
 
     def start(method, executor, **changes):
-        monkeypatch.setattr("topreco.run.load_methods", lambda *names, **options: [method])
+        monkeypatch.setattr("topreco.runs.run.load_methods", lambda *names, **options: [method])
         config = RunConfig(
             fileset={"tt": (str(nano_file),)},
             methods=("loose",),
@@ -170,7 +170,7 @@ def test_out_of_memory_on_the_command_line(monkeypatch, capsys, raised):
     def too_large(*arguments, **options):
         raise raised
 
-    monkeypatch.setattr("topreco.network.training.train", too_large)
+    monkeypatch.setattr("topreco.network.fit.loop.train", too_large)
     monkeypatch.setattr(sys, "argv", ["topreco", "train"])
     with pytest.raises(SystemExit) as stop:
         main()
@@ -184,7 +184,7 @@ def test_other_failures_keep_their_traceback(monkeypatch):
     def failing(*arguments, **options):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr("topreco.network.training.train", failing)
+    monkeypatch.setattr("topreco.network.fit.loop.train", failing)
     monkeypatch.setattr(sys, "argv", ["topreco", "train"])
     with pytest.raises(RuntimeError, match="a defect"):
         main()

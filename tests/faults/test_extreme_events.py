@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 import topreco
-from topreco.columns import event_columns
-from topreco.compare import fill_methods
 from topreco.config import HistogramConfig, SolverConfig, TrainConfig
+from topreco.core.events import DileptonEvents, Truth, toy_events
+from topreco.core.fourvector import from_pt_eta_phi_mass
+from topreco.core.pairing import b_candidates
+from topreco.core.skim import SkimWriter
+from topreco.evaluation.fill import fill_methods
 from topreco.evaluation.histograms import book
 from topreco.evaluation.report import write_report
 from topreco.evaluation.summary import summarise
-from topreco.events import DileptonEvents, Truth, toy_events
-from topreco.fourvector import from_pt_eta_phi_mass
-from topreco.pairing import b_candidates
-from topreco.reconstructors import ANALYTIC_METHODS, load, shipped_models
-from topreco.skim import SkimWriter
+from topreco.reconstruction.methods import ANALYTIC_METHODS, load, shipped_models
+from topreco.runs.columns import event_columns
 
 pytestmark = pytest.mark.faults
 
@@ -125,7 +125,7 @@ def test_finite_or_invalid(method):
 def test_an_event_has_one_answer(method, monkeypatch):
     """Whatever the run, the order, the chunk, the threads and the batch."""
     # So that every kernel of the networks has work for two threads.
-    monkeypatch.setattr("topreco.network.packed._SHARE", 1)
+    monkeypatch.setattr("topreco.network.kernels.packed._SHARE", 1)
     events = all_events()
     whole = method(events)
     expected = whole.system
@@ -224,8 +224,8 @@ def toy_truth(events):
 @pytest.mark.parametrize("normalise", [True, False])
 def test_training_on_them(tmp_path, kind, backbone, normalise):
     """Losses and weights stay finite, whatever the events and their weights."""
-    from topreco.network.checkpoint import load_artefact
-    from topreco.network.training import TrainingError, train
+    from topreco.network.fit.loop import TrainingError, train
+    from topreco.network.model_file import load_artefact
 
     events = DileptonEvents.concatenate([all_events()] * 4)
     events = dataclasses.replace(

@@ -9,7 +9,7 @@ import uproot
 from topreco.config import SelectionConfig
 from topreco.input.nano import open_events
 from topreco.input.selection import select
-from topreco.processor import DileptonProcessor
+from topreco.runs.processor import DileptonProcessor
 
 pytestmark = pytest.mark.sim
 

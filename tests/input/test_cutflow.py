@@ -6,7 +6,7 @@ import pytest
 from coffea.processor import accumulate
 from rich.console import Console
 
-from topreco.errors import TopRecoError
+from topreco.core.errors import TopRecoError
 from topreco.input.cutflow import Count, Cutflow
 
 

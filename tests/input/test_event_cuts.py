@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from topreco.config import SelectionConfig
-from topreco.events import DileptonEvents, dataset_id, hashed_uniform
+from topreco.core.events import DileptonEvents, dataset_id, hashed_uniform
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import InputError, iterate_events, open_events
 from topreco.input.payloads import CorrectionError

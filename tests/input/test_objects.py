@@ -6,13 +6,13 @@ import pytest
 import uproot
 
 from topreco.config import ConfigError, SelectionConfig
-from topreco.events import DileptonEvents
+from topreco.core.events import DileptonEvents
+from topreco.core.skim import Skim
 from topreco.input.nano import InputError, inspect_file, iterate_events, open_events, rename_branches
 from topreco.input.objects import fit_files, fit_selection, needed_branches
 from topreco.input.selection import select
 from topreco.input.skimming import make_skim
 from topreco.input.truth import read_truth
-from topreco.skim import Skim
 
 V9 = {"Jet_puIdDisc": np.float32(1)}
 OTHER_METS = {"MET_pt": np.float32(60), "MET_phi": np.float32(1), "PFMET_pt": np.float32(60)}

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from coffea.nanoevents import NanoEventsFactory
 
-from topreco import fourvector
 from topreco.config import ElectronSelection, JetSelection, MuonSelection, SelectionConfig
-from topreco.events import CHANNELS, DileptonEvents, dataset_id
+from topreco.core import fourvector
+from topreco.core.events import CHANNELS, DileptonEvents, dataset_id
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import InputError, QuietNanoAODSchema, iterate_events, open_events
 from topreco.input.objects import OPTIONAL_BRANCHES, needed_branches

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import uproot
 
-from topreco import fourvector
 from topreco.config import SelectionConfig
-from topreco.errors import TopRecoError
-from topreco.events import DileptonEvents, dataset_id
+from topreco.core import fourvector
+from topreco.core.errors import TopRecoError
+from topreco.core.events import DileptonEvents, dataset_id
+from topreco.core.skim import Skim
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import InputError, open_events
 from topreco.input.selection import select
 from topreco.input.skimming import make_skim
 from topreco.input.truth import read_truth
-from topreco.skim import Skim
 
 DEFAULT = SelectionConfig()
 

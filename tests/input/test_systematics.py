@@ -17,7 +17,7 @@ from topreco.config import (
     SystematicsConfig,
     build_config,
 )
-from topreco.events import DileptonEvents
+from topreco.core.events import DileptonEvents
 from topreco.input import systematics
 from topreco.input.nano import InputError, iterate_events, open_events
 from topreco.input.objects import read_objects

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from topreco import fourvector
 from topreco.config import SelectionConfig
-from topreco.constants import FLAG_IS_FIRST_COPY, FLAG_IS_LAST_COPY, M_B, M_ELECTRON, M_MUON
-from topreco.events import PRODUCTIONS
+from topreco.core import fourvector
+from topreco.core.constants import FLAG_IS_FIRST_COPY, FLAG_IS_LAST_COPY, M_B, M_ELECTRON, M_MUON
+from topreco.core.events import PRODUCTIONS
 from topreco.input.nano import InputError, open_events
 from topreco.input.selection import select
 from topreco.input.truth import has_truth, read_truth

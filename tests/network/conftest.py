@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from topreco.config import ModelConfig
-from topreco.events import toy_events
+from topreco.core.events import toy_events
 from topreco.network.tokens import Objects
 
 SMALL_BACKBONES: dict[str, dict[str, Any]] = {

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from topreco.config import LGATrSlimConfig, ModelConfig
-from topreco.events import DileptonEvents, TopPair, toy_events
-from topreco.fourvector import mass
+from topreco.core.events import DileptonEvents, TopPair, toy_events
+from topreco.core.fourvector import mass
 from topreco.network import inference
-from topreco.network.build import build_network
 from topreco.network.inference import predict
 from topreco.network.splits import fold_of
+from topreco.network.tasks.tops import build_network
 
 TINY = ModelConfig(
     backbone=LGATrSlimConfig(blocks=1, vector_channels=4, scalar_channels=8, heads=1, dropout=0.5)
@@ -135,8 +135,8 @@ def test_errors():
 
 TRAIN_AFTERWARDS = """
 from topreco.config import LGATrConfig, ModelConfig
-from topreco.events import toy_events
-from topreco.network.build import build_network
+from topreco.core.events import toy_events
+from topreco.network.tasks.tops import build_network
 from topreco.network.inference import predict
 from topreco.network.tokens import Objects
 

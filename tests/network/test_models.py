@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from topreco import fourvector
 from topreco.config import ModelConfig
-from topreco.constants import M_TOP
-from topreco.events import toy_events
-from topreco.network.build import build_network
-from topreco.network.heads import SMALLEST_MASS, Head, soft_assignment
+from topreco.core import fourvector
+from topreco.core.constants import M_TOP
+from topreco.core.events import toy_events
 from topreco.network.spurions import build_spurions
+from topreco.network.tasks.heads import SMALLEST_MASS, Head, soft_assignment
+from topreco.network.tasks.tops import build_network
 from topreco.network.tokens import Objects, build_tokens, model_features
 
 EQUIVARIANT = ("lgatr", "lgatr_slim")

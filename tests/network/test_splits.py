@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from topreco.config import DataConfig
-from topreco.events import toy_events
+from topreco.core.events import toy_events
 from topreco.network.splits import (
     FOLD_SALT,
     SPLIT_SALT,

@@ -7,8 +7,8 @@ import torch
 from lgatr import embed_vector
 
 from topreco.config import LGATrSlimConfig, ModelConfig, SpurionConfig, TransformerConfig
-from topreco.network.build import build_network
 from topreco.network.spurions import build_spurions, spurion_types, vector_spurions
+from topreco.network.tasks.tops import build_network
 
 BEAMS = {"lightlike": (1.0, 1.0), "spacelike": (0.0, 1.0), "timelike": (math.sqrt(2), 1.0)}
 

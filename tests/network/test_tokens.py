@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from topreco import fourvector
 from topreco.config import ModelConfig, TokensConfig
-from topreco.events import toy_events
+from topreco.core import fourvector
+from topreco.core.events import toy_events
 from topreco.network.tokens import (
     TOKEN_TYPES,
     Objects,

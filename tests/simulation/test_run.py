@@ -13,7 +13,7 @@ import pytest
 import uproot
 
 from topreco.config import SimulationConfig
-from topreco.errors import TopRecoError
+from topreco.core.errors import TopRecoError
 
 pythia8mc = pytest.importorskip("pythia8mc")
 pytest.importorskip("fastjet")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from topreco.fourvector import boost, from_pt_eta_phi_mass, from_three_momentum, mass
+from topreco.core.fourvector import boost, from_pt_eta_phi_mass, from_three_momentum, mass
 
 
 class Exact(NamedTuple):

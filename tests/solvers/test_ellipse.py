@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from topreco.fourvector import mass_squared
+from topreco.core.fourvector import mass_squared
 from topreco.solvers import ellipse
 from topreco.solvers.solutions import leg_constraints
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from topreco.errors import TopRecoError
-from topreco.fourvector import boost, from_three_momentum, mass, mass_squared, pt, rapidity
+from topreco.core.errors import TopRecoError
+from topreco.core.fourvector import boost, from_three_momentum, mass, mass_squared, pt, rapidity
 from topreco.solvers.loose import solve
 
 MOMENTA = ("lepton_plus", "lepton_minus", "b", "bbar")

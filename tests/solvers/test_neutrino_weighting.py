@@ -4,8 +4,8 @@ import numba
 import numpy as np
 import pytest
 
-from topreco.errors import TopRecoError
-from topreco.fourvector import boost, eta, from_three_momentum, mass
+from topreco.core.errors import TopRecoError
+from topreco.core.fourvector import boost, eta, from_three_momentum, mass
 from topreco.solvers import ellipse, sonnenschein
 from topreco.solvers.neutrino_weighting import solve
 

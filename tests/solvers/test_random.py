@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from topreco.errors import TopRecoError
+from topreco.core.errors import TopRecoError
 from topreco.solvers.random import SLOTS, event_keys, uniforms
 
 APPROVED_KEYS = [16297102585107777731, 14206353533579446342, 5251874334039489836]

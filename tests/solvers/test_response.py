@@ -7,11 +7,11 @@ import correctionlib
 import numpy as np
 import pytest
 
-from topreco.constants import PDG_ELECTRON, PDG_MUON
-from topreco.errors import TopRecoError
-from topreco.events import Truth, toy_events
-from topreco.fourvector import from_pt_eta_phi_mass, mass, pt
-from topreco.skim import SkimWriter
+from topreco.core.constants import PDG_ELECTRON, PDG_MUON
+from topreco.core.errors import TopRecoError
+from topreco.core.events import Truth, toy_events
+from topreco.core.fourvector import from_pt_eta_phi_mass, mass, pt
+from topreco.core.skim import SkimWriter
 from topreco.solvers.response import (
     OBJECTS,
     derive_response,

@@ -6,11 +6,11 @@ import correctionlib
 import numpy as np
 import pytest
 
-from topreco.constants import M_TOP, M_W, PDG_MUON
-from topreco.errors import TopRecoError
-from topreco.events import QUANTILE_LEVELS, toy_events
-from topreco.fourvector import eta, from_three_momentum, mass, mass_squared, pt
-from topreco.observables import OBSERVABLES
+from topreco.core.constants import M_TOP, M_W, PDG_MUON
+from topreco.core.errors import TopRecoError
+from topreco.core.events import QUANTILE_LEVELS, toy_events
+from topreco.core.fourvector import eta, from_three_momentum, mass, mass_squared, pt
+from topreco.core.observables import OBSERVABLES
 from topreco.solvers import ellipse, smearing, sonnenschein
 from topreco.solvers.response import SHIPPED, histogram, load_response, single_cell
 from topreco.solvers.smearing import DRAWN_OBSERVABLES, smear, smear_and_solve

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from topreco.errors import TopRecoError
-from topreco.fourvector import boost, from_three_momentum, mass
+from topreco.core.errors import TopRecoError
+from topreco.core.fourvector import boost, from_three_momentum, mass
 from topreco.solvers import ellipse, sonnenschein
 
 SOLVERS = {"sonnenschein": sonnenschein.solve, "ellipse": ellipse.solve}

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from topreco import fourvector
-from topreco.events import TopPair, Truth, toy_events
-from topreco.observables import m_tt
-from topreco.skim import SkimWriter
+from topreco.core import fourvector
+from topreco.core.events import TopPair, Truth, toy_events
+from topreco.core.observables import m_tt
+from topreco.core.skim import SkimWriter
 
 
 def _make_events(n, seed, *, m_top=172.5):

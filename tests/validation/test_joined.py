@@ -5,10 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from topreco import fourvector
-from topreco.columns import event_columns
-from topreco.errors import TopRecoError
-from topreco.events import toy_events
+from topreco.core import fourvector
+from topreco.core.errors import TopRecoError
+from topreco.core.events import toy_events
+from topreco.runs.columns import event_columns
 from topreco.validation.joined import JoinedMethod
 
 

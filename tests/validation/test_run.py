@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from topreco.cli import app
-from topreco.errors import TopRecoError
+from topreco.core.errors import TopRecoError
 from topreco.validation.gather import OBSERVED
 from topreco.validation.run import parse_joined, parse_masses, validate
 
@@ -109,8 +109,8 @@ def test_joined_method(skims, leptons, tmp_path):
     """Tops that went through a file are validated as if they had been made here."""
     import pyarrow as pa
 
-    from topreco.columns import event_columns
-    from topreco.skim import read_skims
+    from topreco.core.skim import read_skims
+    from topreco.runs.columns import event_columns
 
     events, _ = read_skims(skims)
     pq.write_table(pa.table(event_columns(events, {"other": leptons(events)})), tmp_path / "other.parquet")
@@ -170,8 +170,8 @@ def test_output_that_cannot_be_written(skims, tmp_path):
 def test_a_file_of_other_events(skims, leptons, tmp_path):
     import pyarrow as pa
 
-    from topreco.columns import event_columns
-    from topreco.skim import read_skims
+    from topreco.core.skim import read_skims
+    from topreco.runs.columns import event_columns
 
     events, _ = read_skims(skims)
     events.run[:] = 5

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from topreco.config import HistogramConfig
+from topreco.core.events import CHANNELS, QUANTILE_LEVELS
+from topreco.core.observables import OBSERVABLES
+from topreco.core.statistics import summarise_arrays
 from topreco.evaluation.histograms import book, fill, predicted_values, true_values
-from topreco.evaluation.metrics import summarise_arrays
 from topreco.evaluation.summary import ALL_CHANNELS, summarise
-from topreco.events import CHANNELS, QUANTILE_LEVELS
-from topreco.observables import OBSERVABLES
 from topreco.validation.extras import scan_mass
 from topreco.validation.gather import OBSERVED, concatenate, tabulate
 from topreco.validation.statistics import close, measure, regions, respond

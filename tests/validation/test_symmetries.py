@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from topreco.events import TopPair, toy_events
+from topreco.core.events import TopPair, toy_events
 from topreco.validation.gather import open_pool
 from topreco.validation.symmetries import TRANSFORMATIONS, check_symmetries
 

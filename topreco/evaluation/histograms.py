@@ -29,8 +29,10 @@ import numpy as np
 from scipy.sparse import csc_array
 
 from topreco.config import NOMINAL, ConfigError, HistogramConfig
-from topreco.errors import TopRecoError
-from topreco.evaluation.metrics import (
+from topreco.core.errors import TopRecoError
+from topreco.core.events import CHANNELS, BoolArray, DileptonEvents, TopPair, Truth
+from topreco.core.observables import OBSERVABLE_GROUPS, OBSERVABLES, Observable
+from topreco.core.statistics import (
     MOMENTS,
     Array,
     check_weights,
@@ -38,8 +40,6 @@ from topreco.evaluation.metrics import (
     has_value,
     response_coordinate,
 )
-from topreco.events import CHANNELS, BoolArray, DileptonEvents, TopPair, Truth
-from topreco.observables import OBSERVABLE_GROUPS, OBSERVABLES, Observable
 
 SUBSETS = ("all", "common")
 COUNTS = ("n", "w", "ww")

@@ -21,12 +21,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from topreco.config import NOMINAL
-from topreco.evaluation import metrics
+from topreco.core import statistics as metrics
+from topreco.core.files import complete_file
+from topreco.core.observables import OBSERVABLES, Observable
+from topreco.core.statistics import Array
 from topreco.evaluation.histograms import SOURCES, cells, observables_of, residual_label, variations_of
-from topreco.evaluation.metrics import Array
 from topreco.evaluation.summary import ALL_CHANNELS, Bin, Result, Summary, select, summarise
-from topreco.files import complete_file
-from topreco.observables import OBSERVABLES, Observable
 
 logger = logging.getLogger(__name__)
 

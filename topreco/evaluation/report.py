@@ -10,9 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from topreco.core.files import write_text
+from topreco.core.observables import OBSERVABLES
 from topreco.evaluation.summary import ALL_CHANNELS, Result, Summary
-from topreco.files import write_text
-from topreco.observables import OBSERVABLES
 
 UNDEFINED = "–"
 

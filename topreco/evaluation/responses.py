@@ -20,8 +20,11 @@ from collections.abc import Iterable, Mapping
 import hist
 import numpy as np
 
-from topreco import fourvector
 from topreco.config import NOMINAL, PhaseSpaceConfig, UnfoldingConfig
+from topreco.core import fourvector
+from topreco.core.events import CHANNELS, BoolArray, DileptonEvents, TopPair, Truth
+from topreco.core.observables import OBSERVABLES
+from topreco.core.statistics import Array, check_weights, has_value
 from topreco.evaluation.histograms import (
     DEFAULT_BINS,
     Filler,
@@ -29,9 +32,6 @@ from topreco.evaluation.histograms import (
     predicted_values,
     true_values,
 )
-from topreco.evaluation.metrics import Array, check_weights, has_value
-from topreco.events import CHANNELS, BoolArray, DileptonEvents, TopPair, Truth
-from topreco.observables import OBSERVABLES
 
 
 def book_responses(config: UnfoldingConfig) -> dict[str, hist.Hist]:

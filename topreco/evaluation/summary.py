@@ -8,7 +8,10 @@ import hist
 import numpy as np
 
 from topreco.config import NOMINAL
-from topreco.evaluation import metrics
+from topreco.core import statistics as metrics
+from topreco.core.events import CHANNELS
+from topreco.core.observables import OBSERVABLES
+from topreco.core.statistics import Array, Cumulative, Line, Metrics
 from topreco.evaluation.histograms import (
     COUNTS,
     OUTCOMES,
@@ -18,9 +21,6 @@ from topreco.evaluation.histograms import (
     observables_of,
     reference,
 )
-from topreco.evaluation.metrics import Array, Cumulative, Line, Metrics
-from topreco.events import CHANNELS
-from topreco.observables import OBSERVABLES
 
 ALL_CHANNELS = "all"
 N_EQUAL_BINS = 8

@@ -9,8 +9,8 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from topreco.errors import TopRecoError
-from topreco.events import CHANNELS, FloatArray, IntArray
+from topreco.core.errors import TopRecoError
+from topreco.core.events import CHANNELS, FloatArray, IntArray
 
 _TOTAL = "total"
 
@@ -65,7 +65,7 @@ class Cutflow:
         weight
             Weights of the events that pass this cut and all before it, shape (n,).
         channel
-            Their index into `topreco.events.CHANNELS`, shape (n,).
+            Their index into `topreco.core.events.CHANNELS`, shape (n,).
         """
         counts = {_TOTAL: Count.of(weight)}
         if channel is not None:

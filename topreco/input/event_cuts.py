@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from coffea.lumi_tools import LumiMask
 
-from topreco import fourvector
 from topreco.config import CutsConfig, JetVetoMap, SelectionConfig
-from topreco.events import BoolArray, dataset_id, hashed_uniform
+from topreco.core import fourvector
+from topreco.core.events import BoolArray, dataset_id, hashed_uniform
 from topreco.input.nano import InputError
 from topreco.input.objects import Objects, Particles
 from topreco.input.payloads import CorrectionError, check_payload, read_payload

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from topreco.events import BoolArray, FloatArray
+from topreco.core.events import BoolArray, FloatArray
 
 _FRACTIONS = ("neHEF", "neEmEF", "chHEF", "muEF", "chEmEF")
 _MULTIPLICITIES = ("chMultiplicity", "neMultiplicity")

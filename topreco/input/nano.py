@@ -15,8 +15,8 @@ import numpy as np
 import uproot
 from coffea.nanoevents import BaseSchema, NanoAODSchema, NanoEventsFactory
 
-from topreco.errors import OUT_OF_MEMORY, TopRecoError, first_line
-from topreco.events import FloatArray
+from topreco.core.errors import OUT_OF_MEMORY, TopRecoError, first_line
+from topreco.core.events import FloatArray
 
 EVENT_KEY = ("run", "luminosityBlock", "event")
 """Branches that every file must have."""

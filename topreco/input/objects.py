@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from topreco import fourvector
 from topreco.config import SelectionConfig
-from topreco.constants import M_ELECTRON, M_MUON
-from topreco.events import BoolArray, FloatArray, IntArray
+from topreco.config.presets import NO_PRESET, resolve_selection
+from topreco.core import fourvector
+from topreco.core.constants import M_ELECTRON, M_MUON
+from topreco.core.events import BoolArray, FloatArray, IntArray
 from topreco.input.jet_id import COLUMNS, identify_jets
 from topreco.input.nano import (
     EVENT_KEY,
@@ -28,7 +29,6 @@ from topreco.input.nano import (
     read_finite,
     rename_branches,
 )
-from topreco.presets import NO_PRESET, resolve_selection
 
 OPTIONAL_BRANCHES = ("Electron_deltaEtaSC", "Electron_superclusterEta", "Jet_jetId", "genWeight")
 """Branches that are used where they exist."""
@@ -231,7 +231,7 @@ def fit_selection(config: SelectionConfig, branches: Collection[str], origin: st
     Returns
     -------
     resolved
-        See `topreco.presets.resolve_selection`.
+        See `topreco.config.presets.resolve_selection`.
 
     Raises
     ------

@@ -9,7 +9,7 @@ from typing import Any
 import correctionlib
 import correctionlib.schemav2 as schema
 
-from topreco.errors import TopRecoError
+from topreco.core.errors import TopRecoError
 
 _GZIP = b"\x1f\x8b"
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from topreco import fourvector
 from topreco.config import ElectronSelection, MuonSelection, SelectionConfig
-from topreco.constants import PDG_ELECTRON, PDG_MUON
-from topreco.events import CHANNELS, BoolArray, DileptonEvents, FloatArray, IntArray, dataset_id
+from topreco.config.presets import resolve_selection
+from topreco.core import fourvector
+from topreco.core.constants import PDG_ELECTRON, PDG_MUON
+from topreco.core.events import CHANNELS, BoolArray, DileptonEvents, FloatArray, IntArray, dataset_id
+from topreco.core.pairing import b_candidates
 from topreco.input.cutflow import Cutflow
 from topreco.input.event_cuts import event_cuts, vetoed_jets
 from topreco.input.nano import require_finite
 from topreco.input.objects import Leptons, Objects, pad_in_falling_pt, read_objects
-from topreco.pairing import b_candidates
-from topreco.presets import resolve_selection
 
 PU_ID_PT_MAX = 50.0
 """pT in GeV from which on the pile-up identification of jets is defined as passed."""
@@ -68,7 +68,7 @@ def select(events: Any, config: SelectionConfig, *, dataset: str) -> IndexedSele
     events
         `NanoEvents` of a chunk; only the needed branches are read.
     config
-        Cuts; what is not set follows the preset of the file, see `topreco.presets`.
+        Cuts; what is not set follows the preset of the file, see `topreco.config.presets`.
     dataset
         Name of the dataset, which enters the key of each event.
 

@@ -9,8 +9,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from topreco.config import SelectionConfig
-from topreco.events import dataset_id
-from topreco.files import write_text
+from topreco.config.presets import describe_preset
+from topreco.core.events import dataset_id
+from topreco.core.files import write_text
+from topreco.core.skim import SkimWriter
+from topreco.core.versions import versions
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import (
     FileSummary,
@@ -22,12 +25,9 @@ from topreco.input.nano import (
     rename_branches,
 )
 from topreco.input.objects import fit_files, needed_branches, optional_branches
-from topreco.input.pepper import inspect_pepper, iterate_pepper, pepper_format, select_pepper
+from topreco.input.pepper.read import inspect_pepper, iterate_pepper, pepper_format, select_pepper
 from topreco.input.selection import select
 from topreco.input.truth import NEEDED_BRANCHES, PEPPER_COLUMNS, TRUTH_BRANCHES, read_truth
-from topreco.presets import describe_preset
-from topreco.skim import SkimWriter
-from topreco.versions import versions
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class SkimSummary:
     cutflow
         Counts after each cut.
     preset
-        Which preset and era were taken, see `topreco.presets.describe_preset`.
+        Which preset and era were taken, see `topreco.config.presets.describe_preset`.
     """
 
     output: Path
@@ -112,7 +112,7 @@ def make_skim(
     InputError
         If a file is given twice or cannot be used, some have truth and others do not, or they are of
         different NanoAOD versions.
-    topreco.errors.TopRecoError
+    topreco.core.errors.TopRecoError
         If the output cannot be written.
     """
     output = Path(output)

@@ -29,8 +29,8 @@ from topreco.config import (
     SystematicsConfig,
     WeightSource,
 )
-from topreco.constants import PDG_ELECTRON, PDG_MUON
-from topreco.events import FloatArray, IntArray, hashed_uniform
+from topreco.core.constants import PDG_ELECTRON, PDG_MUON
+from topreco.core.events import FloatArray, IntArray, hashed_uniform
 from topreco.input.nano import (
     InputError,
     branch_names,

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from topreco import fourvector
-from topreco.compiled import njit
-from topreco.constants import (
+from topreco.core import fourvector
+from topreco.core.compiled import njit
+from topreco.core.constants import (
     FLAG_IS_LAST_COPY,
     M_B,
     M_ELECTRON,
@@ -22,9 +22,9 @@ from topreco.constants import (
     PDG_TOP,
     PDG_W,
 )
-from topreco.events import PRODUCTIONS, IntArray, Truth
+from topreco.core.events import PRODUCTIONS, IntArray, Truth
 from topreco.input.nano import InputError, has_branch, read_branch, read_counts, read_finite
-from topreco.input.pepper import is_pepper
+from topreco.input.pepper.read import is_pepper
 
 NEEDED_BRANCHES = tuple(
     f"GenPart_{field}" for field in ("pt", "eta", "phi", "mass", "pdgId", "statusFlags", "genPartIdxMother")

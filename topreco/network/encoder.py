@@ -7,14 +7,15 @@ from jaxtyping import Bool, Float
 from lgatr import embed_vector
 from torch import Tensor, nn
 
-from topreco import fourvector
 from topreco.config import BackboneConfig, LGATrConfig, LGATrSlimConfig, LLoCaConfig, ModelConfig
-from topreco.constants import M_ELECTRON
-from topreco.network.heads import visible_mass
-from topreco.network.lgatr import LGATrBackbone
-from topreco.network.lgatr_slim import LGATrSlimBackbone
-from topreco.network.lloca import LLoCaBackbone
+from topreco.core import fourvector
+from topreco.core.constants import M_ELECTRON
+from topreco.network.backbones.lgatr import LGATrBackbone
+from topreco.network.backbones.lgatr_slim import LGATrSlimBackbone
+from topreco.network.backbones.lloca import LLoCaBackbone
+from topreco.network.backbones.transformer import TransformerBackbone
 from topreco.network.spurions import build_spurions, spurion_types, vector_spurions
+from topreco.network.tasks.heads import visible_mass
 from topreco.network.tokens import (
     CONTINUOUS,
     FIRST_JET,
@@ -26,7 +27,6 @@ from topreco.network.tokens import (
     token_types,
     type_scalars,
 )
-from topreco.network.transformer import TransformerBackbone
 
 _READOUT_TYPES = ("readout_top", "readout_antitop")
 

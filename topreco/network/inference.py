@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from topreco.events import QUANTILE_LEVELS, DileptonEvents, FloatArray, TopPair, mass_quality
-from topreco.network.build import TopNetwork
+from topreco.core.events import QUANTILE_LEVELS, DileptonEvents, FloatArray, TopPair, mass_quality
 from topreco.network.splits import fold_of
+from topreco.network.tasks.tops import TopNetwork
 from topreco.network.tokens import Objects
 
 # Matrix products of few rows take other code paths, which round differently. From this many rows on, and in

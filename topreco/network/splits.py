@@ -7,7 +7,7 @@ there, and the two salts must never change: a network would be tested on what it
 import numpy as np
 
 from topreco.config import DataConfig
-from topreco.events import DileptonEvents, IntArray
+from topreco.core.events import DileptonEvents, IntArray
 
 SPLIT_SALT = 1
 FOLD_SALT = 2

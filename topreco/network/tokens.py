@@ -4,7 +4,7 @@
 anything but reconstructed quantities: no truth, no generator weight, no event number.
 
 The order of tokens is fixed: ℓ⁺, ℓ⁻, the jets, MET and, where configured, the b candidates for ℓ⁺ and ℓ⁻.
-Readout tokens and spurions follow behind; they belong to the model (`topreco.network.build`).
+Readout tokens and spurions follow behind; they belong to the model (`topreco.network.tasks.tops`).
 """
 
 import hashlib
@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from topreco import fourvector
 from topreco.config import ModelConfig, TokensConfig
-from topreco.constants import PDG_MUON
-from topreco.events import DileptonEvents
+from topreco.core import fourvector
+from topreco.core.constants import PDG_MUON
+from topreco.core.events import DileptonEvents
 
 SCHEMA_VERSION = 1
 

@@ -20,8 +20,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from topreco.compiled import njit
-from topreco.constants import PDG_ELECTRON, PDG_MUON
+from topreco.core.compiled import njit
+from topreco.core.constants import PDG_ELECTRON, PDG_MUON
 
 Floats = NDArray[np.float64]
 

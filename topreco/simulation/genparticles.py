@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from topreco.compiled import njit
-from topreco.constants import (
+from topreco.core.compiled import njit
+from topreco.core.constants import (
     FLAG_FROM_HARD_PROCESS,
     FLAG_FROM_HARD_PROCESS_BEFORE_FSR,
     FLAG_IS_DIRECT_PROMPT_TAU_DECAY_PRODUCT,

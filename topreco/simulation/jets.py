@@ -9,7 +9,7 @@ import awkward as ak
 import numpy as np
 from numpy.typing import NDArray
 
-from topreco.compiled import njit
+from topreco.core.compiled import njit
 from topreco.simulation.detector import Floats
 
 RADIUS = 0.4

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from topreco.errors import TopRecoError
+from topreco.core.errors import TopRecoError
 
 _EVENT = re.compile(r"\s*<event[\s>]")
 _EVENT_END = re.compile(r"\s*</event>")

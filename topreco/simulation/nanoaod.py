@@ -6,7 +6,7 @@ import awkward as ak
 import numpy as np
 from numpy.typing import NDArray
 
-from topreco.constants import M_ELECTRON, M_MUON, PDG_TAU
+from topreco.core.constants import M_ELECTRON, M_MUON, PDG_TAU
 from topreco.simulation import detector, jets
 from topreco.simulation.detector import ELECTRON, MUON, Floats, Particles
 from topreco.simulation.genparticles import Record, read_record

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topreco.config import SimulationConfig
-from topreco.errors import TopRecoError, needs_extra
+from topreco.core.errors import TopRecoError, needs_extra
 
 MAX_PYTHIA_SEED = 900_000_000
 MAX_ATTEMPTS = 20

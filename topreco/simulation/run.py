@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from topreco.config import SimulationConfig
-from topreco.errors import TopRecoError
-from topreco.files import complete_file, write_text
+from topreco.core.errors import TopRecoError
+from topreco.core.files import complete_file, write_text
 from topreco.simulation import lhe
 from topreco.simulation.nanoaod import nanoaod
 from topreco.simulation.pythia import MAX_PYTHIA_SEED, generate, require_sim, settings, start_pythia

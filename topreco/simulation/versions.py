@@ -13,7 +13,7 @@ from typing import Any
 import awkward as ak
 import numpy as np
 
-from topreco.presets import find_preset, working_points
+from topreco.config.presets import find_preset, working_points
 from topreco.simulation.detector import MEDIUM_WORKING_POINT
 
 _TAGGERS = {

@@ -38,7 +38,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import ArrayLike, NDArray
 
-from topreco.constants import M_TOP, M_W
+from topreco.core.constants import M_TOP, M_W
 from topreco.solvers.quartic import real_roots, roots_by_radicals
 from topreco.solvers.solutions import (
     CONVERGED,

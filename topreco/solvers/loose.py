@@ -23,8 +23,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from topreco.constants import M_W
-from topreco.fourvector import mass_squared, pack, pt
+from topreco.core.constants import M_W
+from topreco.core.fourvector import mass_squared, pack, pt
 from topreco.solvers.solutions import Floats, check_inputs
 
 # As in `solutions`: farther into the spacelike region, relative to E², there is no particle.

@@ -42,8 +42,8 @@ import numpy as np
 from numba import prange
 from numpy.typing import ArrayLike
 
-from topreco.constants import M_TOP, M_W
-from topreco.errors import TopRecoError
+from topreco.core.constants import M_TOP, M_W
+from topreco.core.errors import TopRecoError
 from topreco.solvers.solutions import (
     Floats,
     Leg,

@@ -15,7 +15,7 @@ References
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from topreco.errors import TopRecoError
+from topreco.core.errors import TopRecoError
 from topreco.solvers.solutions import inlined_kernel, kernel
 
 Keys = NDArray[np.uint64]

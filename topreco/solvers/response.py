@@ -31,13 +31,13 @@ import correctionlib.schemav2 as schema
 import numpy as np
 from numpy.typing import NDArray
 
-from topreco.constants import M_W, PDG_ELECTRON, PDG_MUON
-from topreco.errors import TopRecoError
-from topreco.events import BoolArray, DileptonEvents, FloatArray, IntArray, Truth
-from topreco.files import write_text
-from topreco.fourvector import delta_r, eta, mass_squared, pt
-from topreco.skim import Skim
-from topreco.versions import versions
+from topreco.core.constants import M_W, PDG_ELECTRON, PDG_MUON
+from topreco.core.errors import TopRecoError
+from topreco.core.events import BoolArray, DileptonEvents, FloatArray, IntArray, Truth
+from topreco.core.files import write_text
+from topreco.core.fourvector import delta_r, eta, mass_squared, pt
+from topreco.core.skim import Skim
+from topreco.core.versions import versions
 
 Floats = NDArray[np.float64]
 

@@ -27,9 +27,9 @@ import numpy as np
 from numba import prange
 from numpy.typing import ArrayLike, NDArray
 
-from topreco.constants import M_TOP, M_W, PDG_MUON
-from topreco.errors import TopRecoError
-from topreco.events import QUANTILE_LEVELS, DileptonEvents
+from topreco.core.constants import M_TOP, M_W, PDG_MUON
+from topreco.core.errors import TopRecoError
+from topreco.core.events import QUANTILE_LEVELS, DileptonEvents
 from topreco.solvers import ellipse, sonnenschein
 from topreco.solvers.random import Keys, event_keys, uniform
 from topreco.solvers.response import OBJECTS, Density, Response, Table, load_response

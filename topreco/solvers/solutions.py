@@ -24,8 +24,8 @@ import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from topreco.compiled import njit
-from topreco.errors import TopRecoError
+from topreco.core.compiled import njit
+from topreco.core.errors import TopRecoError
 
 Floats = NDArray[np.float64]
 Leg = tuple[float, float, float, float, float, float, float, float, float, float]

@@ -40,7 +40,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import ArrayLike, NDArray
 
-from topreco.constants import M_TOP, M_W
+from topreco.core.constants import M_TOP, M_W
 from topreco.solvers.quartic import roots_by_radicals, roots_in_unit_interval
 from topreco.solvers.solutions import (
     CONVERGED,

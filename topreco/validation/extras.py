@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from topreco.evaluation.metrics import Array, Metrics
+from topreco.core.statistics import Array, Metrics
 from topreco.validation.gather import Answers, EventTable
 from topreco.validation.statistics import fraction, measure
 from topreco.validation.uncertainty import quality_minima

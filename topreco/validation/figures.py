@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from topreco.core.observables import OBSERVABLES
 from topreco.evaluation.plotting import (
     COLOURS,
     MARKERS,
@@ -18,7 +19,6 @@ from topreco.evaluation.plotting import (
     plot_residual,
 )
 from topreco.evaluation.summary import Bin
-from topreco.observables import OBSERVABLES
 from topreco.validation.extras import MassScan, Shape
 from topreco.validation.gather import EventTable
 from topreco.validation.uncertainty import Coverage, Kept, Pull

@@ -15,12 +15,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from topreco.errors import TopRecoError
+from topreco.core.errors import TopRecoError
+from topreco.core.events import DileptonEvents, TopPair, Truth
+from topreco.core.skim import Skim
+from topreco.core.statistics import Array
 from topreco.evaluation.histograms import predicted_values, true_values
-from topreco.evaluation.metrics import Array
-from topreco.events import DileptonEvents, TopPair, Truth
-from topreco.reconstructors import Reconstructor
-from topreco.skim import Skim
+from topreco.reconstruction.methods import Reconstructor
 
 OBSERVED = ("m_tt", "pt_top", "y_top", "c_hel")
 """Observables that are validated."""

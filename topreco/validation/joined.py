@@ -10,18 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from topreco import fourvector
 from topreco.config import NOMINAL
-from topreco.errors import TopRecoError
-from topreco.events import QUANTILE_LEVELS, DileptonEvents, TopPair, dataset_id
-from topreco.observables import OBSERVABLES
+from topreco.core import fourvector
+from topreco.core.errors import TopRecoError
+from topreco.core.events import QUANTILE_LEVELS, DileptonEvents, TopPair, dataset_id
+from topreco.core.observables import OBSERVABLES
 
 _KEY = ("run", "luminosityBlock", "event")
 _MOMENTUM = tuple(f"{leg}_{x}" for leg in ("top", "antitop") for x in ("pt", "eta", "phi", "mass"))
 
 
 class JoinedMethod:
-    """Tops of a Parquet file, as a `topreco.reconstructors.Reconstructor`.
+    """Tops of a Parquet file, as a `topreco.reconstruction.methods.Reconstructor`.
 
     Pickles as the file's path; each process reads the file once.
 
@@ -29,9 +29,9 @@ class JoinedMethod:
     ----------
     name
         Name of the method, and prefix of its columns: ``<name>_top_pt``, ``_top_eta``, ``_top_phi``,
-        ``_top_mass`` and the same of ``antitop``, in GeV, as `topreco.columns` writes them. Without a prefix
-        they are looked for, too. So are ``valid``, ``quality`` and quantiles such as ``m_tt_q500``, which may
-        be missing.
+        ``_top_mass`` and the same of ``antitop``, in GeV, as `topreco.runs.columns` writes them. Without a
+        prefix they are looked for, too. So are ``valid``, ``quality`` and quantiles such as ``m_tt_q500``,
+        which may be missing.
     path
         File, or folder of files. Its rows are found by the columns run, luminosityBlock and event, and by
         dataset if it has that. Of several variations only the nominal one is used.

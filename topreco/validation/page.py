@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from topreco.evaluation.metrics import Metrics
+from topreco.core.statistics import Metrics
 from topreco.validation import html, sections
 from topreco.validation.figures import draw_bins, draw_residuals
 from topreco.validation.gather import OBSERVED, EventTable

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from topreco.compare import load_methods
 from topreco.config import ValidationConfig
-from topreco.errors import TopRecoError
+from topreco.core.errors import TopRecoError
+from topreco.core.events import DileptonEvents
+from topreco.core.files import complete_file
+from topreco.core.skim import Skim
+from topreco.core.versions import versions
+from topreco.evaluation.fill import load_methods
 from topreco.evaluation.histograms import truth_edges
 from topreco.evaluation.report import plain
-from topreco.events import DileptonEvents
-from topreco.files import complete_file
-from topreco.reconstructors import Reconstructor
-from topreco.skim import Skim
+from topreco.reconstruction.methods import Reconstructor
 from topreco.validation.extras import SCANNED, compare_background, scan_mass
 from topreco.validation.gather import OBSERVED, EventTable, Run, gather, open_pool, open_skims
 from topreco.validation.joined import JoinedMethod
@@ -24,7 +25,6 @@ from topreco.validation.page import render
 from topreco.validation.statistics import close, respond
 from topreco.validation.symmetries import N_EVENTS, check_symmetries
 from topreco.validation.uncertainty import by_quality, uncertainty
-from topreco.versions import versions
 
 
 def validate(

@@ -1,6 +1,6 @@
 """From an `EventTable` to numbers: bias, resolution and kinematics, of all events and of parts of them.
 
-Every formula is one of `topreco.evaluation.metrics`.
+Every formula is one of `topreco.core.statistics`.
 """
 
 import itertools
@@ -11,16 +11,16 @@ from typing import NamedTuple
 import numpy as np
 
 from topreco.config import HistogramConfig
-from topreco.evaluation.histograms import truth_edges
-from topreco.evaluation.metrics import (
+from topreco.core.events import CHANNELS
+from topreco.core.observables import OBSERVABLES
+from topreco.core.statistics import (
     Array,
     Metrics,
     efficiency,
     summarise_arrays,
 )
+from topreco.evaluation.histograms import truth_edges
 from topreco.evaluation.summary import Bin
-from topreco.events import CHANNELS
-from topreco.observables import OBSERVABLES
 from topreco.validation.gather import EventTable
 
 M_TT_REGIONS = (-math.inf, 400.0, 500.0, 650.0, math.inf)

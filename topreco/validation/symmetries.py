@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from topreco.evaluation.metrics import Array
-from topreco.events import DileptonEvents, TopPair
-from topreco.reconstructors import Reconstructor
+from topreco.core.events import DileptonEvents, TopPair
+from topreco.core.statistics import Array
+from topreco.reconstruction.methods import Reconstructor
 from topreco.validation.gather import Run
 
 N_EVENTS = 2000

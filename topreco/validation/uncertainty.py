@@ -1,15 +1,15 @@
 """Whether methods know how well they know: coverage, pulls, and resolution against efficiency.
 
-Every formula is one of `topreco.evaluation.metrics`.
+Every formula is one of `topreco.core.statistics`.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from topreco.evaluation.metrics import Array, Cumulative, Metrics, median, summarise_arrays, width68
-from topreco.events import QUANTILE_LEVELS
-from topreco.observables import OBSERVABLES
+from topreco.core.events import QUANTILE_LEVELS
+from topreco.core.observables import OBSERVABLES
+from topreco.core.statistics import Array, Cumulative, Metrics, median, summarise_arrays, width68
 from topreco.validation.gather import OBSERVED, Answers, EventTable
 from topreco.validation.statistics import M_TT_REGIONS, fraction, ranges
 

@@ -1,0 +1,169 @@
+"""Configurations: every shipped file loads, every mistake is one line that names the key."""
+
+import pytest
+
+from topreco.config import (
+    ConfigError,
+    LGATrConfig,
+    LGATrSlimConfig,
+    RunConfig,
+    SimulationConfig,
+    SkimConfig,
+    StudyConfig,
+    TrainConfig,
+    dump_config,
+    find_config,
+    load_config,
+    shipped_configs,
+)
+from topreco.core.observables import OBSERVABLE_GROUPS
+
+KINDS = {
+    "run": RunConfig,
+    "cluster": RunConfig,
+    "systematics": RunConfig,
+    "skim": SkimConfig,
+    "study": StudyConfig,
+    "sim": SimulationConfig,
+}
+
+
+def kind_of(name):
+    """Class of a shipped configuration: by its name's beginning, else a training."""
+    return next((kind for prefix, kind in KINDS.items() if name.startswith(prefix)), TrainConfig)
+
+
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_every_shipped_config_loads_by_its_bare_name(name):
+    load_config(kind_of(name), name)
+
+
+def test_there_are_shipped_configs():
+    assert {"dilepton.yaml", "run.yaml", "skim-loose.yaml"} <= set(shipped_configs())
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, RunConfig, SkimConfig, SimulationConfig])
+def test_dump_is_complete_and_loads_again(kind, tmp_path):
+    path = tmp_path / "full.yaml"
+    path.write_text(dump_config(kind()))
+    assert load_config(kind, path) == kind()
+
+
+def test_backbone_without_kind_is_the_default():
+    assert load_config(TrainConfig, None, ["model.backbone.blocks=2"]).model.backbone == LGATrSlimConfig(
+        blocks=2
+    )
+
+
+def test_groups_of_observables():
+    """A group stands for its members, each once, in the order given."""
+    config = load_config(RunConfig, None, ["histograms.observables=[pt_top, default, spin, m_lb]"])
+    found = config.histograms.observables
+    assert found[0] == "pt_top"
+    assert found[-1] == "m_lb"
+    assert set(found) == {*OBSERVABLE_GROUPS["default"], *OBSERVABLE_GROUPS["spin"], "m_lb"}
+    assert len(found) == len(set(found))
+    assert RunConfig().histograms.observables == OBSERVABLE_GROUPS["default"]
+
+
+def test_overrides():
+    config = load_config(
+        TrainConfig,
+        "dilepton",
+        [
+            "optimiser.learning_rate=3e-4",
+            "model.backbone.kind=lgatr",
+            "data.files=[a.parquet]",
+            "patience=null",
+        ],
+    )
+    assert config.optimiser.learning_rate == 3e-4
+    assert isinstance(config.model.backbone, LGATrConfig)
+    assert [str(f) for f in config.data.files] == ["a.parquet"]
+    assert config.patience is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.learning_rate=1", "unknown key 'optimizer'; did you mean 'optimiser'"),
+        ("model.backbone.blokcs=2", "unknown key 'model.backbone.blokcs'; did you mean 'blocks'"),
+        ("epochs=-1", "epochs: Input should be greater than 0, found -1"),
+        ("epochs=many", "epochs: .*valid integer.*found 'many'"),
+        ("model.spurions.beam=xyplane", "model: spurions.beam: 'xyplane' is a bivector"),
+        ("model.backbone.kind=gnn", "model.backbone: .*'gnn'.*'lgatr_slim', 'lgatr', 'transformer'"),
+        ("epochs", "override 'epochs': expected key=value"),
+        ("epochs.x=[", "value is not YAML"),
+        ("seed.x=1", "seed: .*valid integer"),
+    ],
+)
+def test_mistakes_are_named(override, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(TrainConfig, None, [override])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "observables={m_ttt: {}}",
+            r"unfolding\.observables: unknown observable 'm_ttt'; did you mean 'm_tt'",
+        ),
+        ("observables=[m_tt, mtt]", r"unfolding\.observables: unknown observable 'mtt'; did you mean 'm_tt'"),
+        (
+            "observables.m_tt.truth=[1, 3, 2]",
+            r"observables\.m_tt\.truth: rising edges expected, found \[1, 3, 2",
+        ),
+        ("observables.m_tt.truth=[1, .inf]", r"observables\.m_tt\.truth: finite edges expected"),
+        ("observables.m_tt.truth=[1]", r"observables\.m_tt\.truth: .*at least 2 items.*found \[1\]"),
+        ("observables.m_tt.reco=[1, 2]", r"observables\.m_tt: 'reco' is given without 'truth'"),
+        ("observables.m_tt.bins=[1, 2]", r"unknown key 'unfolding\.observables\.m_tt\.bins'.*reco, truth"),
+        ("phase_space.decay=lepton", r"unfolding\.phase_space\.decay: .*'dileptonic'.*found 'lepton'"),
+    ],
+)
+def test_mistakes_in_bins_of_responses_are_named(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(RunConfig, None, [f"unfolding.{override}"])
+
+
+def test_names_of_observables_alone_take_fine_bins():
+    config = load_config(RunConfig, None, ["unfolding.observables=[m_tt, angles]"])
+    assert list(config.unfolding.observables) == ["m_tt", *OBSERVABLE_GROUPS["angles"]]
+    assert all(bins.truth is None for bins in config.unfolding.observables.values())
+    assert not RunConfig().unfolding.observables
+
+
+def test_file_errors_name_the_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"dilepto.yaml: no such file.*did you mean 'dilepton.yaml'"):
+        find_config("dilepto.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [1")
+    with pytest.raises(ConfigError, match=r"bad.yaml: not readable as YAML"):
+        load_config(TrainConfig, bad)
+    bad.write_text("- 1\n")
+    with pytest.raises(ConfigError, match=r"bad.yaml: a mapping of keys to values expected, list found"):
+        load_config(TrainConfig, bad)
+    bad.write_text("!!python/object/apply:os.system ['true']\n")
+    with pytest.raises(ConfigError, match=r"bad.yaml: not readable as YAML"):
+        load_config(TrainConfig, bad)
+    bad.write_text("epochs: 0\n")
+    with pytest.raises(ConfigError, match=r"bad.yaml: epochs: Input should be greater than 0, found 0"):
+        load_config(TrainConfig, bad)
+
+
+def test_override_into_a_value(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("seed: 1\n")
+    with pytest.raises(ConfigError, match="'seed' is a value, not a section"):
+        load_config(TrainConfig, path, ["seed.x=1"])
+
+
+@pytest.mark.parametrize("text", ["when: 2026-13-45", "[" * 5000, "n: !!int ''", "n: " + "9" * 5000])
+def test_text_on_which_the_loader_stumbles(tmp_path, text):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"a\.yaml: not readable as YAML"):
+        load_config(TrainConfig, path)
+    with pytest.raises(ConfigError, match="value is not YAML"):
+        load_config(TrainConfig, None, [f"epochs={text}"])

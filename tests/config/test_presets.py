@@ -1,0 +1,202 @@
+"""Presets: each loads, versions exclude each other, the user's keys win, mistakes are one line."""
+
+import re
+
+import pytest
+
+from topreco.config import ConfigError, JetSelection, SelectionConfig, shipped_configs
+from topreco.config.presets import (
+    NO_PRESET,
+    btag_threshold,
+    describe_preset,
+    detect_preset,
+    find_preset,
+    presets,
+    resolve_selection,
+    working_points,
+)
+
+V9 = {"Jet_puIdDisc", "Jet_jetId", "Jet_puId"}
+BRANCHES = {
+    "nano_v7": {"MET_pt", "Jet_jetId", "Jet_puId"},
+    "nano_v9": V9,
+    "nano_v11": {"Electron_mvaIso_WP90", "Jet_jetId"},
+    "nano_v12": {"Electron_mvaIso_WP90", "Jet_btagPNetB", "Jet_jetId"},
+    "nano_v14": {
+        "Electron_mvaIso_WP90",
+        "Jet_btagPNetB",
+        "Jet_btagUParTAK4B",
+        "Jet_chMultiplicity",
+        "Jet_jetId",
+    },
+    "nano_v15": {"Electron_mvaIso_WP90", "Jet_btagPNetB", "Jet_btagUParTAK4B", "Jet_chMultiplicity"},
+}
+
+
+def test_there_is_one_for_each_version():
+    assert set(presets()) == set(BRANCHES)
+    assert not any("presets" in name for name in shipped_configs())
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_every_preset_resolves_in_its_eras(name):
+    preset = presets()[name]
+    assert preset.era in preset.eras
+    for era in preset.eras:
+        config = SelectionConfig(preset=name, era=era, jet=JetSelection(btag_threshold=0.5))
+        resolved = resolve_selection(config, set())
+        assert (resolved.preset, resolved.era) == (name, era)
+        assert resolved.met == preset.selection["met"]
+    # The default era has a working point.
+    default = resolve_selection(SelectionConfig(preset=name), set())
+    assert default.jet.btag_threshold == btag_threshold(preset.era, default.jet.btag, "M")
+
+
+@pytest.mark.parametrize(("name", "branches"), BRANCHES.items())
+def test_a_version_is_recognised_by_its_preset_alone(name, branches):
+    def recognises(preset):
+        return branches.issuperset(preset.detect.present) and branches.isdisjoint(preset.detect.absent)
+
+    assert [own for own, preset in presets().items() if recognises(preset)] == [name]
+    assert detect_preset(branches) == name
+    assert detect_preset(branches - {"Jet_jetId", "Jet_chMultiplicity"}) == NO_PRESET
+
+
+def test_aliases_are_unique_and_found():
+    names = [name for own, preset in presets().items() for name in (own, *preset.aliases)]
+    assert len(set(names)) == len(names)
+    assert find_preset("nano_v6")[0] == "nano_v7"
+
+
+@pytest.mark.parametrize("era", working_points())
+def test_working_points_rise_and_say_where_they_come_from(era):
+    points = working_points()[era]
+    assert "cern.ch" in points.source or "jsonpog" in points.source
+    assert len(points.checked) >= 2
+    assert points.taggers
+    for scores in points.taggers.values():
+        assert list(scores) == ["L", "M", "T", "XT", "XXT"][: len(scores)]
+        assert list(scores.values()) == sorted(scores.values())
+        assert all(0 < score < 1 for score in scores.values())
+
+
+@pytest.mark.parametrize(
+    ("era", "tagger", "point", "threshold"),
+    [
+        ("UL2018", "btagDeepFlavB", "M", 0.2783),
+        ("UL2017", "btagDeepFlavB", "T", 0.7476),
+        ("UL2016preVFP", "btagDeepB", "M", 0.6001),
+        ("Legacy2016", "btagDeepFlavB", "L", 0.0614),
+        ("2022", "btagPNetB", "M", 0.245),
+        ("2023BPix", "btagRobustParTAK4B", "M", 0.3494),
+        ("2024", "btagUParTAK4B", "XXT", 0.9739),
+    ],
+)
+def test_some_working_points(era, tagger, point, threshold):
+    assert btag_threshold(era, tagger, point) == threshold
+
+
+def test_ul2018_files_are_selected_as_without_presets():
+    """The shipped models were trained for this selection."""
+    resolved = resolve_selection(SelectionConfig(), V9)
+    assert (resolved.preset, resolved.era) == ("nano_v9", "UL2018")
+    same = resolved.model_copy(update={"preset": None, "era": None})
+    assert same == SelectionConfig()
+
+
+def test_explicit_keys_win_even_with_the_value_of_the_default():
+    given = SelectionConfig.model_validate(
+        {"met": "PuppiMET", "jet": {"btag": "btagDeepB"}, "era": 2022, "preset": "nano_v12"}
+    )
+    assert given.era == "2022"
+    with pytest.raises(ConfigError, match=r"no working point M of 'btagDeepB' in era '2022'"):
+        resolve_selection(given, set())
+    explicit = SelectionConfig.model_validate({"met": "PuppiMET", "jet": {"btag_threshold": 0.2783}})
+    resolved = resolve_selection(explicit, BRANCHES["nano_v7"])
+    assert resolved.preset == "nano_v7"
+    assert (resolved.met, resolved.jet.btag_threshold) == ("PuppiMET", 0.2783)
+    untouched = resolve_selection(SelectionConfig(), BRANCHES["nano_v7"])
+    assert (untouched.met, untouched.jet.btag_threshold) == ("MET", 0.2770)
+
+
+def test_threshold_follows_tagger_era_and_working_point():
+    given = SelectionConfig.model_validate(
+        {"preset": "nano_v12", "era": "2023", "jet": {"btag": "btagPNetB", "working_point": "T"}}
+    )
+    assert resolve_selection(given, set()).jet.btag_threshold == 0.6172
+    without = SelectionConfig.model_validate({"preset": "none", "era": "UL2017"})
+    assert resolve_selection(without, V9).jet.btag_threshold == 0.3040
+
+
+def test_era_changes_more_than_the_working_point():
+    run2 = resolve_selection(SelectionConfig(preset="nano_v15", era="UL2018"), set())
+    assert (run2.jet.id_recipe, run2.jet.btag_threshold) == ("ul2017_puppi", 0.1610)
+    assert resolve_selection(SelectionConfig(preset="nano_v9", era="UL2016preVFP"), set()).jet.pu_id_reversed
+    filters = SelectionConfig.model_validate({"cuts": {"met_filters": "preset"}, "preset": "nano_v9"})
+    with_calibration = resolve_selection(filters, set()).cuts.met_filters
+    assert "Flag_ecalBadCalibFilter" in with_calibration
+    older = filters.model_copy(update={"era": "UL2016postVFP"})
+    assert set(with_calibration) - set(resolve_selection(older, set()).cuts.met_filters) == {
+        "Flag_ecalBadCalibFilter"
+    }
+
+
+@pytest.mark.parametrize("branches", [*BRANCHES.values(), set()])
+def test_resolving_twice_changes_nothing(branches):
+    once = resolve_selection(SelectionConfig(), branches)
+    assert resolve_selection(once, branches) == once
+    # Nor for a worker that sees other branches.
+    assert resolve_selection(once, {"Jet_jetId"}) == once
+
+
+def test_renamed_branches_count_for_detection():
+    config = SelectionConfig(branches={"Jet_puIdDisc": "jets_pu", "Jet_jetId": "jets_id"})
+    assert resolve_selection(config, {"jets_pu", "jets_id"}).preset == "nano_v9"
+    assert resolve_selection(config, {"jets_pu"}).preset == NO_PRESET
+
+
+def test_description_says_what_was_assumed():
+    detected = SelectionConfig()
+    text = describe_preset(detected, resolve_selection(detected, V9))
+    assert text == (
+        "preset nano_v9 (detected), era UL2018 (assumed, branches do not tell: --era), "
+        "PuppiMET, btagDeepFlavB > 0.2783"
+    )
+    given = SelectionConfig(preset="nano_v8", era="UL2017")
+    text = describe_preset(given, resolve_selection(given, set()))
+    assert text.startswith("preset nano_v9 (given), era UL2017 (given),")
+    assert "no known NanoAOD version" in describe_preset(detected, resolve_selection(detected, set()))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"preset": "nano_v99"},
+            r"selection\.preset: no preset 'nano_v99'; known: .*nano_v15, none; did you",
+        ),
+        ({"preset": "nano_v12", "era": "UL2018"}, "preset nano_v12 has no era 'UL2018'; it has 2022, 2022EE"),
+        (
+            {"preset": "nano_v15", "era": "UL2017"},
+            "no working point M of 'btagUParTAK4B' in era 'UL2017' .*give selection.jet.btag_threshold",
+        ),
+        ({"preset": "none", "era": "UL2019"}, "era 'UL2019' is known here .known: eras Legacy2016"),
+        ({"jet": {"working_point": "T"}}, r"working_point: means nothing without selection\.era"),
+        ({"cuts": {"met_filters": "preset"}}, "met_filters: 'preset', but no preset is given"),
+    ],
+)
+def test_mistakes(content, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_selection(SelectionConfig.model_validate(content), set())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"branches": {"event": "evt"}}, "event cannot be renamed"),
+        ({"jet": {"id_recipe": "run3_puppi", "id_bit": 0}}, "id_bit: 0 with id_recipe 'run3_puppi'"),
+    ],
+)
+def test_impossible_selections(content, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SelectionConfig.model_validate(content)

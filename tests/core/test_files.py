@@ -1,0 +1,71 @@
+"""Files appear whole or not at all."""
+
+import errno
+from importlib import import_module
+
+import pytest
+
+from topreco.core.errors import TopRecoError, needs_extra
+from topreco.core.files import complete_file, writable_folder, write_text
+
+
+def test_success_and_failure(tmp_path):
+    write_text(tmp_path / "new" / "a.txt", "first")
+    assert (tmp_path / "new" / "a.txt").read_text() == "first"
+
+    def fails():
+        with complete_file(tmp_path / "new" / "a.txt") as temporary:
+            assert temporary.suffix == ".txt"
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    assert (tmp_path / "new" / "a.txt").read_text() == "first"
+    assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_unwritable_places(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TopRecoError, match=r"output folder .*file/below: cannot write there"):
+        writable_folder(tmp_path / "file" / "below")
+    with (
+        pytest.raises(TopRecoError, match="is a folder, a file name expected"),
+        complete_file(tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_full_disk(tmp_path, number):
+    """Whatever a library makes of it; and without an OSError behind it, which coffea may skip."""
+
+    def fails():
+        with complete_file(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("unexpected position") from OSError(number, "as the system says")
+
+    with pytest.raises(TopRecoError, match=r"a\.txt: cannot be written \((No space|File too)") as error:
+        fails()
+    assert error.value.__cause__ is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_input_errors_are_not_those_of_the_output(tmp_path):
+    with pytest.raises(FileNotFoundError), complete_file(tmp_path / "a.txt"):
+        (tmp_path / "absent").read_text()
+
+
+def test_what_is_wrong_with_an_extra(tmp_path, monkeypatch):
+    """A library that is missing, and one that is there but fails as when memory ends while it is mapped."""
+    (tmp_path / "mapped.py").write_text("raise ImportError('failed to map segment from shared object')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError) as failed:
+        import_module("mapped")
+    assert needs_extra("sim", failed.value) == (
+        "the extra 'sim' is installed but cannot be loaded; is there enough memory? "
+        "(failed to map segment from shared object)"
+    )
+    with pytest.raises(ImportError) as missing:
+        import_module("no_such_library")
+    assert needs_extra("sim", missing.value) == "needs the extra: pip install 'topreco[sim]'"

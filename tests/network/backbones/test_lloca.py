@@ -1,0 +1,143 @@
+"""The transformer in local frames: the laws of equivariant networks. Skipped without the extra `lloca`."""
+
+import sys
+
+import pytest
+import torch
+
+from topreco.config import ConfigError, ModelConfig, build_config
+from topreco.core.errors import TopRecoError
+from topreco.core.events import toy_events
+from topreco.network.model_file import load_artefact, save_artefact
+from topreco.network.tasks.tops import build_network
+from topreco.network.tokens import Objects, build_tokens
+
+TIGHT = {"rtol": 1e-7, "atol": 1e-5}
+SPURIONS = {
+    "none": {"beam": None, "time": False},
+    "lightlike-channel": {"embed": "channel"},
+    "lightlike-token": {"embed": "token"},
+    "timelike-token": {"beam": "timelike", "embed": "token"},
+    "spacelike-channel": {"beam": "spacelike", "embed": "channel"},
+}
+
+
+def configure(**fields):
+    backbone = {"kind": "lloca", "blocks": 2, "channels": 32, "heads": 2} | fields.pop("backbone", {})
+    fields = {"spurions": {"embed": "channel"}, "head": "direct"} | fields
+    return build_config(ModelConfig, {"backbone": backbone, **fields}, "test")
+
+
+@pytest.fixture
+def network():
+    """A network in double precision."""
+    pytest.importorskip("lloca", reason="needs the extra `lloca`")
+
+    def make(**fields):
+        return build_network(configure(**fields)).double().eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.mark.parametrize("readout", ["first_token", "mean", "sum", "query_tokens"])
+@pytest.mark.parametrize("spurions", SPURIONS.values(), ids=SPURIONS)
+def test_lorentz_transformation_of_everything(
+    network, objects, lorentz, transform_multivectors, readout, spurions
+):
+    model = network(spurions=spurions, readout=readout)
+    tokens, scale = build_tokens(objects, model.config.tokens), model.scale(objects)
+    moved = model.forward_tokens(
+        tokens._replace(p4=tokens.p4 @ lorentz.T), scale, transform_multivectors(lorentz, model.spurions)
+    )
+    expected = model.forward_tokens(tokens, scale) @ lorentz.T
+    torch.testing.assert_close(moved, expected, **TIGHT)
+    # Without moving the spurions it is another event.
+    if spurions.get("beam", "lightlike"):
+        alone = model.forward_tokens(tokens._replace(p4=tokens.p4 @ lorentz.T), scale)
+        assert (alone - expected).abs().max() > 1e-3
+
+
+def test_frames_are_lorentz_transformations(network, objects):
+    model = network()
+    tokens = build_tokens(objects, model.config.tokens)
+    p4 = tokens.p4 / 100
+    scalars = torch.randn(*tokens.mask.shape, model.backbone.frames.own.in_features, dtype=p4.dtype)
+    frames = model.backbone.frames(p4, scalars, tokens.mask)
+    metric = torch.diag(torch.tensor([1.0, -1.0, -1.0, -1.0], dtype=p4.dtype))
+    torch.testing.assert_close(
+        frames @ metric @ frames.transpose(-1, -2), metric.expand_as(frames), rtol=0, atol=1e-6
+    )
+    assert (frames[..., 0, 0] >= 1).all()
+    # Of each token its own.
+    assert (frames[:, 0] - frames[:, 1]).abs().max() > 1e-3
+
+
+def test_permutation_and_padding_of_jets(network):
+    model = network(tokens={"max_jets": 6, "b_candidates": "none"})
+    events = toy_events(16, max_jets=6, seed=1)
+    objects = Objects.from_events(events, torch.float64)
+    answer = model(objects)
+    order = torch.tensor([3, 0, 5, 1, 2, 4])
+    shuffled = objects._replace(
+        **{name: getattr(objects, name)[:, order] for name in ("jets", "jet_mask", "jet_btag", "jet_tagged")}
+    )
+    torch.testing.assert_close(model(shuffled), answer, **TIGHT)
+    longer = build_network(configure(tokens={"max_jets": 9, "b_candidates": "none"})).double().eval()
+    longer.load_state_dict(model.state_dict())
+    torch.testing.assert_close(longer(objects), answer, **TIGHT)
+
+
+def test_single_precision_is_near_double(network):
+    model = network()
+    objects = Objects.from_events(toy_events(256, max_jets=7, seed=2), torch.float64)
+    single = model.float()(Objects.from_events(toy_events(256, max_jets=7, seed=2)))
+    difference = (single - model.double()(objects)).abs() / single[..., :1]
+    assert difference.quantile(0.99) < 1e-2
+    assert single.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_it_learns(dtype):
+    pytest.importorskip("lloca", reason="needs the extra `lloca`")
+    model = build_network(configure())
+    objects = Objects.from_events(toy_events(32, max_jets=4, seed=3))
+    target = torch.stack([objects.lepton_plus, objects.lepton_minus], 1) + objects.jets[:, :2]
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(60):
+        with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
+            pred = model(objects)
+        loss = torch.nn.functional.smooth_l1_loss(pred[..., 1:] / 100, target[..., 1:] / 100)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_round_trip(network, objects, tmp_path):
+    model = network().float()
+    save_artefact(tmp_path / "model.safetensors", [model], {})
+    loaded = load_artefact(tmp_path / "model.safetensors").networks[0]
+    objects = Objects(*(x.float() if x.is_floating_point() else x for x in objects))
+    assert torch.equal(loaded(objects), model(objects))
+
+
+def test_what_it_cannot_be(monkeypatch):
+    with pytest.raises(ConfigError, match=r"spurions.beam: 'spacelike' with spurions.embed 'token'"):
+        configure(spurions={"beam": "spacelike"})
+    with pytest.raises(ConfigError, match=r"bivector, which backbone.kind 'lloca' cannot see"):
+        configure(spurions={"beam": "xyplane"})
+    for name in ("lloca", "lloca.backbone", "lloca.backbone.transformer"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(TopRecoError, match=r"needs the extra: pip install 'topreco\[lloca\]'"):
+        build_network(configure())
+
+
+def test_channels_are_shared_among_heads():
+    pytest.importorskip("lloca", reason="needs the extra `lloca`")
+    with pytest.raises(
+        ValueError, match=r"backbone.channels: 24 found, a multiple of 8 · .* \(16\) expected"
+    ):
+        build_network(configure(backbone={"channels": 24}))

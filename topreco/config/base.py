@@ -1,0 +1,250 @@
+"""Base of all configurations: frozen models with every default, read from YAML with dotted overrides.
+
+An unknown key, a wrong type or an impossible combination is one `ConfigError` that names the file, the key,
+the value found and what is allowed.
+"""
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from topreco.core.errors import TopRecoError
+
+Positive = Annotated[float, Field(gt=0)]
+Mass = Annotated[float, Field(gt=0, lt=1e5)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class ConfigError(TopRecoError):
+    """A configuration that cannot be used."""
+
+
+class Config(BaseModel):
+    """Base of all configurations: immutable, refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def merged(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data with changes; mappings are merged, everything else replaced."""
+    both = dict(content)
+    for key, value in changes.items():
+        inner = both.get(key)
+        both[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
+    return both
+
+
+C = TypeVar("C", bound=Config)
+
+
+def shipped_folder() -> Path:
+    """Folder of the configurations that come with the package."""
+    # In the wheel it lies inside the package, in a checkout beside it.
+    inside = Path(str(resources.files("topreco"))) / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Configurations that come with the package, by file name (`dilepton.yaml`)."""
+    folder = shipped_folder()
+    names = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*.yaml"))}
+    return {name: path for name, path in names.items() if not name.startswith("presets/")}
+
+
+def find_config(source: str | Path) -> Path:
+    """File of a configuration given as a path or as the bare name of a shipped one.
+
+    Raises
+    ------
+    ConfigError
+        If there is neither.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    shipped = shipped_configs()
+    name = str(source)
+    for candidate in (name, f"{name}.yaml"):
+        if candidate in shipped:
+            return shipped[candidate]
+    raise ConfigError(
+        f"--config {name}: no such file, and no shipped configuration of that name; "
+        f"shipped: {', '.join(shipped) or 'none'}{nearest(name, shipped)}"
+    )
+
+
+def load_config(kind: type[C], source: str | Path | None = None, overrides: Sequence[str] = ()) -> C:
+    """Read a configuration.
+
+    Parameters
+    ----------
+    kind
+        Class of the configuration.
+    source
+        YAML file or bare name of a shipped configuration; None starts from the defaults.
+    overrides
+        Dotted assignments such as ``optimiser.learning_rate=3e-4``; values are YAML.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or a key or value is not allowed.
+    """
+    origin = "command line"
+    content: dict[str, Any] = {}
+    if source is not None:
+        path = find_config(source)
+        origin = str(path)
+        content = read_yaml(path)
+    assign(content, overrides)
+    return build_config(kind, content, origin)
+
+
+def assign(content: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Apply dotted assignments such as ``optimiser.learning_rate=3e-4`` to plain data, in place.
+
+    Raises
+    ------
+    ConfigError
+        If one is no assignment, or passes through something that is not a mapping.
+    """
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"override {override!r}: expected key=value, such as epochs=10")
+        try:
+            value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        except _NOT_YAML as error:
+            raise ConfigError(f"override {override!r}: value is not YAML") from error
+        _assign(content, key.split("."), value, override)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Content of a YAML file, a mapping.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read or is something else.
+    """
+    try:
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except (*_NOT_YAML, OSError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if loaded is not None and not isinstance(loaded, dict):
+        raise ConfigError(f"{path}: a mapping of keys to values expected, {type(loaded).__name__} found")
+    return loaded or {}
+
+
+def build_config(kind: type[C], content: dict[str, Any], origin: str) -> C:
+    """Validated configuration from plain data; `origin` is named in errors.
+
+    Raises
+    ------
+    ConfigError
+        If a key or value is not allowed.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(
+            "; ".join(f"{origin}: {_explain(kind, problem)}" for problem in error.errors())
+        ) from error
+
+
+def dump_config(config: Config) -> str:
+    """The full effective configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number, as everybody but YAML 1.1 does."""
+
+
+_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+"""What the loader raises, of values too that only look like a date or a number."""
+
+_Loader.yaml_implicit_resolvers = {
+    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def _assign(content: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        inner = content.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override {override!r}: {key!r} is a value, not a section")
+        content = inner
+    content[keys[-1]] = value
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """End of an error message that names what was probably meant, empty if nothing is close."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _explain(kind: type[Config], problem: Any) -> str:
+    """One line about a pydantic error: key, value found, what is allowed."""
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(_without_tags(kind, location))
+    if problem["type"] == "extra_forbidden":
+        names = _keys_at(kind, location[:-1])
+        hint = nearest(location[-1], names)
+        return f"unknown key {key!r}{hint} (allowed: {', '.join(names)})"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not key or isinstance(problem["input"], dict):
+        return f"{key}: {message}" if key else message
+    return f"{key}: {message}, found {problem['input']!r}"
+
+
+def _keys_at(kind: type[Config], location: list[str]) -> list[str]:
+    """Valid keys of the section at a location, which may pass through a tagged union."""
+    classes: list[type[Config]] = [kind]
+    for part in location:
+        classes = _inside(classes, part)[0]
+    return sorted({name for cls in classes for name in cls.model_fields})
+
+
+def _without_tags(kind: type[Config], location: list[str]) -> list[str]:
+    """A location without the tags of unions, which are no keys of the file."""
+    classes: list[type[Config]] = [kind]
+    keys = []
+    for part in location:
+        classes, is_tag = _inside(classes, part)
+        if not is_tag:
+            keys.append(part)
+    return keys
+
+
+def _inside(classes: list[type[Config]], part: str) -> tuple[list[type[Config]], bool]:
+    """Classes of the section that a part of a location leads to, and whether it is the tag of a union."""
+    fields = [cls.model_fields[part] for cls in classes if part in cls.model_fields]
+    inner = [found for field in fields for found in _config_classes(field.annotation)]
+    kinds = [cls for cls in classes if "kind" in cls.model_fields]
+    tagged = [cls for cls in kinds if cls.model_fields["kind"].default == part]
+    if tagged and not fields:
+        return tagged, True
+    # A part that no class knows is a key of a dictionary of them.
+    return inner or classes, False
+
+
+def _config_classes(annotation: Any) -> list[type[Config]]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated, dict):
+        return [cls for argument in typing.get_args(annotation) for cls in _config_classes(argument)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, Config) else []

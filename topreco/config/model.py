@@ -1,0 +1,178 @@
+"""Configuration of networks: what they see, their sizes, and what they answer."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+
+from topreco.config.base import Config, Fraction, Mass, Positive, PositiveInt
+from topreco.core.constants import M_TOP
+
+
+class TokensConfig(Config):
+    """Which reconstructed objects the network sees and how."""
+
+    max_jets: Annotated[int, Field(ge=2)] = 7
+    b_candidates: Literal["token", "flag", "none"] = "flag"
+    log_pt: bool = False
+    """Give log pT as a scalar feature. It restricts the symmetry to rotations about the beam."""
+
+
+class NormalisationConfig(Config):
+    """One Lorentz-invariant number per event that divides every four-momentum, targets included."""
+
+    kind: Literal["constant", "event_mass", "object_mass"] = "constant"
+    """`object_mass` divides each input by its own mass, targets by the constant. It is wrong, for it erases
+    the energy of every lepton, and is here only to be compared with (configs/study/normalisation.yaml)."""
+    scale: Positive = 100.0
+    """The constant, in GeV."""
+    include_met: bool = False
+    """Count the MET in the event's mass, which is then invariant only along and about the beam."""
+
+
+class SpurionConfig(Config):
+    """Reference directions that tell the network about the beam and the laboratory frame."""
+
+    beam: Literal["lightlike", "spacelike", "timelike", "xyplane"] | None = "lightlike"
+    mirror: bool = True
+    """Both beams rather than the one along +z."""
+    time: bool = True
+    embed: Literal["token", "channel"] = "token"
+
+
+class LGATrConfig(Config):
+    """The full geometric-algebra transformer of `lgatr`."""
+
+    kind: Literal["lgatr"] = "lgatr"
+    blocks: PositiveInt = 6
+    multivector_channels: PositiveInt = 12
+    scalar_channels: PositiveInt = 32
+    heads: PositiveInt = 4
+    dropout: Fraction | None = None
+
+
+class LGATrSlimConfig(Config):
+    """The vectors-only transformer of `lgatr`."""
+
+    kind: Literal["lgatr_slim"] = "lgatr_slim"
+    blocks: PositiveInt = 6
+    vector_channels: PositiveInt = 24
+    scalar_channels: PositiveInt = 64
+    heads: PositiveInt = 4
+    dropout: Fraction | None = None
+
+
+class TransformerConfig(Config):
+    """A plain transformer, the baseline without built-in symmetry."""
+
+    kind: Literal["transformer"] = "transformer"
+    blocks: PositiveInt = 6
+    channels: PositiveInt = 64
+    heads: PositiveInt = 4
+    dropout: Fraction | None = None
+
+
+class LLoCaConfig(Config):
+    """The transformer in local Lorentz frames of `lloca`, extra `lloca`."""
+
+    kind: Literal["lloca"] = "lloca"
+    blocks: PositiveInt = 6
+    channels: PositiveInt = 64
+    """A multiple of 8 · `heads`."""
+    heads: PositiveInt = 4
+    dropout: Fraction | None = None
+
+
+def _backbone_kind(value: Any) -> str:
+    """Kind of a backbone that is being read; without one, the default."""
+    if isinstance(value, dict):
+        return str(value.get("kind", "lgatr_slim"))
+    return str(getattr(value, "kind", type(value).__name__))
+
+
+QuantileObservable = Literal[
+    "m_tt",
+    "pt_tt",
+    "y_tt",
+    "pt_top",
+    "pt_antitop",
+    "y_top",
+    "y_antitop",
+    "delta_abs_y",
+    "cos_theta_star",
+    "c_hel",
+]
+
+HeadKind = Literal["on_shell", "timelike", "direct", "projected", "three_momentum", "neutrinos"]
+
+BackboneConfig = Annotated[
+    Annotated[LGATrSlimConfig, Tag("lgatr_slim")]
+    | Annotated[LGATrConfig, Tag("lgatr")]
+    | Annotated[TransformerConfig, Tag("transformer")]
+    | Annotated[LLoCaConfig, Tag("lloca")],
+    Discriminator(_backbone_kind),
+]
+
+
+class QuantilesConfig(Config):
+    """A second, small network for the uncertainty of each event: quantiles of true observables."""
+
+    backbone: BackboneConfig = LGATrSlimConfig(blocks=3, vector_channels=12, scalar_channels=48)
+    spurions: SpurionConfig | None = None
+    """Beam references, by default those of the model; a model with a bivector needs others here."""
+    observables: tuple[QuantileObservable, ...] = (
+        *("m_tt", "pt_tt", "y_tt", "pt_top", "pt_antitop", "y_top", "y_antitop", "delta_abs_y", "c_hel"),
+    )
+    """Observables with quantiles; the four-momenta of t and t̄ always have uncertainties. The quality of an
+    event is that of m_tt."""
+    hidden: PositiveInt = 64
+    """Width of the layers behind the backbone."""
+    calibration_bins: PositiveInt = 8
+    """Bins of equal population in predicted m_tt in which the validation events correct the quantiles; fewer
+    if there are less than 1500 events for each."""
+
+    @field_validator("observables")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{repeated[0]!r} is given twice")
+        return names
+
+
+class ModelConfig(Config):
+    """A network from reconstructed objects to the four-momenta of t and t̄."""
+
+    backbone: BackboneConfig = LGATrSlimConfig()
+    tokens: TokensConfig = TokensConfig()
+    normalisation: NormalisationConfig = NormalisationConfig()
+    spurions: SpurionConfig = SpurionConfig()
+    readout: Literal["first_token", "mean", "sum", "query_tokens"] = "query_tokens"
+    head: HeadKind = "on_shell"
+    """How the network's vectors become top momenta: with mass `m_top` (`on_shell`, `projected`,
+    `three_momentum`), with a predicted mass (`timelike`: 105 to 284 GeV, `direct`: from m_top/10), or as
+    lepton + neutrino + jets weighted by the network (`neutrinos`). All but `three_momentum` are
+    Lorentz-covariant."""
+    m_top: Mass = M_TOP
+    charge_symmetric: bool = False
+    """Exact symmetry under ℓ⁺ ↔ ℓ⁻, t ↔ t̄, at twice the cost. Not for asymmetry measurements."""
+    quantiles: QuantilesConfig | None = None
+    """With it, the model also says how uncertain each event is; null: four-momenta alone."""
+
+    @model_validator(mode="after")
+    def _spurions_visible(self) -> Self:
+        seen = {"": (self.backbone, self.spurions)}
+        if self.quantiles is not None:
+            seen["quantiles."] = (self.quantiles.backbone, self.quantiles.spurions or self.spurions)
+        for key, (backbone, spurions) in seen.items():
+            if spurions.beam == "xyplane" and backbone.kind != "lgatr":
+                raise ValueError(
+                    f"{key}spurions.beam: 'xyplane' is a bivector, which {key}backbone.kind "
+                    f"'{backbone.kind}' cannot see; use lightlike, spacelike, timelike or null, or "
+                    f"{key}backbone.kind 'lgatr'"
+                )
+            if backbone.kind == "lloca" and (spurions.beam, spurions.embed) == ("spacelike", "token"):
+                raise ValueError(
+                    f"{key}spurions.beam: 'spacelike' with {key}spurions.embed 'token' is a momentum without "
+                    f"rest frame; {key}backbone.kind 'lloca' makes frames of momenta of tokens; use embed "
+                    "'channel'"
+                )
+        return self

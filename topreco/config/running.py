@@ -1,0 +1,229 @@
+"""Configuration of the commands that read events: simulation, skims, runs and what they fill."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from topreco.config.base import Config, Mass, NonNegative, Positive, PositiveInt, nearest
+from topreco.config.selection import SelectionConfig
+from topreco.config.systematics import SystematicsConfig
+from topreco.core.constants import M_TOP, M_W
+from topreco.core.observables import OBSERVABLE_GROUPS, OBSERVABLES
+
+
+class SimulationConfig(Config):
+    """`topreco simulate`: what to generate.
+
+    The events depend on this configuration alone, not on the number of workers.
+    """
+
+    n_events: PositiveInt = 20_000
+    seed: Annotated[int, Field(ge=0)] = 1
+    sqrt_s: Positive = 13_000.0
+    """Centre-of-mass energy in GeV."""
+    m_top: Mass = M_TOP
+    tune: Literal["CP5", "Monash"] = "CP5"
+    mpi: bool = True
+    """Multi-parton interactions; without them four times as fast."""
+    lhe: Path | None = None
+    """Shower these external events instead of Pythia's own matrix elements."""
+    block_size: PositiveInt = 500
+    """Events per independently seeded block: the unit of resuming."""
+    nanoaod_version: Literal["v7", "v9", "v11", "v12", "v14", "v15"] | None = None
+    """Write the branches of that NanoAOD version, of the same events; null: what all have in common."""
+
+
+class HistogramConfig(Config):
+    """What the processor fills."""
+
+    observables: tuple[str, ...] = OBSERVABLE_GROUPS["default"]
+    """Names of observables, or of groups of them: default, angles, polarisation, correlation, spin, all."""
+    bins: dict[str, tuple[float, ...]] = {}
+    """Edges per observable in place of the defaults."""
+
+    @field_validator("observables")
+    @classmethod
+    def _members_of_groups(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(o for name in names for o in OBSERVABLE_GROUPS.get(name, (name,))))
+
+
+Edges = Annotated[tuple[float, ...], Field(min_length=2)]
+
+
+class ResponseBins(Config):
+    """Bins of a response matrix."""
+
+    truth: Edges | None = None
+    """Edges; null takes fine ones, from which `topreco unfolding --min-purity` can make better."""
+    reco: Edges | None = None
+    """Edges; null takes those of `truth`. For purity and stability those of `truth` must be among them."""
+
+    @field_validator("truth", "reco")
+    @classmethod
+    def _rise(cls, edges: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if edges is not None and not all(map(math.isfinite, edges)):
+            raise ValueError("finite edges expected")
+        if edges is not None and any(b <= a for a, b in itertools.pairwise(edges)):
+            raise ValueError("rising edges expected")
+        return edges
+
+    @model_validator(mode="after")
+    def _reco_needs_truth(self) -> Self:
+        if self.truth is None and self.reco is not None:
+            raise ValueError("'reco' is given without 'truth'; give the edges of both, or of none")
+        return self
+
+
+class PhaseSpaceConfig(Config):
+    """Generated events that a measurement is unfolded to; with cuts on their partons, pT in GeV."""
+
+    decay: Literal["dileptonic", "prompt", "any"] = "dileptonic"
+    """Both W bosons give an e or μ, directly or through a τ; `prompt`: directly; `any`: every tt̄ pair."""
+    lepton_pt_min: NonNegative = 0.0
+    """Of both charged leptons."""
+    lepton_eta_max: Positive | None = None
+    b_pt_min: NonNegative = 0.0
+    """Of both b quarks, before they radiate."""
+    b_eta_max: Positive | None = None
+
+
+class UnfoldingConfig(Config):
+    """Response matrices, with the generated spectra of all events; none by default."""
+
+    observables: dict[str, ResponseBins] = {}
+    """Bins by observable. A list of names, or of groups of them, takes fine bins."""
+    phase_space: PhaseSpaceConfig = PhaseSpaceConfig()
+
+    @field_validator("observables", mode="before")
+    @classmethod
+    def _names_alone(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return {o: {} for name in value for o in OBSERVABLE_GROUPS.get(name, (name,))}
+        return value
+
+    @field_validator("observables")
+    @classmethod
+    def _known(cls, value: dict[str, ResponseBins]) -> dict[str, ResponseBins]:
+        for name in value:
+            if name not in OBSERVABLES:
+                known = ", ".join(OBSERVABLES)
+                raise ValueError(f"unknown observable {name!r}{nearest(name, OBSERVABLES)}; allowed: {known}")
+        return value
+
+
+class SkimConfig(Config):
+    """`topreco skim`: ROOT files to a Parquet file of selected events."""
+
+    selection: SelectionConfig = SelectionConfig()
+    dataset: str = "default"
+    """Name of the sample, part of an event's identity."""
+    tree: str = "Events"
+    step_size: PositiveInt = 50_000
+    """Entries read at a time."""
+
+
+class SolverConfig(Config):
+    """Analytic methods: the constraints, and how the detector's resolution is smeared over."""
+
+    m_top: Mass = M_TOP
+    m_w: Mass = M_W
+    """Used where the W masses are not drawn."""
+    n_draws: PositiveInt = 100
+    """Smeared copies of each event."""
+    pairing: Literal["candidates", "all"] = "candidates"
+    """The b candidates of the selection, or every pair of jets in the best tag category: the largest sum of
+    weights wins."""
+    reset_energy: bool = True
+    """Give the averaged momenta of a smeared event the energy of a top quark on shell."""
+    response: Path | None = None
+    """Response histograms of `topreco response`; null takes those that come with the package."""
+    seed: Annotated[int, Field(ge=0)] = 1
+    """With run, lumi and event it fixes the draws of an event."""
+    threads: PositiveInt = 1
+
+
+class ValidationConfig(Config):
+    """`topreco validate`: what the validated methods and their numbers depend on."""
+
+    solvers: SolverConfig = SolverConfig()
+    """Of the analytic methods; `m_top` is also the mass that tops are compared with."""
+    histograms: HistogramConfig = HistogramConfig()
+    """`bins` replaces the edges of m_tt, pt_top, y_top or c_hel."""
+
+
+class PepperWriteConfig(SkimConfig):
+    """`topreco pepper-write`: reconstructed tops into copies of pepper's event files."""
+
+    method: str = "dilepton"
+    """Model file, or name that `topreco.load` knows."""
+    column: str | None = None
+    """Name of the new column, which begins with recot; null makes it from the method's name. An existing
+    column of this name is replaced."""
+    solvers: SolverConfig = SolverConfig()
+    """Of the analytic methods."""
+
+
+class ClusterConfig(Config):
+    """Where the workers of the executors `dask`, `parsl` and `taskvine` run."""
+
+    kind: Literal["local", "htcondor", "slurm"] = "local"
+    """On this machine, or as jobs of a batch system."""
+    address: str | None = None
+    """Address of a running Dask scheduler (tcp://host:8786), in place of starting one."""
+    options: dict[str, Any] = {}
+    """Passed on: to dask_jobqueue's HTCondorCluster or SLURMCluster or to LocalCluster, to parsl's
+    CondorProvider, SlurmProvider or LocalProvider, to coffea's TaskVineExecutor."""
+
+
+class RunConfig(Config):
+    """`topreco run`: files through a coffea Runner to histograms."""
+
+    fileset: dict[str, tuple[str, ...]] = {}
+    """Files by dataset name."""
+    tree: str = "Events"
+    methods: tuple[str, ...] = ()
+    """Model files, or names that `topreco.load` knows."""
+    min_quality: dict[str, float] = {}
+    """Smallest quality of an event that counts as solved, by name of the method: for networks with quantiles
+    −0.1 keeps events whose m_tt is known to 10 %."""
+    solvers: SolverConfig = SolverConfig()
+    """Of the analytic methods."""
+    selection: SelectionConfig = SelectionConfig()
+    histograms: HistogramConfig = HistogramConfig()
+    systematics: SystematicsConfig = SystematicsConfig()
+    unfolding: UnfoldingConfig = UnfoldingConfig()
+    executor: Literal["iterative", "futures", "dask", "parsl", "taskvine"] = "iterative"
+    workers: PositiveInt = 1
+    """Processes on this machine, or jobs of the batch system."""
+    cluster: ClusterConfig = ClusterConfig()
+    ship_model: bool = False
+    """Send the files of `methods` to the workers, which otherwise read them under the same path."""
+    chunk_size: PositiveInt = 100_000
+    max_chunks: PositiveInt | None = None
+    skip_bad_files: bool = False
+    """Go on without files, or chunks of them, that cannot be read, and list them in `run.json`."""
+    checkpoint: Path | None = None
+    """Folder that keeps each finished chunk, so that the same command continues where it was stopped."""
+    output: Path = Path("results/run")
+    output_columns: Path | None = None
+    """Folder for the results of each event, as friends of the input files."""
+    columns_format: Literal["parquet", "root"] = "parquet"
+
+    @model_validator(mode="after")
+    def _cluster_used(self) -> Self:
+        if self.executor in ("iterative", "futures") and self.cluster != ClusterConfig():
+            raise ValueError(
+                f"cluster: executor '{self.executor}' runs on this machine and has none; "
+                "executor dask, parsl or taskvine expected"
+            )
+        if self.cluster.address is not None and (
+            self.executor != "dask" or self.cluster.kind != "local" or self.cluster.options
+        ):
+            raise ValueError(
+                "cluster.address: belongs to a Dask scheduler that runs already; executor dask and no other "
+                "key of cluster expected beside it"
+            )
+        return self

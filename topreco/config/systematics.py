@@ -1,0 +1,246 @@
+"""Configuration of corrections and systematic variations."""
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from topreco.config.base import Config
+
+NOMINAL = "nominal"
+"""Name of what is not varied."""
+
+
+def _check_input(value: Any) -> Any:
+    """One error in place of one for each type that it could have been."""
+    if not isinstance(value, str | int | float):
+        raise ValueError("a text or a number expected")  # noqa: TRY004 - pydantic reports these alone
+    return value
+
+
+def _check_choices(value: Any) -> Any:
+    """The same where the variations may have values of their own."""
+    return value if isinstance(value, dict) else _check_input(value)
+
+
+InputValue = Annotated[str | int | float, BeforeValidator(_check_input)]
+Input = Annotated[str | int | float | dict[str, InputValue], BeforeValidator(_check_choices)]
+
+
+class Range(Config):
+    """Values from `min` on and below `max`."""
+
+    min: float = -math.inf
+    max: float = math.inf
+
+
+Condition = Annotated[
+    Annotated[tuple[InputValue, ...], Tag("values")] | Annotated[Range, Tag("range")],
+    Discriminator(lambda value: "range" if isinstance(value, dict | Range) else "values"),
+]
+
+
+class CorrectionConfig(Config):
+    """One correction of a correctionlib file, and what to give it."""
+
+    file: Path | None = None
+    """JSON or JSON.gz, seen by every worker."""
+    correction: str | None = None
+    """Name of a correction, or of a compound one."""
+    inputs: dict[str, Input] = {}
+    """By name of the correction's input: for a number, a quantity of the object (pt, eta, abseta, phi, mass,
+    btag, charge, eta_sc, abseta_sc), a branch or a constant; for a text, the text itself. One input may have
+    a value for each variation: `{nominal: nom, up: up, down: down}`. An input that is named like a quantity
+    needs no entry."""
+
+    @property
+    def choices(self) -> dict[str, InputValue]:
+        """Values of the input that makes the variations, by variation; empty without."""
+        return next((value for value in self.inputs.values() if isinstance(value, dict)), {})
+
+    @model_validator(mode="after")
+    def _check_correction(self) -> Self:
+        if self.file is not None and self.correction is None:
+            raise ValueError("a file needs the name of one of its corrections: key 'correction'")
+        if self.inputs and self.correction is None:
+            raise ValueError("inputs without a correction to give them to")
+        if sum(isinstance(value, dict) for value in self.inputs.values()) > 1:
+            raise ValueError("at most one input may have a value for each variation")
+        return self
+
+
+class ScaleFactorConfig(CorrectionConfig):
+    """Ratio of the resolution in data to that in simulation; `file` is that of the resolution by default."""
+
+    correction: str
+
+
+# Whatever a generator fills: flavours, matches, weights.
+_OF_GENERATOR = re.compile(
+    r"^(gen|lhe|htxs|psweight|pileup|subgen|fatgen)|gen(part|jet|vis)|flavour", re.IGNORECASE
+)
+
+
+class ObjectSource(CorrectionConfig):
+    """A correction or uncertainty of the momentum of jets, electrons, muons or of MET."""
+
+    object: Literal["jet", "electron", "muon", "met"]
+    kind: Literal["shift", "factor", "smear", "unclustered"] = "shift"
+    """shift: p → p (1 ± value). factor: p → p · value. smear: p → p (1 + value · g) with g a normal random
+    number of the object. unclustered: the variation of MET that NanoAOD stores."""
+    flat: float | None = None
+    """The value, in place of a correction."""
+    scale_factor: ScaleFactorConfig | None = None
+    """For smear: the value becomes value · √(max(s² − 1, 0))."""
+    raw: bool = False
+    """For jets: undo the corrections of the file (`Jet_rawFactor`) first; pt and mass are the raw ones."""
+    where: dict[str, Condition] = {}
+    """Objects to change: values or a range, by quantity or branch."""
+    applies_to: Literal["simulation", "data", "both"] = "simulation"
+    """Data have no variations, only corrections."""
+
+    @property
+    def ratio(self) -> CorrectionConfig | None:
+        """The scale factor of a smearing, with its file."""
+        found = self.scale_factor
+        if found is None or found.file is not None:
+            return found
+        return found.model_copy(update={"file": self.file})
+
+    @property
+    def choices(self) -> dict[str, InputValue]:
+        """Values of the input that makes the variations, by variation; empty without."""
+        return super().choices or (self.scale_factor.choices if self.scale_factor is not None else {})
+
+    @property
+    def corrects(self) -> bool:
+        """Whether it changes what is nominal."""
+        return NOMINAL in self.choices if self.choices else self.kind in ("factor", "smear")
+
+    @property
+    def variations(self) -> tuple[str, ...]:
+        """Names of its variations."""
+        if self.choices:
+            return tuple(name for name in self.choices if name != NOMINAL)
+        return ("up", "down") if self.kind in ("shift", "unclustered") else ()
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if (self.object == "met") != (self.kind == "unclustered"):
+            raise ValueError("kind 'unclustered' belongs to object 'met', and no other kind does")
+        if (self.flat is not None) + (self.correction is not None) != (self.object != "met"):
+            raise ValueError("one of 'correction' and 'flat' expected, and neither for MET")
+        if self.correction is not None and self.file is None:
+            raise ValueError("a correction needs the file it is in: key 'file'")
+        if self.scale_factor is not None and (self.kind != "smear" or super().choices):
+            raise ValueError("'scale_factor' belongs to kind 'smear', and then it alone may have variations")
+        if self.scale_factor is not None and self.scale_factor.file is None and self.file is None:
+            raise ValueError("'scale_factor' needs the file it is in: key 'file'")
+        if self.raw and (self.object != "jet" or self.kind != "factor"):
+            raise ValueError("'raw' belongs to object 'jet' and kind 'factor'")
+        inner = self.scale_factor.inputs if self.scale_factor is not None else {}
+        for name in (*self.inputs.values(), *inner.values(), *self.where):
+            if isinstance(name, str) and _OF_GENERATOR.search(name):
+                raise ValueError(f"what a method sees must not depend on the generator, as {name!r} does")
+        return self
+
+
+_ELEMENT = re.compile(r"(\w+)(?:\[(\d+)(?::(\d+))?\])?")
+
+
+class WeightSource(CorrectionConfig):
+    """A factor of the event weight: of the event, or the product over its selected objects."""
+
+    object: Literal["event", "jet", "electron", "muon"] = "event"
+    flat: float | None = None
+    """Factor 1 ± this, in place of a correction."""
+    branches: dict[str, str] = {}
+    """Factor by variation from a branch of the event: `L1PreFiringWeight_Up`, an element `LHEScaleWeight[8]`
+    or a range of elements `LHEPdfWeight[1:101]`, which makes a variation of each."""
+    where: dict[str, Condition] = {}
+    """Objects to count: values or a range, by quantity or branch; others have the factor 1."""
+
+    @property
+    def elements(self) -> dict[str, tuple[str, int | None]]:
+        """Branch and index of each variation in `branches`."""
+        found: dict[str, tuple[str, int | None]] = {}
+        for name, text in self.branches.items():
+            branch, first, last = _ELEMENT.fullmatch(text).groups()  # type: ignore[union-attr]  # validated
+            if last is not None:
+                found |= {f"{name}{i}": (branch, i) for i in range(int(first), int(last))}
+            else:
+                found[name] = branch, None if first is None else int(first)
+        return found
+
+    @property
+    def corrects(self) -> bool:
+        """Whether it changes the nominal weight."""
+        if self.flat is not None:
+            return False
+        choices = self.branches or self.choices
+        return NOMINAL in choices if choices else True
+
+    @property
+    def variations(self) -> tuple[str, ...]:
+        """Names of its variations."""
+        if self.flat is not None:
+            return "up", "down"
+        return tuple(name for name in (self.elements or self.choices) if name != NOMINAL)
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if (self.flat is not None) + (self.correction is not None) + bool(self.branches) != 1:
+            raise ValueError("exactly one of 'correction', 'branches' and 'flat' expected")
+        if self.correction is not None and self.file is None:
+            raise ValueError("a correction needs the file it is in: key 'file'")
+        if self.object == "event" and self.where:
+            raise ValueError("'where' chooses objects, and the object is 'event'")
+        if self.branches and self.object != "event":
+            raise ValueError("'branches' are of the event, so the object must be 'event'")
+        for text in self.branches.values():
+            if not _ELEMENT.fullmatch(text):
+                raise ValueError(f"a branch, branch[i] or branch[i:j] expected, found {text!r}")
+        return self
+
+
+class SystematicsConfig(Config):
+    """Corrections and systematic variations; a variation is called SOURCE_VARIATION, such as jes_up."""
+
+    objects: dict[str, ObjectSource] = {}
+    """Applied in this order."""
+    weights: dict[str, WeightSource] = {}
+    """Of simulation only."""
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 1
+    """With run, lumi, event and the number of the object it fixes the random numbers of smearing."""
+    metrics: bool = False
+    """Fill for variations, besides spectra and migrations, what RB, Res and widths come from. That is most of
+    the memory and of the time that filling takes."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The correction files of all sources, each once."""
+        sources: list[CorrectionConfig] = [*self.objects.values(), *self.weights.values()]
+        sources += [s.scale_factor for s in self.objects.values() if s.scale_factor is not None]
+        return tuple(sorted({source.file for source in sources if source.file is not None}))
+
+    @property
+    def variations(self) -> tuple[str, ...]:
+        """Names of all variations."""
+        sources: dict[str, ObjectSource | WeightSource] = {**self.objects, **self.weights}
+        return tuple(f"{name}_{key}" for name, source in sources.items() for key in source.variations)
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        both = self.objects.keys() & self.weights.keys()
+        names = self.variations
+        twice = sorted(both) or [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"every source and variation needs a name of its own, {twice[0]!r} found twice")
+        jets = [source for source in self.objects.values() if source.object == "jet"]
+        for other in ("simulation", "data"):
+            of_sample = [source.raw for source in jets if source.applies_to in (other, "both")]
+            if any(of_sample[1:]):
+                raise ValueError("a source with 'raw' undoes all others, so it must be the first one of jets")
+        return self

@@ -1,0 +1,123 @@
+"""Configuration of trainings: data, losses, optimiser, devices."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from topreco.config.base import Config, Fraction, NonNegative, Positive, PositiveInt
+from topreco.config.model import ModelConfig
+
+
+class LossConfig(Config):
+    """Base loss on scaled four-momenta plus auxiliary terms."""
+
+    base: Literal["mse", "smooth_l1"] = "smooth_l1"
+    component_weights: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = (1.0, 1.0, 1.0, 1.0)
+    """Weights of (E, px, py, pz)."""
+    m_tt: NonNegative = 0.0
+    """Coefficient of the auxiliary loss on m_tt."""
+    m_tt_kind: Literal["log", "relative", "ratio"] = "log"
+    """Smooth-L1 of ln(m/m_true) or of m/m_true − 1, or m/m_true − 1 − ln(m/m_true), whose minimum has no
+    relative bias."""
+    top_mass: NonNegative = 0.0
+    """Coefficient of the auxiliary loss on the masses of t and t̄, for heads that predict them."""
+    pt_top: NonNegative = 0.0
+    """Coefficient of the auxiliary loss on the transverse momenta of t and t̄."""
+    c_hel: NonNegative = 0.0
+    """Coefficient of the auxiliary loss on the cosine between the leptons in their tops' rest frames."""
+    m_tt_bias: NonNegative = 0.0
+    """Coefficient of the loss on RB of m_tt at given true m_tt, which trades resolution for a
+    response without shrinkage. It needs batches of some hundred events."""
+    flat_m_tt: Fraction = 0.0
+    """Weight training events by the density of true ln m_tt to this power, inverted: 0 leaves the spectrum
+    as it is, towards 1 it becomes flat. Less shrinkage to the mean, at the price of resolution."""
+    negative_weights: Literal["absolute", "clip"] = "absolute"
+    """What a negative event weight counts in the loss: |w|, or 0. Metrics use signed weights."""
+
+
+class OptimiserConfig(Config):
+    """Optimiser, schedule and what stabilises them."""
+
+    kind: Literal["adamw", "muon", "schedulefree"] = "adamw"
+    """`muon` is Muon for the matrices between hidden layers, with steps as large as AdamW's, and AdamW for
+    the rest. `schedulefree` averages weights by itself: `schedule` and `ema_decay` then have no effect."""
+    learning_rate: Positive = 1e-3
+    weight_decay: NonNegative = 0.01
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: Fraction = 0.05
+    """Fraction of all steps in which the rate rises linearly."""
+    clip_norm: Positive | None = 1.0
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
+
+
+class QuantileTrainingConfig(Config):
+    """Training of the quantiles, after that of the tops, which it leaves as they are."""
+
+    epochs: PositiveInt = 10
+    batch_size: PositiveInt = 256
+    learning_rate: Positive = 2e-3
+    weight_decay: NonNegative = 0.01
+
+
+class DataConfig(Config):
+    """Training data and its split, which is a hash of each event's key and so never changes."""
+
+    files: tuple[Path, ...] = ()
+    """Skims written by `topreco skim`."""
+    validation_fraction: Fraction = 0.1
+    test_fraction: Fraction = 0.2
+    """With several folds each network is tested on its fold instead."""
+    folds: PositiveInt = 1
+    """With k > 1, k networks, each trained without the events of its fold, which it alone reconstructs."""
+    max_events: PositiveInt | None = None
+    """Read at most so many events, the same share of each file, for quick trials."""
+    normalise_weights: bool = True
+    """Scale the weights of each dataset to a mean of 1 in absolute value: generators differ in what they call
+    a weight, and the one with the largest numbers would be all that is learnt."""
+    require_dileptonic: bool = True
+    """Train only on events whose W bosons both gave an electron or a muon."""
+    stream: Literal["auto"] | bool = "auto"
+    """Keep the events in a temporary file, 0.4 kB each, and in memory what of it fits; auto does so for more
+    than a million. The result is the same."""
+    cache: Path | None = None
+    """Folder of that file, on a fast disk; null is that of the output."""
+
+
+class TrainConfig(Config):
+    """`topreco train`: everything that determines a training."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    quantiles: QuantileTrainingConfig = QuantileTrainingConfig()
+    """How `model.quantiles` are trained, if there are any."""
+    epochs: PositiveInt = 20
+    batch_size: PositiveInt = 512
+    """Events per step, over all devices."""
+    accumulate: PositiveInt = 1
+    """Parts in which a device takes its share of a batch, one after the other: as many times less memory and
+    the same gradient, but for `loss.m_tt_bias`, which then sees the events of a part."""
+    patience: PositiveInt | None = 8
+    """Stop after so many epochs without a better validation loss."""
+    augment_rotation: bool = False
+    """Random rotation about the beam of each training event, for networks that do not have it built in."""
+    augment_reflection: bool = False
+    """Random reflection z → −z of each training event."""
+    augment_charge_exchange: bool = False
+    """Random exchange ℓ⁺ ↔ ℓ⁻, t ↔ t̄ of each training event, a symmetry but for the charge asymmetry."""
+    seed: Annotated[int, Field(ge=0)] = 1
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: PositiveInt = 1
+    """Processes that share each batch; `torchrun`, which starts its own, overrides it."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    threads: PositiveInt | None = None
+    """Torch threads per process; null leaves torch's choice."""
+    compile: bool = False
+    """Compile the network with torch.compile, after a minute of compiling and with other rounding: for a GPU.
+    On a CPU it needs a C++ compiler, and the kernels of `lgatr_slim` and `lgatr`, which it does not
+    use, are faster."""
+    output: Path = Path("results/train")
+    mlflow: bool = False
+    """Also log to MLflow, extra `mlflow`."""

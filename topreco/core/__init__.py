@@ -1,0 +1,1 @@
+"""What all rooms share: four-momenta, events, observables, statistics, files, errors. No torch, no coffea."""

@@ -1,0 +1,84 @@
+"""Writing files so that none is ever half-written under its final name."""
+
+import errno
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from topreco.core.errors import TopRecoError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+@contextmanager
+def complete_file(path: str | Path) -> Iterator[Path]:
+    """Temporary path beside a file that takes the file's place on success and vanishes on failure.
+
+    Parameters
+    ----------
+    path
+        The final name.
+
+    Yields
+    ------
+    temporary
+        Where to write.
+
+    Raises
+    ------
+    TopRecoError
+        If the folder cannot be made or written to, or the disk is full.
+    """
+    path = Path(path)
+    writable_folder(path.parent)
+    if path.is_dir():
+        raise TopRecoError(f"{path}: is a folder, a file name expected")
+    # The suffix stays, since some writers choose the format by it. Workers on several machines may write one
+    # file at a time, so a process' number would not do.
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except Exception as error:
+        if (number := _full_disk(error)) is not None:
+            # Without its cause: coffea would take an OSError for a bad input file.
+            raise TopRecoError(f"{path}: cannot be written ({os.strerror(number)})") from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _full_disk(error: BaseException | None) -> int | None:
+    """Error number of a disk that takes no more, which only writing gives, behind an exception."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return error.errno
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def writable_folder(path: str | Path) -> Path:
+    """Make a folder, with its parents, and prove that files can be written in it.
+
+    Raises
+    ------
+    TopRecoError
+        If not.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise TopRecoError(f"output folder {path}: cannot write there ({error.strerror})") from error
+    return path
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with complete_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,231 @@
+r"""Spin of top-quark pairs: coefficients measured from events, and weights of leading-order QCD.
+
+At leading order the leptons of both legs follow |M|² ∝ A (1 − q̂⁺ᵀ C′ q̂⁻) with q̂± their directions in the rest
+frames of their tops, both on the axes k, r and n of `topreco.core.observables.spin_basis`. The coefficients
+that experiments publish have the axes −k, −r and −n for t̄, so that C = −C′.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from topreco.core import fourvector
+from topreco.core.errors import TopRecoError
+from topreco.core.events import PRODUCTIONS, FloatArray, Truth
+from topreco.core.observables import AXES, accepts_awkward, lepton_directions, spin_basis, spin_cosines
+
+# ---- coefficients ----------------------------------------------------------------------------------------
+
+
+class SpinCoefficient(NamedTuple):
+    """A coefficient of the spin density matrix and its statistical error."""
+
+    value: float
+    error: float
+
+
+@accepts_awkward()
+def spin_coefficients(tops: Any, leptons: Any, weight: Any = None) -> dict[str, SpinCoefficient]:
+    """Polarisations, spin correlations and entanglement markers as weighted means over events [1]_.
+
+    With cosθ₁ⁱ and cosθ₂ⁱ of `topreco.core.observables.spin_cosines`:
+
+    - B₁ⁱ = 3⟨cosθ₁ⁱ⟩ and B₂ⁱ = 3⟨cosθ₂ⁱ⟩, called ``B_1k`` to ``B_2n``;
+    - C_ij = −9⟨cosθ₁ⁱ cosθ₂ʲ⟩, ``C_kk`` to ``C_nn``, and their sums and differences, ``C_rk+C_kr``,
+      ``C_rk-C_kr`` and so on, whose errors hold the correlation of the two;
+    - D = −tr C/3 = −3⟨c_hel⟩, ``D``;
+    - D⁽ⁱ⁾ = −D − 2 C_ii/3 = 3⟨c_flipped⟩ [2]_, ``D_k``, ``D_r`` and ``D_n``. Any of the four D below −1/3
+      shows entanglement. The D̃ of [3]_ is −D⁽ⁿ⁾.
+
+    Nothing is corrected for acceptance or resolution, so cuts bias all of them.
+
+    Parameters
+    ----------
+    tops
+        Four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4).
+    leptons
+        Four-momenta in GeV of ℓ⁺, which goes with t, and ℓ⁻, shape (n, 2, 4).
+    weight
+        Signed event weights, shape (n,); None counts.
+
+    Returns
+    -------
+    coefficients
+        By name; NaN where the sum of weights is not positive. Events without all six cosines do not count.
+
+    Raises
+    ------
+    TopRecoError
+        If the weights are not one finite number per event.
+
+    References
+    ----------
+    .. [1] CMS Collaboration, Measurement of the top quark polarization and tt̄ spin correlations using
+       dilepton final states at √s = 13 TeV, arXiv:1907.03729.
+    .. [2] F. Maltoni, C. Severi, S. Tentori, E. Vryonidou, Quantum detection of new physics in top-quark pair
+       production at the LHC, arXiv:2401.08751.
+    .. [3] CMS Collaboration, Measurements of polarization and spin correlation and observation of
+       entanglement in top quark pairs using lepton+jets events at √s = 13 TeV, arXiv:2409.11067.
+    """
+    cosines = spin_cosines(tops, leptons)
+    w = np.ones(len(cosines)) if weight is None else np.asarray(weight, np.float64)
+    if w.shape != (len(cosines),):
+        raise TopRecoError(f"spin_coefficients: {len(cosines)} events but weights of shape {w.shape}")
+    if unusable := int((~np.isfinite(w)).sum()):
+        raise TopRecoError(f"spin_coefficients: {unusable} of {len(w)} weights are not finite")
+    known = np.isfinite(cosines).all(axis=(1, 2))
+    w = w[known]
+    return {name: _mean(values, w) for name, values in _coefficients_of_events(cosines[known])}
+
+
+def _coefficients_of_events(cosines: FloatArray) -> Iterator[tuple[str, FloatArray]]:
+    """Name of each coefficient, and per event the values whose mean it is, shape (n,)."""
+    for leg in range(2):
+        for i, axis in enumerate(AXES):
+            yield f"B_{leg + 1}{axis}", 3 * cosines[:, leg, i]
+    c = -9 * cosines[:, 0, :, None] * cosines[:, 1, None, :]
+    for i, first in enumerate(AXES):
+        for j, second in enumerate(AXES):
+            yield f"C_{first}{second}", c[:, i, j]
+    for i, j in ((1, 0), (2, 1), (2, 0)):
+        one, other = f"C_{AXES[i]}{AXES[j]}", f"C_{AXES[j]}{AXES[i]}"
+        yield f"{one}+{other}", c[:, i, j] + c[:, j, i]
+        yield f"{one}-{other}", c[:, i, j] - c[:, j, i]
+    d = -np.trace(c, axis1=1, axis2=2) / 3
+    yield "D", d
+    for i, axis in enumerate(AXES):
+        yield f"D_{axis}", -d - 2 * c[:, i, i] / 3
+
+
+def _mean(values: FloatArray, weight: FloatArray) -> SpinCoefficient:
+    total = weight.sum()
+    if total <= 0:
+        return SpinCoefficient(np.nan, np.nan)
+    mean = (weight * values).sum() / total
+    return SpinCoefficient(float(mean), float(np.sqrt((weight**2 * (values - mean) ** 2).sum()) / total))
+
+
+# ---- leading order ---------------------------------------------------------------------------------------
+
+
+def spin_correlation_matrix(beta: FloatArray, cos_theta: FloatArray, initial: str) -> FloatArray:
+    """Spin correlation C′ of tt̄ at leading order of QCD [1]_.
+
+    Parameters
+    ----------
+    beta
+        Velocity of the tops in the tt̄ rest frame in units of c, shape (...).
+    cos_theta
+        Cosine of the angle between top and beam there, shape (...).
+    initial
+        ``gg`` or ``qq``.
+
+    Returns
+    -------
+    matrix
+        C′ on the axes k, r, n, shape (..., 3, 3).
+
+    Raises
+    ------
+    ValueError
+        If the initial state is another.
+
+    References
+    ----------
+    .. [1] Y. Afik, J. R. M. de Nova, Entanglement and quantum tomography with top quarks at the LHC,
+       arXiv:2003.02280, appendix A.
+    """
+    b2, cos2 = np.asarray(beta) ** 2, np.asarray(cos_theta) ** 2
+    sin2 = 1 - cos2
+    sin, cos = np.sqrt(sin2), np.asarray(cos_theta)
+    if initial == "gg":
+        quartic = 1 + sin2**2
+        norm = 1 + 2 * b2 * sin2 - b2**2 * quartic
+        rr = -(1 - b2 * (2 - b2) * quartic)
+        nn = -(1 - 2 * b2 + b2**2 * quartic)
+        kk = -(1 - 2 * b2 * sin2 * cos2 - b2**2 * quartic)
+        rk = np.sqrt(1 - b2) * b2 * 2 * sin * cos * sin2
+    elif initial == "qq":
+        norm = 2 - b2 * sin2
+        rr = (2 - b2) * sin2
+        nn = -b2 * sin2
+        kk = b2 + cos2 * (2 - b2)
+        rk = np.sqrt(1 - b2) * 2 * sin * cos
+    else:
+        raise ValueError(f"spin_correlation_matrix: initial state {initial!r}; allowed are gg, qq")
+    zero = np.zeros_like(norm)
+    rows = [[kk, rk, zero], [rk, rr, zero], [zero, zero, nn]]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2) / norm[..., None, None]
+
+
+def spin_correlation_weight(tops: Any, leptons: Any, initial: str, scale: float = 1.0) -> Any:
+    """Weight 1 − κ q̂⁺ᵀ C′ q̂⁻ that gives events without tt̄ spin correlation κ times that of leading-order QCD.
+
+    Its mean over isotropic leptons is 1.
+
+    Parameters
+    ----------
+    tops
+        True four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4).
+    leptons
+        True charged leptons of the W bosons in GeV, a τ before its decay, shape (n, 2, 4).
+    initial
+        ``gg`` or ``qq``, the partons that made the pair.
+    scale
+        κ, 1 for the correlation of QCD.
+
+    Returns
+    -------
+    weight
+        At least 0 for |κ| ≤ 1, shape (n,); NaN where a momentum is unknown.
+
+    Raises
+    ------
+    ValueError
+        If the initial state is another.
+    """
+    system = tops.sum(-2)
+    axes = spin_basis(tops, signed=False)
+    # Along the beam r and n are arbitrary, and nothing depends on them.
+    axes = np.where(np.isnan(axes), np.array([[np.nan] * 3, [1, 0, 0], [0, 1, 0]]), axes)
+    with np.errstate(invalid="ignore"):
+        top = fourvector.to_rest_frame(tops[..., 0, :], system)[..., 1:]
+        # Both tops have this momentum; their masses may differ.
+        beta = 2 * np.sqrt((top**2).sum(-1)) / fourvector.mass(system)
+    q = np.einsum("...ai,...li->...la", axes, lepton_directions(tops, leptons))
+    matrix = spin_correlation_matrix(np.minimum(beta, 1.0), np.clip(axes[..., 0, 2], -1.0, 1.0), initial)
+    return 1 - scale * np.einsum("...a,...ab,...b->...", q[..., 0, :], matrix, q[..., 1, :])
+
+
+def event_spin_weight(truth: Truth, scale: float = 1.0, *, present: float = 0.0) -> FloatArray:
+    """Weight of each event that changes its spin correlation, by its production channel.
+
+    The ratio w(`scale`)/w(`present`) of `spin_correlation_weight`: the defaults add the correlation of QCD to
+    a sample without, ``scale=0, present=1`` removes it from one that has it, and ``scale=κ, present=1``
+    makes it κ times as large.
+
+    Parameters
+    ----------
+    truth
+        Generated tops, W bosons and neutrinos: the charged lepton is the difference of the last two, which
+        holds for a τ too.
+    scale
+        Correlation wanted, in units of that of QCD. Beyond ±1 some weights are negative.
+    present
+        Correlation that the sample has, in the same units.
+
+    Returns
+    -------
+    weight
+        Shape (n,); NaN where the production is neither gg nor qq̄, a momentum is unknown, or the event cannot
+        occur with the correlation present.
+    """
+    weight = np.full(len(truth), np.nan)
+    for initial in ("gg", "qq"):
+        chosen = truth.production == PRODUCTIONS.index(initial)
+        tops, leptons = truth.tops[chosen], (truth.w - truth.neutrino)[chosen]
+        wanted = spin_correlation_weight(tops, leptons, initial, scale)
+        had = spin_correlation_weight(tops, leptons, initial, present)
+        weight[chosen] = wanted / np.where(had > 0, had, np.nan)
+    return weight

@@ -1,0 +1,1 @@
+"""From histograms to a measurement: response matrices, binning, unfolding."""

@@ -1,0 +1,393 @@
+"""Response matrices to files: ROOT for TUnfold and RooUnfold, JSON for everything else, and figures."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hist
+import numpy as np
+import yaml
+from rich.table import Table
+
+from topreco.config import NOMINAL
+from topreco.core.errors import TopRecoError
+from topreco.core.events import CHANNELS
+from topreco.core.files import complete_file, write_text
+from topreco.core.observables import OBSERVABLES
+from topreco.core.statistics import Array, Estimate
+from topreco.evaluation.plotting import Label, plot_migration, plot_shares, save
+from topreco.evaluation.report import format_estimate
+from topreco.evaluation.responses import responses_of
+from topreco.evaluation.summary import ALL_CHANNELS
+from topreco.measurement.unfolding import (
+    BinRequirements,
+    Response,
+    Sums,
+    optimise,
+    read_response,
+    variations_in,
+)
+from topreco.runs.columns import folder_name
+
+SHARES = {
+    "purity": "purity",
+    "stability": "stability",
+    "acceptance": "acceptance × efficiency",
+    "efficiency": "efficiency of the method",
+}
+"""Fractions of events in truth bins, as `Response` calls them, and what figures do."""
+
+_SUMS = ("response", "measured", "fakes", "not_reconstructed", "generated")
+
+
+class Key(NamedTuple):
+    """What a response is of."""
+
+    method: str
+    dataset: str
+    observable: str
+    channel: str
+    variation: str
+
+
+Responses = dict[Key, Response]
+
+
+def collect_responses(
+    histograms: Mapping[str, hist.Hist],
+    *,
+    methods: Sequence[str] = (),
+    observables: Sequence[str] = (),
+    bins: BinRequirements | None = None,
+    signal: str | None = None,
+) -> Responses:
+    """Responses of everything that was filled, on request in bins that meet requirements.
+
+    Parameters
+    ----------
+    histograms
+        Filled histograms of `responses.book_responses`, others may be among them.
+    methods, observables
+        Which to take; all by default.
+    bins
+        Requirements of the bins of each method and observable; None keeps the bins as they are.
+    signal
+        Dataset whose nominal events of all channels decide on the bins; None takes the only one with truth.
+
+    Raises
+    ------
+    TopRecoError
+        If there are no responses, a name is unknown, `signal` must be given, or there are no such bins. One
+        error tells all observables without.
+    """
+    known = responses_of(histograms)
+    if not known:
+        raise TopRecoError(
+            "no response matrices in these histograms: the configuration of the run had no "
+            "'unfolding.observables'"
+        )
+    axes = histograms[f"measured/{known[0]}"].axes
+    observables = _chosen("observable", observables, known)
+    methods = _chosen("method", methods, axes["method"])
+    found: Responses = {}
+    for method in methods:
+        for dataset in axes["dataset"]:
+            for name in observables:
+                for variation in variations_in(histograms, name, dataset, method):
+                    for channel in (ALL_CHANNELS, *CHANNELS):
+                        found[Key(method, dataset, name, channel, variation)] = read_response(
+                            histograms,
+                            name,
+                            dataset=dataset,
+                            method=method,
+                            variation=variation,
+                            channel=channel,
+                        )
+    return found if bins is None else _rebinned(found, bins, signal)
+
+
+def _chosen(what: str, names: Sequence[str], known: Sequence[str]) -> list[str]:
+    for name in names:
+        if name not in known:
+            raise TopRecoError(f"no {what} {name!r} in these histograms; there are: {', '.join(known)}")
+    return list(names or known)
+
+
+def _rebinned(responses: Responses, wanted: BinRequirements, signal: str | None) -> Responses:
+    with_truth = list(dict.fromkeys(key.dataset for key, r in responses.items() if r.has_truth))
+    if signal is None and len(with_truth) != 1:
+        raise TopRecoError(
+            f"bins are optimised for one dataset with truth, found {len(with_truth)}"
+            + (f": name one of {', '.join(with_truth)}" if with_truth else "")
+        )
+    signal = with_truth[0] if signal is None else signal
+    _chosen("dataset with truth", [signal], with_truth)
+    best: dict[tuple[str, str], Response] = {}
+    failures = []
+    for key, response in responses.items():
+        if key[1:] == (signal, key.observable, ALL_CHANNELS, NOMINAL):
+            try:
+                best[key.method, key.observable] = optimise(response, wanted)
+            except TopRecoError as error:
+                failures.append(f"{key.method}, {error}")
+    if failures:
+        raise TopRecoError("; ".join(failures))
+    found = {}
+    for key, response in responses.items():
+        if (key.method, key.observable) not in best:
+            raise TopRecoError(f"{key.method} reconstructs no event of {signal!r}, so there are no bins")
+        edges = best[key.method, key.observable]
+        found[key] = response.merged(edges.truth_edges, edges.reco_edges)
+    return found
+
+
+# ---- writing ---------------------------------------------------------------------------------------------
+
+
+def write_responses(
+    responses: Responses, folder: str | Path, *, about: Mapping[str, Any] | None = None
+) -> list[Path]:
+    """Write ``responses.root`` with everything, and for each method ``METHOD.json`` and its bins.
+
+    Parameters
+    ----------
+    responses
+        Responses of `collect_responses`.
+    folder
+        Where to write; made if need be.
+    about
+        Plain data to put into the JSON files, such as the phase space.
+
+    Returns
+    -------
+    paths
+        Files written, each whole or not at all. ``METHOD.yaml`` has the bins as a configuration has them.
+
+    Raises
+    ------
+    TopRecoError
+        If the folder cannot be written.
+    """
+    import uproot
+
+    root = Path(folder) / "responses.root"
+    with complete_file(root) as temporary, uproot.recreate(temporary) as file:
+        for key, response in responses.items():
+            where = "/".join(map(folder_name, key))
+            for name, histogram in root_histograms(response, shares=key.variation == NOMINAL).items():
+                file[f"{where}/{name}"] = histogram
+    paths = [root]
+    for method in dict.fromkeys(key.method for key in responses):
+        of_method = {key: response for key, response in responses.items() if key.method == method}
+        stem = Path(folder) / folder_name(method)
+        bins = {
+            key.observable: {"truth": response.truth_edges.tolist(), "reco": response.reco_edges.tolist()}
+            for key, response in of_method.items()
+        }
+        config = yaml.safe_dump(
+            {"unfolding": {"observables": bins}}, default_flow_style=None, sort_keys=False
+        )
+        for suffix, text in ((".json", to_json(of_method, about=about)), (".yaml", config)):
+            path = stem.with_name(f"{stem.name}{suffix}")
+            write_text(path, text)
+            paths.append(path)
+    return paths
+
+
+def root_histograms(response: Response, *, shares: bool = True) -> dict[str, hist.Hist]:
+    """Histograms of a response for ROOT, each with sums of squared weights.
+
+    Parameters
+    ----------
+    response
+        Of simulation, or of data, which have ``measured`` alone.
+    shares
+        Add the fractions of events, with their errors.
+
+    Returns
+    -------
+    histograms
+        ``response`` with reconstruction on x and truth on y, as RooUnfold and TUnfold (kHistMapOutputVert)
+        take it. Its x underflow holds all generated events that are not in a bin further up: not selected,
+        without an answer or below the first edge; TUnfold takes the efficiency from there. Then ``measured``,
+        ``fakes``, ``generated`` and ``not_reconstructed``.
+    """
+    label = OBSERVABLES[response.observable].axis_label
+    truth = hist.axis.Variable(response.truth_edges, name="truth", label=f"True {label}")
+    reco = hist.axis.Variable(response.reco_edges, name="reco", label=f"Reconstructed {label}")
+    found = {"measured": _histogram(response.measured, reco)}
+    if not response.has_truth:
+        return found
+    matrix = Sums(*(part.T.copy() for part in response.response))
+    for part, missed in zip(matrix, response.missed, strict=True):
+        part[0] += missed
+    found["response"] = _histogram(matrix, reco, truth)
+    found["fakes"] = _histogram(response.fakes, reco)
+    found["generated"] = _histogram(response.generated, truth)
+    found["not_reconstructed"] = _histogram(response.not_reconstructed, truth)
+    if shares:
+        for name, axis in (*((share, truth) for share in SHARES), ("fake_fraction", reco)):
+            share: Estimate = getattr(response, name)
+            found[name] = _histogram(Sums(*(np.pad(x, 1) for x in (share.value, share.error**2))), axis)
+    return found
+
+
+def _histogram(sums: Sums, *axes: Any) -> hist.Hist:
+    histogram = hist.Hist(*axes, storage=hist.storage.Weight())
+    view = histogram.view(flow=True)
+    view["value"], view["variance"] = sums
+    return histogram
+
+
+def to_json(responses: Responses, *, about: Mapping[str, Any] | None = None) -> str:
+    """Responses as JSON, null for undefined numbers.
+
+    Parameters
+    ----------
+    responses
+        Responses of `collect_responses`.
+    about
+        Plain data to put beside them.
+    """
+    content = {
+        "layout": "sums by bin begin with the underflow and end with the overflow; response[truth][reco]",
+        **(about or {}),
+        "responses": [{**key._asdict(), **_content(response)} for key, response in responses.items()],
+    }
+    return json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _content(response: Response) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "truth_edges": response.truth_edges.tolist(),
+        "reco_edges": response.reco_edges.tolist(),
+    }
+    for name in _SUMS if response.has_truth else ("measured",):
+        sums: Sums = getattr(response, name)
+        found |= {name: sums.value.tolist(), f"{name}_variance": sums.variance.tolist()}
+    if not response.has_truth:
+        return found
+    found["condition_number"] = _number(response.condition_number)
+    for name in (*SHARES, "fake_fraction"):
+        share: Estimate = getattr(response, name)
+        found |= {name: _numbers(share.value), f"{name}_error": _numbers(share.error)}
+    return found
+
+
+def _numbers(values: Array) -> list[float | None]:
+    return [_number(value) for value in values.tolist()]
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def read_json(path: str | Path) -> Responses:
+    """Responses of a file of `write_responses`.
+
+    Parameters
+    ----------
+    path
+        JSON file.
+
+    Raises
+    ------
+    TopRecoError
+        If it is none.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {
+            Key(*(entry[name] for name in Key._fields)): _response(entry) for entry in content["responses"]
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise TopRecoError(f"{path}: not the response matrices of `topreco unfolding` ({reason})") from error
+
+
+def _response(entry: Mapping[str, Any]) -> Response:
+    truth, reco = (np.asarray(entry[f"{axis}_edges"], float) for axis in ("truth", "reco"))
+    k, m = len(truth) + 1, len(reco) + 1
+    shapes = dict(zip(_SUMS, ((k, m), (m,), (m,), (k,), (k,)), strict=True))
+    sums = {
+        name: Sums(
+            *(
+                np.asarray(entry[part], float).reshape(shape) if part in entry else np.zeros(shape)
+                for part in (name, f"{name}_variance")
+            )
+        )
+        for name, shape in shapes.items()
+    }
+    return Response(entry["observable"], truth, reco, **sums)
+
+
+# ---- showing ---------------------------------------------------------------------------------------------
+
+
+def save_figures(responses: Responses, folder: str | Path, *, label: Label | None = None) -> list[Path]:
+    """Draw the matrix and the fractions of each nominal response with truth, over all channels.
+
+    Parameters
+    ----------
+    responses
+        Responses of `collect_responses`.
+    folder
+        Where to write; made if need be.
+    label
+        Text above the figures.
+
+    Returns
+    -------
+    paths
+        Files written, in one folder per dataset.
+
+    Raises
+    ------
+    TopRecoError
+        If the folder cannot be written.
+    """
+    paths: list[Path] = []
+    for key, response in _nominal(responses):
+        observable = OBSERVABLES[key.observable]
+        matrix = plot_migration(
+            response.response.value,
+            response.truth_edges,
+            observable,
+            method=key.method,
+            reco_edges=response.reco_edges,
+            label=label,
+        )
+        shares = {label: getattr(response, name) for name, label in SHARES.items()}
+        curves = plot_shares(shares, response.truth_edges, observable, method=key.method, label=label)
+        for kind, figure in (("response", matrix), ("shares", curves)):
+            stem = f"{kind}_{key.observable}_{folder_name(key.method)}"
+            paths += save(figure, Path(folder) / folder_name(key.dataset) / stem)
+    return paths
+
+
+def tables(responses: Responses) -> Iterator[Table]:
+    """Tables of each nominal response with truth, over all channels."""
+    for key, response in _nominal(responses):
+        table = Table(
+            title=f"{key.observable}, {key.dataset}, {key.method}: condition number "
+            f"{response.condition_number:.3g}",
+            title_justify="left",
+            box=None,
+        )
+        for heading in ("true bin", *SHARES):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for i in range(len(response.truth_edges) - 1):
+            low, high = response.truth_edges[i : i + 2]
+            shares = (getattr(response, name) for name in SHARES)
+            table.add_row(
+                f"{low:g} to {high:g}", *(format_estimate(share.value[i], share.error[i]) for share in shares)
+            )
+        yield table
+
+
+def _nominal(responses: Responses) -> Iterator[tuple[Key, Response]]:
+    for key, response in responses.items():
+        if key.channel == ALL_CHANNELS and key.variation == NOMINAL and response.has_truth:
+            yield key, response

@@ -1,0 +1,301 @@
+"""Trained networks as ONNX: one file that any onnxruntime evaluates without torch (extra `onnx`).
+
+Inputs are the objects of events in GeV, the fields of `topreco.network.tokens.Objects`, output is `p4` in
+GeV and, of models with quantiles, `quantiles` and `p4_std`, see `topreco.network.tasks.quantiles.Spread`.
+Tokens, spurions, normalisation and head are inside; numbers of events and jets are free. The file carries the
+metadata of the model file as `metadata_props["topreco"]`, and ends with a digest of all before.
+
+A model of several folds becomes one graph with a further input `fold`, shape (n, 1): the network that has
+not seen the event. All networks are evaluated and one answer is taken, so that it costs as many times more.
+"""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from topreco.config import QuantilesConfig
+from topreco.core.errors import TopRecoError, needs_extra
+from topreco.core.events import QUANTILE_LEVELS, DileptonEvents, TopPair, toy_events
+from topreco.core.files import complete_file, writable_folder, write_text
+from topreco.network.export import reader
+from topreco.network.export.reader import DIGEST_MARK, INPUTS, OUTPUTS, Answer, TopModel
+from topreco.network.inference import predict
+from topreco.network.model_file import Artefact
+from topreco.network.tasks.tops import TopNetwork
+from topreco.network.tokens import Objects
+
+READER_NAME = "model_reader.py"
+"""The reader's name beside a model; it is the same file for all."""
+
+# The oldest with everything that the graph needs: onnxruntime 1.14 and later read it.
+_OPSET, _IR_VERSION = 18, 8
+
+TOLERANCE = 1e-4
+"""Largest difference between torch and ONNX, in units of the energy of the top."""
+
+_TRITON_TYPES = {np.float32: "TYPE_FP32", np.int64: "TYPE_INT64", np.bool_: "TYPE_BOOL"}
+_TRITON_DIMS = {
+    "lepton_plus": [4],
+    "lepton_minus": [4],
+    "jets": [-1, 4],
+    "jet_mask": [-1],
+    "jet_btag": [-1],
+    "jet_tagged": [-1],
+    "fold": [1],
+}
+_TRITON_BATCH, _TRITON_MAX_BATCH = 256, 4096
+
+
+def export_onnx(
+    artefact: Artefact, path: str | Path, *, triton: str | Path | None = None, quantiles: bool = True
+) -> tuple[Path, ...]:
+    """Write a model as ONNX, whole or not at all, with the reader beside it.
+
+    The file gets its name only after onnxruntime has given the answers of torch.
+
+    Parameters
+    ----------
+    artefact
+        The trained model.
+    path
+        File to write (`.onnx`).
+    triton
+        Folder of a Triton model repository in which to put the model too, under the file's stem.
+    quantiles
+        With the uncertainty of each event, if the model has it.
+
+    Returns
+    -------
+    written
+        All files written, the model first.
+
+    Raises
+    ------
+    TopRecoError
+        If the extra `onnx` is missing, a file cannot be written, or torch and onnxruntime disagree.
+    """
+    if not quantiles:
+        artefact = _without_quantiles(artefact)
+    path = Path(path)
+    if path.suffix != ".onnx":
+        raise TopRecoError(f"{path}: a name with the suffix .onnx expected")
+    writable_folder(path.parent)  # Complain before the work of half a minute.
+    beside = path.with_name(READER_NAME)
+    template = Path(reader.__file__).read_text(encoding="utf-8")
+    if beside.exists() and not beside.read_text(encoding="utf-8").startswith(template.partition("\n")[0]):
+        raise TopRecoError(f"{beside}: is there already and is no reader of topreco; rename it first")
+    content = _serialise(artefact)
+    written = [path, beside]
+    with complete_file(path) as temporary:
+        temporary.write_bytes(content)
+        _compare(artefact.networks, TopModel(temporary))
+    write_text(beside, template)
+    if triton is not None:
+        folder = Path(triton) / path.stem
+        with complete_file(folder / "1" / "model.onnx") as temporary:
+            temporary.write_bytes(content)
+        write_text(
+            folder / "config.pbtxt",
+            triton_config(path.stem, len(artefact.networks), artefact.config.quantiles),
+        )
+        written += [folder / "1" / "model.onnx", folder / "config.pbtxt"]
+    return tuple(written)
+
+
+def _without_quantiles(artefact: Artefact) -> Artefact:
+    """The same model of tops without their uncertainty."""
+    networks = copy.deepcopy(artefact.networks)
+    config = artefact.config.model_copy(update={"quantiles": None})
+    for network in networks:
+        network.config, network.quantiles = config, None
+    metadata = artefact.metadata | {"model": artefact.metadata["model"] | {"quantiles": None}}
+    return Artefact(networks, metadata, config)
+
+
+class _Graph(nn.Module):
+    """Everything from the arrays of events to four-momenta, with the network chosen by fold."""
+
+    def __init__(self, networks: Sequence[TopNetwork]) -> None:
+        super().__init__()
+        self.networks: Any = nn.ModuleList(networks)
+        self.max_jets = networks[0].config.tokens.max_jets
+
+    def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
+        """What the network answers from the fields of `Objects` and, with several, the fold."""
+        # With as many empty slots as the network has places for jets, it always cuts and never fills up: one
+        # graph for any number of jets.
+        objects = _with_empty_slots(Objects(*arrays[: len(Objects._fields)]), self.max_jets)
+        first, *others = self.networks
+        answers: tuple[Tensor, ...] = first.answers(objects)
+        for number, network in enumerate(others, start=1):
+            own = (arrays[-1] == number)[..., None]
+            answers = tuple(
+                torch.where(own, answer, before)
+                for answer, before in zip(network.answers(objects), answers, strict=True)
+            )
+        return answers
+
+
+def _with_empty_slots(objects: Objects, n: int) -> Objects:
+    jets = {name: getattr(objects, name) for name in Objects._fields if name.startswith("jet")}
+    # Of the jet axis, the first behind that of the events.
+    return objects._replace(
+        **{name: functional.pad(v, (0,) * (2 * (v.ndim - 2)) + (0, n)) for name, v in jets.items()}
+    )
+
+
+def _serialise(artefact: Artefact) -> bytes:
+    """The file's content."""
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401 - for the comparison that follows
+        import onnxscript  # noqa: F401 - torch.onnx needs it
+    except ImportError as error:
+        raise TopRecoError(f"export to ONNX: {needs_extra('onnx', error)}") from error
+    graph = _Graph(artefact.networks).eval()
+    example = list(Objects.from_events(toy_events(3, max_jets=5)))
+    names = list(Objects._fields)
+    if len(artefact.networks) > 1:
+        example.append(torch.zeros(3, 1, dtype=torch.int64))
+        names.append("fold")
+    axes = tuple({0: "n", 1: "jets"} if name.startswith("jet") else {0: "n"} for name in names)
+    # Once for real: lgatr keeps constants when first used, and must not keep those of the tracing.
+    with torch.no_grad():
+        graph(*example)
+    with _quiet():
+        program: Any = torch.onnx.export(
+            graph,
+            tuple(example),
+            dynamo=True,
+            verbose=False,
+            input_names=names,
+            output_names=list(OUTPUTS[: 1 if artefact.config.quantiles is None else None]),
+            dynamic_shapes=(axes,),
+            opset_version=_OPSET,
+        )
+    model = program.model_proto
+    model.ir_version = _IR_VERSION
+    onnx.helper.set_model_props(
+        model, {"topreco": json.dumps(artefact.metadata, sort_keys=True, ensure_ascii=False)}
+    )
+    onnx.checker.check_model(model)
+    mark = onnx.ModelProto()
+    onnx.helper.set_model_props(mark, {"topreco_sha256": "0" * 64})
+    # Two messages in a row are one whose repeated fields hold both. What is left off are the zeros.
+    body = model.SerializeToString() + mark.SerializeToString()[:-64]
+    if not body.endswith(DIGEST_MARK):
+        raise RuntimeError(f"digest cannot be appended to the graph: {body[-80:]!r}")
+    return body + hashlib.sha256(body).hexdigest().encode()
+
+
+def _compare(networks: Sequence[TopNetwork], model: TopModel) -> None:
+    """Raise unless onnxruntime answers as torch does, on events of every kind."""
+    for fold, network in enumerate(networks):
+        exact = copy.deepcopy(network).double()
+        for events in _probes():
+            expected = predict([exact], events)
+            objects = {name: getattr(events, name) for name in INPUTS}
+            answer = model.run(objects, fold=np.full(len(events), fold))
+            found = _difference(answer, expected)
+            # Some networks magnify the rounding of single precision, in torch as well.
+            allowed = max(TOLERANCE, 10 * _difference(predict([network], events), expected))
+            # NaN, where only one of them has an answer, is no agreement.
+            if not found <= allowed:
+                raise TopRecoError(
+                    f"export: torch and onnxruntime differ by {found:.1g} of a top's energy, at most "
+                    f"{allowed:.1g} expected; nothing was written"
+                )
+
+
+def _difference(answer: Answer | TopPair, expected: TopPair) -> float:
+    """Largest difference of two answers, in units of the energy of the top, of the observable or of 1."""
+    energy = expected.p4[..., :1]
+    pairs: list[Any] = [(answer.p4, expected.p4, energy)]
+    if expected.quantiles is not None:
+        pairs.append((answer.uncertainty, expected.uncertainty, energy))
+        for name, values in expected.quantiles.items():
+            pairs.append(((answer.quantiles or {})[name], values, np.maximum(np.abs(values), 1.0)))
+    return max(float((np.abs(found - wanted) / unit).max()) for found, wanted, unit in pairs)
+
+
+def _probes() -> Iterator[DileptonEvents]:
+    """Toy events with many, few and no places for jets, and NaN where there is none."""
+    events = toy_events(200, max_jets=12)
+    empty = ~events.jet_mask
+    jets, btag = np.where(empty[..., None], np.nan, events.jets), np.where(empty, np.nan, events.jet_btag)
+    for places in (12, 3, 1, 0):
+        yield dataclasses.replace(
+            events,
+            jets=jets[:, :places],
+            jet_mask=events.jet_mask[:, :places],
+            jet_btag=btag[:, :places],
+            jet_tagged=events.jet_tagged[:, :places],
+            b_candidates=np.where(events.b_candidates < places, events.b_candidates, -1),
+        )
+
+
+def triton_config(name: str, folds: int, quantiles: QuantilesConfig | None = None) -> str:
+    """Configuration of a model for NVIDIA's Triton server, in protobuf's text format.
+
+    The preferred batch size is what `coffea.ml_tools.triton_wrapper` fills its requests up to.
+
+    Parameters
+    ----------
+    name
+        Of the model, that of its folder.
+    folds
+        Number of networks in it.
+    quantiles
+        Its quantiles, if it has any.
+    """
+    tensors = {name: _TRITON_TYPES[kind] for name, kind in INPUTS.items()}
+    if folds > 1:
+        tensors["fold"] = "TYPE_INT64"
+    # The first axis, that of the events, is implied.
+    inputs = ",\n".join(
+        f'  {{ name: "{tensor}" data_type: {kind} dims: {_TRITON_DIMS.get(tensor, [2])} }}'
+        for tensor, kind in tensors.items()
+    )
+    shapes = {"p4": (2, 4)}
+    if quantiles is not None:
+        shapes |= {"quantiles": (len(quantiles.observables), len(QUANTILE_LEVELS)), "p4_std": (2, 4)}
+    outputs = ",\n".join(
+        f'  {{ name: "{tensor}" data_type: TYPE_FP32 dims: {list(dims)} }}' for tensor, dims in shapes.items()
+    )
+    return f"""\
+name: "{name}"
+backend: "onnxruntime"
+max_batch_size: {_TRITON_MAX_BATCH}
+input [
+{inputs}
+]
+output [
+{outputs}
+]
+dynamic_batching {{ preferred_batch_size: [{_TRITON_BATCH}] }}
+"""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's exporter says of its own internals."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

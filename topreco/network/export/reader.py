@@ -1,0 +1,565 @@
+# Copyright the topreco developers. SPDX-License-Identifier: BSD-3-Clause
+"""Top quark and antiquark from plain arrays with a model that `topreco export` wrote.
+
+This file needs numpy and onnxruntime, nothing else, and Python 3.9 or newer: copy it beside your processor,
+whatever versions of coffea and awkward that one pins. It is the same for every model and holds nothing of
+any. With arrays of the n events that pass your selection of two leptons and at least two jets,
+
+    from model_reader import TopModel
+
+    model = TopModel("model.onnx")  # in the constructor of a processor; pickles as its path
+    tops = model(
+        lepton_pt=..., lepton_eta=..., lepton_phi=..., lepton_charge=..., lepton_pdgid=...,  # (n, 2)
+        jet_pt=..., jet_eta=..., jet_phi=..., jet_mass=..., jet_btag=...,  # (n, any number of jets)
+        met_pt=..., met_phi=...,  # (n,)
+    )
+    tops.top, tops.antitop  # (n, 4): E, px, py, pz in GeV
+    tops.valid  # (n,): False, and NaN above, where an event has no answer
+    tops.quantiles["m_tt"], tops.quality  # of models with uncertainties, see Tops
+
+Momenta, masses and MET are in GeV. Jets need no order; a slot with pT = 0, or one that a numpy mask hides, is
+empty. In awkward, `ak.to_numpy(ak.pad_none(jets.pt, 12, clip=True))` is such an array; leptons are
+`ak.to_numpy(leptons.pt[:, :2])` and the like, in any order of the charges.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Optional, Union
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+INPUTS = {
+    "lepton_plus": np.float32,
+    "lepton_minus": np.float32,
+    "lepton_flavour": np.int64,
+    "jets": np.float32,
+    "jet_mask": np.bool_,
+    "jet_btag": np.float32,
+    "jet_tagged": np.bool_,
+    "b_candidates": np.int64,
+    "met": np.float32,
+}
+"""Inputs of every model, with the type of their numbers; models of several folds have `fold` too."""
+
+OUTPUTS = ("p4", "quantiles", "p4_std")
+"""Outputs; the last two are those of models with quantiles."""
+
+QUANTILE_LEVELS = (0.025, 0.16, 0.5, 0.84, 0.975)
+"""Levels of the quantiles of observables."""
+
+DIGEST_MARK = b"topreco_sha256\x12\x40"
+"""What stands before the last 64 bytes of a file, the SHA-256 of all others in hexadecimal digits."""
+
+M_ELECTRON, M_MUON, M_TOP, M_W = 0.000511, 0.105658, 172.5, 80.4
+"""Masses in GeV."""
+
+# Matrix products of few rows take other code paths, which round differently. In multiples of this many rows,
+# the answer for an event does not depend on how many others are in its batch.
+_BATCH_MULTIPLE = 64
+
+
+class ModelError(ValueError):
+    """A model file or arrays that cannot be used."""
+
+
+class Tops(NamedTuple):
+    """Reconstructed top quark and antiquark.
+
+    Attributes
+    ----------
+    top, antitop
+        Four-momenta (E, px, py, pz) in GeV, shape (n, 4); NaN where not valid.
+    valid
+        Whether there is an answer, shape (n,).
+    quantiles
+        Of models that have them: quantiles of the true value of observables at `QUANTILE_LEVELS` by name,
+        each of shape (n, 5), rising.
+    quality
+        Larger is better: minus the relative uncertainty of the mass of the pair, −½ ln(q₈₄/q₁₆), shape (n,).
+    top_std, antitop_std
+        Uncertainty of (E, px, py, pz) in GeV, half the width of the 68 % interval, shape (n, 4).
+    """
+
+    top: Array
+    antitop: Array
+    valid: Array
+    quantiles: Optional[dict[str, Array]] = None
+    quality: Optional[Array] = None
+    top_std: Optional[Array] = None
+    antitop_std: Optional[Array] = None
+
+
+class Answer(NamedTuple):
+    """What a model says of events.
+
+    Attributes
+    ----------
+    p4
+        (E, px, py, pz) in GeV of top (index 0) and antitop (1), shape (n, 2, 4); NaN where not valid.
+    valid
+        Whether everything that exists in the event, and the answer, is finite, shape (n,).
+    quantiles
+        See `Tops`.
+    uncertainty
+        Of p4 in GeV, shape (n, 2, 4), of models with quantiles.
+    """
+
+    p4: Array
+    valid: Array
+    quantiles: Optional[dict[str, Array]] = None
+    uncertainty: Optional[Array] = None
+
+
+class TopModel:
+    """A model that `topreco export` wrote.
+
+    Pickles as its path and settings: each process opens the file once, when it needs it.
+
+    Parameters
+    ----------
+    path
+        File to read (`.onnx`).
+    threads
+        Threads per call; 0 takes all cores. Workers that share a machine want 1.
+    batch_size
+        Events per forward pass. It changes memory and speed, not results.
+    btag_threshold
+        Working point of the b tag, exclusive; by default that of the model's training data. Another tagger
+        or data-taking year needs its own.
+    max_jets
+        Leading jets among which the b candidates are sought; by default as for the training data.
+    m_lb_max
+        Largest lepton–jet mass of a b candidate in GeV, exclusive; by default as for the training data.
+
+    Raises
+    ------
+    ModelError
+        If the file is not a usable model.
+    """
+
+    def __init__(
+        self,
+        path: Union[str, Path],
+        *,
+        threads: int = 1,
+        batch_size: int = 256,
+        btag_threshold: Optional[float] = None,
+        max_jets: Optional[int] = None,
+        m_lb_max: Optional[float] = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ModelError(f"batch_size: {batch_size} found, at least 1 expected")
+        self.path = Path(path).absolute()
+        self.threads = threads
+        self.batch_size = batch_size
+        self.btag_threshold = btag_threshold
+        self.max_jets = max_jets
+        self.m_lb_max = m_lb_max
+        self._open()  # Fail here, not in the first worker.
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the file says of its configuration, training data, versions and results."""
+        return self._open()[1]
+
+    @property
+    def folds(self) -> int:
+        """Number of networks in the file; with more than one, each event needs its fold, see `fold_of`."""
+        return int(self.metadata["folds"])
+
+    @property
+    def observables(self) -> tuple[str, ...]:
+        """Observables with quantiles, none in a model without uncertainties."""
+        return tuple((self.metadata["model"].get("quantiles") or {}).get("observables", ()))
+
+    def __call__(self, *, fold: Any = None, **arrays: Any) -> Tops:
+        """Reconstruct the top-quark pair of each event.
+
+        Parameters
+        ----------
+        fold
+            Which network reconstructs each event, shape (n,), from `fold_of`; for models of several alone.
+        **arrays
+            Leptons, jets and MET, see `make_objects`.
+
+        Returns
+        -------
+        tops
+            Not valid where an input is NaN or infinite, or the leptons do not have opposite charges.
+
+        Raises
+        ------
+        ModelError
+            If the arrays do not fit together, or a setting is neither given nor known from the file.
+        """
+        settings = {
+            "btag_threshold": self._setting("btag_threshold", "jet"),
+            "max_jets": self._setting("max_jets", "jet"),
+            "m_lb_max": self._setting("m_lb_max"),
+        }
+        p4, valid, quantiles, std = self.run(make_objects(**arrays, **settings), fold=fold)
+        if quantiles is None or std is None:
+            return Tops(p4[:, 0], p4[:, 1], valid)
+        mass = quantiles.get("m_tt")
+        quality = None if mass is None else -0.5 * np.log(mass[:, 3] / mass[:, 1])
+        return Tops(p4[:, 0], p4[:, 1], valid, quantiles, quality, std[:, 0], std[:, 1])
+
+    def run(self, objects: Mapping[str, Array], *, fold: Any = None, quantiles: bool = True) -> Answer:
+        """What the model says of objects in GeV.
+
+        Parameters
+        ----------
+        objects
+            The arrays of `INPUTS`, as `make_objects` gives them; other types of numbers are converted.
+        fold
+            See a call.
+        quantiles
+            Evaluate the uncertainties, too, of models that have them.
+
+        Returns
+        -------
+        answer
+            Four-momenta and, of models that have them, uncertainties.
+
+        Raises
+        ------
+        ModelError
+            If a model of several folds gets none.
+        """
+        session, metadata = self._open()
+        # A value beyond single precision is an infinity, not an error.
+        with np.errstate(over="ignore"):
+            inputs: dict[str, Array] = {
+                name: np.asarray(objects[name]).astype(kind) for name, kind in INPUTS.items()
+            }
+        n = len(inputs["met"])
+        if metadata["folds"] > 1:
+            inputs["fold"] = _checked_fold(self.path, fold, n, metadata["folds"])
+        finite = _finite(inputs)
+        names = self.observables if quantiles else ()
+        columns = [np.full((n, 2, 4), np.nan)]
+        if names:
+            columns += [np.full((n, len(names), len(QUANTILE_LEVELS)), np.nan), np.full((n, 2, 4), np.nan)]
+        for start in range(0, n, self.batch_size):
+            own = start + np.flatnonzero(finite[start : start + self.batch_size])
+            if len(own):
+                filled = -(-len(own) // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
+                padded = own[np.arange(filled) % len(own)]
+                batch = {name: values[padded] for name, values in inputs.items()}
+                for column, answer in zip(columns, session.run(list(OUTPUTS[: len(columns)]), batch)):
+                    column[own] = answer[: len(own)]
+        valid = np.isfinite(columns[0]).all(axis=(1, 2))
+        for column in columns:
+            column[~valid] = np.nan
+        if not names:
+            return Answer(columns[0], valid)
+        return Answer(columns[0], valid, {name: columns[1][:, i] for i, name in enumerate(names)}, columns[2])
+
+    def _open(self) -> tuple[Any, dict[str, Any]]:
+        """Session and metadata."""
+        changed = self.path.stat().st_mtime_ns if self.path.exists() else 0
+        # The threads of a session do not survive a fork: each process has a session of its own.
+        return _open_model(self.path, changed, self.threads, os.getpid())
+
+    def _setting(self, name: str, section: Optional[str] = None) -> Any:
+        """A setting as given, or as all training data had it."""
+        given = getattr(self, name)
+        if given is not None:
+            return given
+        selections = [file["selection"] for file in self.metadata.get("data", {}).get("files", [])]
+        found = {(selection[section] if section else selection)[name] for selection in selections}
+        if len(found) != 1:
+            raise ModelError(f"{self.path}: the file does not tell {name} (found {sorted(found)}); give it")
+        return found.pop()
+
+
+@lru_cache(maxsize=8)
+def _open_model(
+    path: Path,
+    changed: int,  # noqa: ARG001 - part of the cache's key, as the process
+    threads: int,
+    process: int,  # noqa: ARG001
+) -> tuple[Any, dict[str, Any]]:
+    """Session and metadata of a file, once per process and version of the file."""
+    import onnxruntime
+
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; a model written by `topreco export` expected")
+    content = path.read_bytes()
+    body, digest = content[:-64], content[-64:]
+    if not body.endswith(DIGEST_MARK):
+        raise ModelError(f"{path}: cut short, or not a model written by `topreco export`")
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        raise ModelError(f"{path}: damaged or changed after its export, content and checksum differ")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(
+            f"{path}: onnxruntime {onnxruntime.__version__} cannot open it ({str(error).splitlines()[0]})"
+        ) from error
+    return session, json.loads(session.get_modelmeta().custom_metadata_map["topreco"])
+
+
+def _checked_fold(path: Path, fold: Any, n: int, folds: int) -> Array:
+    """Fold as the graph takes it, shape (n, 1)."""
+    if fold is None:
+        raise ModelError(
+            f"{path}: holds {folds} networks, one per fold; say with fold=fold_of(dataset, run, "
+            f"luminosity_block, event, {folds}) which of them has not been trained with an event"
+        )
+    checked = np.asarray(fold)
+    if checked.shape != (n,) or not np.isin(checked, np.arange(folds)).all():
+        raise ModelError(f"fold: {n} integers from 0 to {folds - 1} expected, found {fold!r}")
+    return checked.astype(np.int64)[:, None]
+
+
+def _finite(inputs: Mapping[str, Array]) -> Array:
+    """Whether everything that exists in an event is finite, shape (n,)."""
+    jets = np.isfinite(inputs["jets"]).all(axis=-1) & np.isfinite(inputs["jet_btag"])
+    finite = (jets | ~inputs["jet_mask"]).all(axis=-1)
+    for name in ("lepton_plus", "lepton_minus", "met"):
+        finite &= np.isfinite(inputs[name]).all(axis=-1)
+    return np.asarray(finite)
+
+
+# ---- objects of an event ---------------------------------------------------------------------------------
+
+
+def make_objects(
+    *,
+    lepton_pt: Any,
+    lepton_eta: Any,
+    lepton_phi: Any,
+    lepton_charge: Any,
+    lepton_pdgid: Any,
+    jet_pt: Any,
+    jet_eta: Any,
+    jet_phi: Any,
+    jet_mass: Any,
+    jet_btag: Any,
+    met_pt: Any,
+    met_phi: Any,
+    btag_threshold: float,
+    max_jets: int = 12,
+    m_lb_max: float = 180.0,
+) -> dict[str, Array]:
+    """Inputs of a model from the objects of selected events, GeV and radians throughout.
+
+    Parameters
+    ----------
+    lepton_pt, lepton_eta, lepton_phi, lepton_charge, lepton_pdgid
+        The two leptons, electrons or muons, in any order, shape (n, 2).
+    jet_pt, jet_eta, jet_phi, jet_mass, jet_btag
+        Jets apart from the leptons and their b-tag scores in any order, shape (n, J); a slot is empty where
+        pT is 0 or masked.
+    met_pt, met_phi
+        Missing transverse momentum, shape (n,).
+    btag_threshold
+        Working point of the b tag, exclusive.
+    max_jets
+        Leading jets to keep.
+    m_lb_max
+        Largest lepton–jet mass of a b candidate in GeV, exclusive.
+
+    Returns
+    -------
+    objects
+        The arrays of `INPUTS`; leptons of equal charge are NaN.
+
+    Raises
+    ------
+    ModelError
+        If the arrays do not fit together, or a lepton is neither electron nor muon.
+    """
+    met = _columns((None,), met_pt=met_pt, met_phi=met_phi)
+    n = len(met[0])
+    jet_columns = _columns(
+        (n, None), jet_pt=jet_pt, jet_eta=jet_eta, jet_phi=jet_phi, jet_mass=jet_mass, jet_btag=jet_btag
+    )
+    pt, eta, phi, charge, pdgid = _columns(
+        (n, 2),
+        lepton_pt=lepton_pt,
+        lepton_eta=lepton_eta,
+        lepton_phi=lepton_phi,
+        lepton_charge=lepton_charge,
+        lepton_pdgid=lepton_pdgid,
+    )
+    flavour = np.abs(pdgid)
+    unknown = ~np.isin(flavour, (11, 13))
+    if unknown.any():
+        raise ModelError(f"lepton_pdgid: {pdgid[unknown][0]:g} found, ±11 or ±13 expected")
+    leptons = _four_momenta(pt, eta, phi, np.where(flavour == 13, M_MUON, M_ELECTRON))
+    leptons[charge.sum(axis=1) != 0] = np.nan
+    by_charge = np.argsort(-charge, axis=1, kind="stable")
+    leptons = np.take_along_axis(leptons, by_charge[..., None], axis=1)
+
+    # In falling pT, at equal pT as given. A NaN must not hide behind the last jet that is kept.
+    rank = np.where(np.isnan(jet_columns[0]), np.inf, jet_columns[0])
+    leading = np.argsort(-rank, axis=1, kind="stable")[:, :max_jets]
+    pt, eta, phi, mass, btag = (np.take_along_axis(column, leading, axis=1) for column in jet_columns)
+    mask = pt != 0
+    jets = np.where(mask[..., None], _four_momenta(pt, eta, phi, mass), 0.0)
+    tagged = mask & (btag > btag_threshold)
+    return {
+        "lepton_plus": leptons[:, 0],
+        "lepton_minus": leptons[:, 1],
+        "lepton_flavour": np.take_along_axis(flavour, by_charge, axis=1).astype(np.int64),
+        "jets": jets,
+        "jet_mask": mask,
+        "jet_btag": np.where(mask, btag, 0.0),
+        "jet_tagged": tagged,
+        "b_candidates": b_candidates(leptons[:, 0], leptons[:, 1], jets, mask, tagged, m_lb_max=m_lb_max),
+        "met": np.stack([met[0] * np.cos(met[1]), met[0] * np.sin(met[1])], axis=-1),
+    }
+
+
+def _columns(shape: tuple[Optional[int], ...], **arrays: Any) -> list[Array]:
+    """Arrays of one shape, None being any length, in double precision; NaN, or no jet, where masked."""
+    columns: list[Array] = []
+    for name, values in arrays.items():
+        column = np.asarray(
+            np.ma.filled(np.ma.asarray(values, np.float64), 0 if name == "jet_pt" else np.nan)
+        )
+        if not len(column) and shape[0] in (0, None):
+            # An awkward array of no events does not know its other axes.
+            column = np.zeros([length or 0 for length in shape])
+        if column.ndim != len(shape) or any(e not in (None, f) for e, f in zip(shape, column.shape)):
+            expected = ", ".join("any" if length is None else str(length) for length in shape)
+            raise ModelError(f"{name}: shape {column.shape} found, ({expected}) expected")
+        shape = column.shape
+        columns.append(column)
+    return columns
+
+
+def _four_momenta(pt: Array, eta: Array, phi: Array, mass: Array) -> Array:
+    """(E, px, py, pz), shape (..., 4); a negative mass counts as zero."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        pz = pt * np.sinh(eta)
+        mass = np.where(mass > 0, mass, 0 * mass)
+        energy = np.sqrt(pt**2 + pz**2 + mass**2)
+        return np.stack([energy, pt * np.cos(phi), pt * np.sin(phi), pz], axis=-1)
+
+
+# ---- b candidates ----------------------------------------------------------------------------------------
+
+# Fractions of longitudinal, left- and right-handed W bosons in top decay at NNLO in QCD, arXiv:1005.2625.
+_LONGITUDINAL, _LEFT, _RIGHT = 0.687, 0.311, 0.002
+_RESOLUTION = 0.10
+_STEP, _LAST = 0.5, 400.0
+
+
+def b_candidates(
+    lepton_plus: Array,
+    lepton_minus: Array,
+    jets: Array,
+    jet_mask: Array,
+    jet_tagged: Array,
+    *,
+    m_lb_max: float = 180.0,
+) -> Array:
+    """Ordered pair of b candidates: the jet of the top with ℓ⁺ and the jet of the antitop with ℓ⁻.
+
+    Pairs of two tagged jets are preferred to those of one, and those to pairs without any; both lepton–jet
+    masses must lie below `m_lb_max`. Then the largest P(m_ℓ⁺b) P(m_ℓ⁻b̄) wins, at a tie the first jets. It is
+    what `topreco.core.pairing.b_candidates` does.
+
+    Parameters
+    ----------
+    lepton_plus, lepton_minus
+        Four-momenta (E, px, py, pz) in GeV, shape (n, 4).
+    jets
+        Four-momenta (E, px, py, pz) in GeV, shape (n, J, 4).
+    jet_mask, jet_tagged
+        Whether there is a jet, and whether it is b-tagged, shape (n, J).
+    m_lb_max
+        Largest allowed lepton–jet mass in GeV, exclusive.
+
+    Returns
+    -------
+    candidates
+        Index into the jets for ℓ⁺ and for ℓ⁻, shape (n, 2); −1 for both where no pair is allowed.
+    """
+    n, n_jets = jet_mask.shape
+    if n == 0 or n_jets == 0:
+        return np.full((n, 2), -1)
+    probabilities, allowed = [], []
+    for lepton in (lepton_plus, lepton_minus):
+        with np.errstate(invalid="ignore"):  # infinities, in events that have no answer
+            pair = lepton[:, None] + jets
+            squared = pair[..., 0] * pair[..., 0] - (pair[..., 1:] * pair[..., 1:]).sum(-1)
+            mass = np.sqrt(np.maximum(squared, 0.0))
+        allowed.append(jet_mask & (mass < m_lb_max))
+        probabilities.append(np.interp(mass, *_mlb_density()))
+    possible = allowed[0][:, :, None] & allowed[1][:, None, :] & ~np.eye(n_jets, dtype=bool)
+    n_tagged = jet_tagged[:, :, None].astype(np.int8) + jet_tagged[:, None, :]
+    n_tagged = np.where(possible, n_tagged, -1)
+    best = n_tagged.max(axis=(1, 2), keepdims=True)
+    score = probabilities[0][:, :, None] * probabilities[1][:, None, :]
+    score = np.where((n_tagged == best) & possible, score, -1.0)
+    chosen = np.stack(np.divmod(score.reshape(n, -1).argmax(axis=1), n_jets), axis=1)
+    return np.where(best[:, :, 0] >= 0, chosen, -1)
+
+
+@cache
+def _mlb_density() -> tuple[Array, Array]:
+    """Masses in GeV and the density of m_ℓb of correct pairs there, with the detector's resolution."""
+    grid = np.arange(0.0, _LAST + _STEP, _STEP)
+    generated = grid[1:, None] - _STEP / 2
+    end_squared = M_TOP**2 - M_W**2
+    x = np.clip(generated**2 / end_squared, 0.0, 1.0)
+    density = 6 * _LONGITUDINAL * x * (1 - x) + 3 * _LEFT * (1 - x) ** 2 + 3 * _RIGHT * x**2
+    density = np.where(generated**2 < end_squared, density * 2 * generated / end_squared, 0.0)
+    width = _RESOLUTION * generated
+    kernel = np.exp(-(((grid - generated) / width) ** 2) / 2) / (np.sqrt(2 * np.pi) * width)
+    return grid, (density * kernel).sum(axis=0) * _STEP
+
+
+# ---- folds -----------------------------------------------------------------------------------------------
+
+_FOLD_SALT = 2
+
+
+def fold_of(dataset: str, run: Any, luminosity_block: Any, event: Any, folds: int) -> Array:
+    """Fold of each event: the index of the one network of a model that has not been trained with it.
+
+    For events that no network has seen, as data, it is a fixed random choice, so that data and simulation
+    are reconstructed alike.
+
+    Parameters
+    ----------
+    dataset
+        Name of the sample, the same as in `topreco skim --dataset`.
+    run, luminosity_block, event
+        As in NanoAOD, shape (n,).
+    folds
+        Number of networks, `TopModel.folds`.
+
+    Returns
+    -------
+    fold
+        Index in [0, folds), shape (n,).
+    """
+    identity = int.from_bytes(hashlib.blake2b(dataset.encode(), digest_size=8).digest(), "little")
+    n = len(np.asarray(event))
+    state = np.repeat(_mix(np.array([_FOLD_SALT], dtype=np.uint64)), n)
+    for part in (np.full(n, identity, dtype=np.uint64), run, luminosity_block, event):
+        state = _mix(state ^ np.asarray(part).astype(np.uint64))
+    return np.floor((state >> np.uint64(11)).astype(np.float64) * 2.0**-53 * folds).astype(np.int64)
+
+
+def _mix(x: Array) -> Array:
+    """Output function of SplitMix64."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,1 @@
+"""Methods of reconstruction: networks and analytic ones behind one call."""

@@ -1,0 +1,1 @@
+"""Runs over many files: the coffea processor, executors, checkpoints, friend trees."""

@@ -1,0 +1,188 @@
+"""The coffea processor: NanoAOD events to histograms of reconstructed top-quark pairs."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from coffea.processor import ProcessorABC
+
+from topreco.config import (
+    NOMINAL,
+    HistogramConfig,
+    SelectionConfig,
+    SolverConfig,
+    SystematicsConfig,
+    UnfoldingConfig,
+)
+from topreco.core.errors import TopRecoError
+from topreco.core.events import DileptonEvents, FloatArray, IntArray, TopPair, Truth
+from topreco.evaluation.fill import fill_methods, load_methods
+from topreco.evaluation.histograms import book
+from topreco.evaluation.responses import book_responses, fill_generated, fill_responses
+from topreco.input.nano import rename_branches
+from topreco.input.pepper.read import is_pepper, select_pepper
+from topreco.input.selection import Selection, select_objects
+from topreco.input.systematics import check_corrections, event_weights, generated_weights, variations
+from topreco.input.truth import has_truth, read_truth
+from topreco.reconstruction.methods import Reconstructor
+from topreco.runs.columns import ColumnWriter
+
+
+class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
+    """Select dileptonic events, reconstruct t and t̄ by every method, fill histograms.
+
+    Runs in any coffea Runner with `NanoAODSchema`, or on ROOT files of pepper with
+    `topreco.input.pepper.read.PepperSchema`. Without generator branches it fills what needs no truth.
+    Its output is a dictionary with ``histograms`` (name to `hist.Hist`) and ``cutflow`` (dataset to cutflow),
+    which merges by addition; with `columns` also ``columns``, a list of the files written.
+
+    Parameters
+    ----------
+    methods
+        Reconstructors, model files or names that `topreco.load` knows.
+    selection
+        Cuts; what is not set follows the preset of each file's NanoAOD version.
+    histograms
+        Observables and binning.
+    solvers
+        Settings of the analytic methods that are given by name.
+    systematics
+        Corrections and variations; none by default. The cutflow is that of the nominal events, with the
+        weights of the generator.
+    columns
+        Where to write the results of each event; None keeps histograms only.
+    unfolding
+        Response matrices to fill; none by default. They need files with all generated events.
+
+    Raises
+    ------
+    TopRecoError
+        If a method cannot be loaded, two have the same name, or a correction cannot be used.
+    """
+
+    def __init__(
+        self,
+        methods: Sequence[Reconstructor | str | Path],
+        selection: SelectionConfig | None = None,
+        histograms: HistogramConfig | None = None,
+        solvers: SolverConfig | None = None,
+        systematics: SystematicsConfig | None = None,
+        columns: ColumnWriter | None = None,
+        unfolding: UnfoldingConfig | None = None,
+    ) -> None:
+        # One thread each: the executor already keeps every core busy. Histograms need no quantiles.
+        self.methods = load_methods(methods, threads=1, solvers=solvers, quantiles=columns is not None)
+        self.selection = selection or SelectionConfig()
+        self.histograms = histograms or HistogramConfig()
+        self.systematics = systematics or SystematicsConfig()
+        self.columns = columns
+        self.unfolding = unfolding or UnfoldingConfig()
+        # Refuse what is wrong here, not in the first worker.
+        book(self.histograms)
+        check_corrections(self.systematics)
+
+    def process(self, events: Any) -> dict[str, Any]:
+        """Fill the histograms of one chunk of `NanoEvents`."""
+        dataset = events.metadata["dataset"]
+        weights: dict[str, FloatArray] = {}
+        if is_pepper(events):
+            if self.unfolding.observables:
+                raise TopRecoError(
+                    f"unfolding: not for files of pepper, which lack the events it rejected: {dataset}"
+                )
+            # pepper has corrected its objects, and its weights are final.
+            selected = {NOMINAL: select_pepper(events, self.selection, dataset=dataset)}
+        else:
+            events = rename_branches(events, self.selection.branches)
+            selected, weights = self._select_variations(events, dataset)
+        known, truth = self._read_truth(events, selected)
+        samples = {
+            name: (found.events, None if truth is None else truth[np.searchsorted(known, found.index)])
+            for name, found in selected.items()
+        }
+        nominal, nominal_truth = samples[NOMINAL]
+        histograms = book(self.histograms)
+        pairs = fill_methods(
+            histograms,
+            self.methods,
+            dataset=dataset,
+            events=nominal,
+            truth=nominal_truth,
+            variations={name: sample for name, sample in samples.items() if name != NOMINAL},
+            weights=weights,
+            metrics=self.systematics.metrics,
+        )
+        if self.unfolding.observables:
+            histograms |= self._responses(events, truth, samples, weights, pairs)
+        cutflow = selected[NOMINAL].cutflow.to_dict()
+        output: dict[str, Any] = {"histograms": histograms, "cutflow": {dataset: cutflow}}
+        if self.columns is not None:
+            output["columns"] = [
+                self.columns.write(events.metadata, found.index, found.events, pairs[name], variation=name)
+                for name, found in selected.items()
+            ]
+        return output
+
+    def _select_variations(
+        self, events: Any, dataset: str
+    ) -> tuple[dict[str, Selection], dict[str, FloatArray]]:
+        """Selected events of every variation of objects, and the weights of the nominal ones in others."""
+        selected: dict[str, Selection] = {}
+        weights: dict[str, FloatArray] = {}
+        for name, objects in variations(events, self.selection, self.systematics):
+            found = select_objects(objects, self.selection, dataset=dataset)
+            factors = event_weights(events, objects, found, self.systematics, varied=name == NOMINAL)
+            weight = found.events.weight
+            corrected = dataclasses.replace(found.events, weight=weight * factors.pop(NOMINAL))
+            selected[name] = dataclasses.replace(found, events=corrected)
+            weights |= {variation: weight * factor for variation, factor in factors.items()}
+        return selected, weights
+
+    def _read_truth(self, events: Any, selected: Mapping[str, Selection]) -> tuple[IntArray, Truth | None]:
+        """Positions in the chunk and truth of what any selection has, or for unfolding of all events."""
+        if not has_truth(events):
+            return np.empty(0, np.intp), None
+        if self.unfolding.observables:
+            return np.arange(len(events)), read_truth(events)
+        index = np.unique(np.concatenate([selection.index for selection in selected.values()]))
+        return index, read_truth(events[index])
+
+    def _responses(
+        self,
+        events: Any,
+        truth: Truth | None,
+        samples: Mapping[str, tuple[DileptonEvents, Truth | None]],
+        weights: Mapping[str, FloatArray],
+        pairs: Mapping[str, Mapping[str, TopPair]],
+    ) -> dict[str, Any]:
+        """Filled response matrices of the chunk, and the generated spectra of all its events."""
+        dataset = events.metadata["dataset"]
+        histograms = book_responses(self.unfolding)
+        if truth is not None:
+            fill_generated(
+                histograms,
+                self.unfolding.phase_space,
+                dataset=dataset,
+                truth=truth,
+                weights=generated_weights(events, self.systematics),
+            )
+        for variation, (selected, generated) in samples.items():
+            of_events = {variation: selected.weight, **(weights if variation == NOMINAL else {})}
+            for method, pair in pairs[variation].items():
+                fill_responses(
+                    histograms,
+                    self.unfolding.phase_space,
+                    dataset=dataset,
+                    method=method,
+                    events=selected,
+                    pair=pair,
+                    truth=generated,
+                    weights=of_events,
+                )
+        return histograms
+
+    def postprocess(self, accumulator: dict[str, Any]) -> dict[str, Any]:
+        """Nothing is left to do once the chunks are merged."""
+        return accumulator

@@ -1,0 +1,336 @@
+"""What the trainings of a study came to: tables as Markdown and JSON, and figures.
+
+A *run* is the content of one ``evaluation.json``, plain JSON data, see `topreco.studies.study`. Runs come by
+point and seed. Everything here is a function of them, so the same runs give the same tables.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from topreco.config import StudyConfig
+from topreco.core.files import write_text
+from topreco.core.observables import OBSERVABLES
+from topreco.core.statistics import Array
+from topreco.evaluation.report import UNDEFINED
+from topreco.studies.figures import plot_points, plot_scaling, save_figure
+from topreco.studies.repeats import (
+    ONE_SIGMA,
+    Difference,
+    PowerLaw,
+    Spread,
+    difference,
+    power_law,
+    prior,
+    spread,
+    student_error,
+)
+
+Run = dict[str, Any]
+Quantity = tuple[str, str]
+"""Observable and field of `Metrics`; or "" and the name of a fraction of events."""
+
+# Correlation and linearised widths first: shrinkage toward the mean improves Res but not these.
+_FIELDS = {
+    "correlation": "ρ",
+    "width68_linearised": "width68 lin.",
+    "rms_linearised": "RMS lin.",
+    "res": "Res",
+    "rb": "RB",
+}
+_FIELDS_OF_OTHERS = ("correlation", "rms_linearised")
+FRACTIONS = {"right_tops": "own tops", "right_pairing": "right pairing"}
+"""Headings of the fractions of events, by name."""
+
+_SIZES = {"events": ("train_events", "training events", 1e7), "parameters": ("parameters", "parameters", 1e8)}
+"""Key in a run, name, and where to extrapolate to."""
+
+_LEGEND = (
+    "Mean ± standard deviation over the seeds, on the same test events. ρ: correlation of prediction and "
+    "truth, of logarithms for masses and pT; lin.: about the response line, divided by its slope, so that "
+    "shrinkage toward the mean does not help; own tops: fraction of events in which the predicted t and t̄ "
+    "are closer to their own than to each other's truth; right pairing: fraction in which they fit the true "
+    "pairing of b quarks and leptons better than the exchanged one."
+)
+_LEGEND_DIFFERENCES = (
+    "Difference to {reference} of the means over the seeds, ± Student's t for 95.45 % times its standard "
+    "error, from the spread within the two points and what the spreads of all points have in common. "
+    "**Bold**: larger than that, so called a difference. Of twenty comparisons of equals one is expected to "
+    "be bold."
+)
+_LEGEND_SCALING = (
+    "{metric} against the number N of {size}: y = a + b (N/{first:.3g})^−c, fitted to the means over the "
+    "seeds. In brackets the central 68 % of refits of points redrawn within their errors. Assumed: one law "
+    "from the smallest N to the extrapolation, independent points, and a training's seed as the only source "
+    "of their errors; all runs of a size share their events."
+)
+_LEGEND_COST = "Cost, the mean over the seeds; times are of training alone, beside whatever else ran."
+
+
+class Scaling(NamedTuple):
+    """A metric against the size of the training.
+
+    Attributes
+    ----------
+    name, label
+        Of the metric.
+    points
+        Size, mean and its standard error, shape (3, k), by kind of network.
+    laws
+        Their fits, None where there is none.
+    """
+
+    name: str
+    label: str
+    points: dict[str, Array]
+    laws: dict[str, PowerLaw | None]
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """Runs of a study, and what follows from them.
+
+    Attributes
+    ----------
+    config
+        The study.
+    runs
+        Runs by point and seed; points without any have none.
+    failures
+        Error by point.
+    """
+
+    config: StudyConfig
+    runs: Mapping[str, Mapping[int, Run]]
+    failures: Mapping[str, str]
+
+    @property
+    def finished(self) -> dict[str, Mapping[int, Run]]:
+        """Points with runs."""
+        return {point: found for point, found in self.runs.items() if found}
+
+    @property
+    def quantities(self) -> dict[Quantity, str]:
+        """Headings of the numbers that are compared."""
+        found: dict[Quantity, str] = {}
+        for name in self.config.observables:
+            fields = _FIELDS if name == "m_tt" else _FIELDS_OF_OTHERS
+            found |= {(name, field): f"{name} {_FIELDS[field]}" for field in fields}
+        return found | {("", name): heading for name, heading in FRACTIONS.items()}
+
+    def values(self, point: str, quantity: Quantity) -> dict[int, float]:
+        """A number of the runs of a point by seed."""
+        return {seed: _value(run, quantity) for seed, run in sorted(self.runs.get(point, {}).items())}
+
+    def spread(self, point: str, quantity: Quantity) -> Spread:
+        """Its mean and standard deviation over the seeds."""
+        return spread(list(self.values(point, quantity).values()))
+
+    def difference(self, point: str, quantity: Quantity) -> Difference:
+        """Its difference to the reference."""
+        common = prior(self.spread(other, quantity) for other in self.finished)
+        return difference(self.spread(point, quantity), self.spread(self.config.reference, quantity), common)
+
+    def scaling(self) -> list[Scaling]:
+        """Each metric that should fall as a power of the size of the training, fitted."""
+        if self.config.scaling is None:
+            return []
+        found = []
+        key, _, at = _SIZES[self.config.scaling]
+        observable = self.config.observables[0]
+        for field, label in {
+            "correlation": f"1 − ρ²({observable})",
+            "width68_linearised": f"(width68 lin.)²({observable})",
+        }.items():
+            series: dict[str, list[tuple[float, float, float]]] = {}
+            for point, runs in self.finished.items():
+                squares = [value**2 for value in self.values(point, (observable, field)).values()]
+                mean, deviation, n = spread([1 - s if field == "correlation" else s for s in squares])
+                size = float(np.mean([run[key] for run in runs.values()]))
+                error = student_error(deviation, n, ONE_SIGMA)
+                kind = next(iter(runs.values()))["backbone"]
+                series.setdefault(kind, []).append((size, mean, error))
+            points = {kind: np.array(sorted(rows)).T for kind, rows in series.items()}
+            laws = {kind: power_law(*columns, at=at) for kind, columns in points.items()}
+            found.append(Scaling(field, label, points, laws))
+        return found
+
+
+def _value(run: Run, quantity: Quantity) -> float:
+    name, field = quantity
+    value = run["metrics"][name][field] if name else run["fractions"][field]["value"]
+    return math.nan if value is None else float(value)
+
+
+# ---- tables ----------------------------------------------------------------------------------------------
+
+
+def write_tables(report: StudyReport) -> Path:
+    """Write ``table.json`` and ``table.md`` into the output folder of a study.
+
+    Returns
+    -------
+    path
+        The latter.
+    """
+    folder, scaling = report.config.output, report.scaling()
+    text = json.dumps(plain(_data(report, scaling)), indent=1, ensure_ascii=False)
+    write_text(folder / "table.json", text + "\n")
+    write_text(folder / "table.md", "\n".join(_markdown(report, scaling)) + "\n")
+    return folder / "table.md"
+
+
+def plain(value: Any) -> Any:
+    """JSON data, with None for numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: plain(content) for key, content in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(content) for content in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _data(report: StudyReport, scaling: Sequence[Scaling]) -> dict[str, Any]:
+    config = report.config
+
+    def compared(point: str, quantity: Quantity) -> dict[str, Any]:
+        found = report.difference(point, quantity)
+        return {
+            **report.spread(point, quantity)._asdict(),
+            "difference": {**found._asdict(), "significant": found.significant},
+        }
+
+    return {
+        "reference": config.reference,
+        "points": {
+            point: {
+                "overrides": list(overrides),
+                "quantities": {" ".join(q).strip(): compared(point, q) for q in report.quantities},
+                "runs": {str(seed): run for seed, run in sorted(report.runs[point].items())},
+            }
+            for point, overrides in config.chosen_points.items()
+        },
+        "scaling": [
+            {"metric": each.label, "network": kind, **law._asdict()}
+            for each in scaling
+            for kind, law in each.laws.items()
+            if law is not None
+        ],
+        "failures": dict(report.failures),
+    }
+
+
+def _markdown(report: StudyReport, scaling: Sequence[Scaling]) -> Iterator[str]:
+    config, headings = report.config, list(report.quantities.values())
+    some = next((run for runs in report.runs.values() for run in runs.values()), None)
+    events = f"; {some['test_events']} test events" if some else ""
+    yield f"# {config.output.name}\n"
+    yield f"Reference: {config.reference}; seeds {', '.join(map(str, config.seeds))}{events}. {_LEGEND}\n"
+    yield from _table(
+        ["point", *headings, "seeds"],
+        [
+            [point, *(_spread_text(report.spread(point, q)) for q in report.quantities), str(len(runs))]
+            for point, runs in report.finished.items()
+        ],
+    )
+    others = [point for point in report.finished if point != config.reference]
+    if others and report.runs.get(config.reference):
+        yield f"\n{_LEGEND_DIFFERENCES.format(reference=config.reference)}\n"
+        yield from _table(
+            ["point", *headings],
+            [
+                [point, *(_difference_text(report.difference(point, q)) for q in report.quantities)]
+                for point in others
+            ],
+        )
+    for each in scaling:
+        fitted = {kind: law for kind, law in each.laws.items() if law is not None}
+        yield from _scaling_table(report, each.label, fitted)
+    yield f"\n{_LEGEND_COST}\n"
+    yield from _table(
+        ["point", "parameters", "training events", "epochs", "seconds", "events/s"],
+        [[point, *_cost(list(runs.values()))] for point, runs in report.finished.items()],
+    )
+    if report.failures:
+        yield "\nNot trained with at least one seed:\n"
+        yield from _table(
+            ["point", "error"], [[p, e.replace("|", "\\|")] for p, e in report.failures.items()]
+        )
+
+
+def _scaling_table(report: StudyReport, label: str, laws: Mapping[str, PowerLaw]) -> Iterator[str]:
+    if not laws or report.config.scaling is None:
+        return
+    _, size, at = _SIZES[report.config.scaling]
+    # All networks of a study have about the same sizes, so one unit serves for the legend.
+    first = min(law.n_first for law in laws.values())
+    yield f"\n{_LEGEND_SCALING.format(metric=label, size=size, first=first)}\n"
+
+    def interval(value: float, low: float, high: float) -> str:
+        return f"{value:.4g} [{low:.4g}, {high:.4g}]"
+
+    yield from _table(
+        ["network", "a", "b", "c", "χ²/ndf", f"at N = {at:.0e}"],
+        [
+            [
+                kind,
+                *(interval(*each) for each in zip((law.a, law.b, law.c), law.low, law.high, strict=True)),
+                f"{law.chi2:.1f}/{law.ndf}",
+                interval(law.value, law.value_low, law.value_high),
+            ]
+            for kind, law in laws.items()
+        ],
+    )
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(headings)} |"
+    yield f"|{'|'.join(['---', *['---:'] * (len(headings) - 1)])}|"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def _spread_text(found: Spread) -> str:
+    if not math.isfinite(found.mean):
+        return UNDEFINED
+    if not math.isfinite(found.deviation):
+        return f"{found.mean:.4f}"
+    return f"{found.mean:.4f} ± {found.deviation:.4f}"
+
+
+def _difference_text(found: Difference) -> str:
+    if not math.isfinite(found.mean):
+        return UNDEFINED
+    if not math.isfinite(found.error):
+        return f"{found.mean:+.4f}"
+    text = f"{found.mean:+.4f} ± {found.error:.4f}"
+    return f"**{text}**" if found.significant else text
+
+
+def _cost(runs: Sequence[Run]) -> list[str]:
+    formats = {"parameters": ".0f", "train_events": ".0f", "epochs": ".1f", "seconds": ".0f"}
+    formats["events_per_second"] = ".0f"
+    return [
+        format(spread([math.nan if run[key] is None else float(run[key]) for run in runs]).mean, shown)
+        for key, shown in formats.items()
+    ]
+
+
+# ---- figures ---------------------------------------------------------------------------------------------
+
+
+def write_figures(report: StudyReport) -> None:
+    """Write one figure per number that is compared, and those of the scaling, into ``<output>/figures``."""
+    folder = report.config.output / "figures"
+    for (name, field), heading in report.quantities.items():
+        values = {point: list(report.values(point, (name, field)).values()) for point in report.finished}
+        label = f"{OBSERVABLES[name].label}: {_FIELDS[field]}" if name else f"Fraction of events: {heading}"
+        figure = plot_points(values, label, reference=report.config.reference)
+        save_figure(figure, folder / f"{name}_{field}".strip("_"))
+    for each in report.scaling():
+        size = _SIZES[report.config.scaling or "events"][1].capitalize()
+        save_figure(plot_scaling(each.points, each.laws, each.label, size), folder / f"scaling_{each.name}")
