@@ -26,13 +26,14 @@ from matplotlib.figure import Figure
 from topreco.config import build_config
 from topreco.core.errors import TopRecoError
 from topreco.core.files import complete_file
+from topreco.core.method import Method
 from topreco.core.observables import m_tt
 from topreco.core.skim import Skim
-from topreco.evaluation.fill import load_methods
 from topreco.evaluation.plotting import COLOURS, MARKERS
 from topreco.evaluation.summary import summarise
-from topreco.reconstruction.methods import Recalibrated, Reconstructor
+from topreco.reconstruction.load import load_methods
 from topreco.reconstruction.recalibration import ResponseCurve, fit_response_curve
+from topreco.reconstruction.wrappers import Recalibrated
 
 NUMBERS = {
     "rb": "RB",
@@ -47,7 +48,7 @@ NUMBERS = {
 _LARGEST_MASS = 1400.0
 
 
-def fit_curves(method: Reconstructor, skims: Sequence[Path]) -> dict[str, ResponseCurve]:
+def fit_curves(method: Method, skims: Sequence[Path]) -> dict[str, ResponseCurve]:
     """Curves of a method in bins of the prediction and of the truth, from skims with truth.
 
     Raises

@@ -41,11 +41,12 @@ from topreco.config import DataConfig, HistogramConfig, SkimConfig, SolverConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.events import BoolArray, DileptonEvents, FloatArray, Truth
 from topreco.core.files import complete_file, writable_folder
+from topreco.core.method import Method
 from topreco.core.skim import Skim
 from topreco.core.spin import event_spin_weight
 from topreco.core.statistics import Metrics
 from topreco.core.versions import versions
-from topreco.evaluation.fill import fill_methods, load_methods
+from topreco.evaluation.fill import fill_methods
 from topreco.evaluation.histograms import book
 from topreco.evaluation.plotting import save_all
 from topreco.evaluation.report import print_report, write_report
@@ -55,7 +56,8 @@ from topreco.input.objects import fit_files, needed_branches, optional_branches
 from topreco.input.selection import select
 from topreco.input.truth import NEEDED_BRANCHES, TRUTH_BRANCHES, read_truth
 from topreco.network.splits import TEST, split_of
-from topreco.reconstruction.methods import NetworkReconstructor, Reconstructor
+from topreco.reconstruction.load import load_methods
+from topreco.reconstruction.network import NetworkMethod
 
 METRICS = (
     "rb",
@@ -209,7 +211,7 @@ class TestSplit:
 
     def __init__(self, model: str) -> None:
         self.model = model
-        metadata = NetworkReconstructor(model).metadata
+        metadata = NetworkMethod(model).metadata
         try:
             self.config = build_config(DataConfig, metadata["training"]["data"], f"{model}: data")
             self.dataset_ids = np.array([int(i) for i in metadata["data"]["dataset_ids"]], np.uint64)
@@ -243,7 +245,7 @@ class TestSplit:
 
 def compare(
     sample: Sample,
-    methods: Sequence[Reconstructor],
+    methods: Sequence[Method],
     config: HistogramConfig,
     splits: Sequence[TestSplit] = (),
     *,
@@ -352,9 +354,9 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def describe(method: Reconstructor) -> dict[str, str]:
+def describe(method: Method) -> dict[str, str]:
     """What identifies a method: the file and digest of a model."""
-    if isinstance(method, NetworkReconstructor):
+    if isinstance(method, NetworkMethod):
         return {"file": method.path.name, "sha256": method.metadata["sha256"]}
     return {"kind": "analytic"}
 

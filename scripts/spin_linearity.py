@@ -28,8 +28,8 @@ from topreco.core.events import FloatArray
 from topreco.core.files import complete_file
 from topreco.core.observables import c_hel
 from topreco.core.skim import Skim
-from topreco.evaluation.fill import load_methods
 from topreco.evaluation.plotting import COLOURS, MARKERS
+from topreco.reconstruction.load import load_methods
 
 _RANGE = 0.5
 _LEAST = 10

@@ -3,12 +3,13 @@
 from topreco.core import observables
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, TopPair, Truth
-from topreco.reconstruction.methods import Reconstructor, load
+from topreco.core.method import Method
+from topreco.reconstruction.load import load
 from topreco.reconstruction.reconstruct import reconstruct
 
 __all__ = [
     "DileptonEvents",
-    "Reconstructor",
+    "Method",
     "TopPair",
     "TopRecoError",
     "Truth",

@@ -137,7 +137,7 @@ def pepper_write(
 ) -> None:
     """Copy pepper's event files (HDF5 or ROOT) with reconstructed tops as a new column."""
     from topreco.input.pepper.write import write_all
-    from topreco.reconstruction.methods import load
+    from topreco.reconstruction.load import load
 
     files, overrides = _split(arguments)
     options = {"method": method, "column": column, "dataset": dataset}
@@ -232,10 +232,11 @@ def export(
 
 def _network(model: str, command: str) -> Any:
     """The network of a model file or of a shipped model, for a command that needs its weights."""
-    from topreco.reconstruction.methods import NetworkReconstructor, load
+    from topreco.reconstruction.load import load
+    from topreco.reconstruction.network import NetworkMethod
 
     loaded = load(model)
-    if not isinstance(loaded, NetworkReconstructor):
+    if not isinstance(loaded, NetworkMethod):
         raise TopRecoError(
             f"{command} {model!r}: a trained network expected, a .safetensors file or shipped model"
         )

@@ -21,6 +21,7 @@ from measuring import Measurement, paired_ratio, parser, repeated, report, sampl
 
 from topreco.config import RunConfig, SelectionConfig
 from topreco.core.events import DileptonEvents, TopPair
+from topreco.core.method import Method
 from topreco.evaluation.fill import fill_methods
 from topreco.evaluation.histograms import book
 from topreco.input.nano import branch_names, has_branch, open_events
@@ -28,7 +29,8 @@ from topreco.input.objects import fit_selection, needed_branches, optional_branc
 from topreco.input.selection import select_objects
 from topreco.input.truth import TRUTH_BRANCHES, read_truth
 from topreco.network.tokens import Objects, build_tokens
-from topreco.reconstruction.methods import NetworkReconstructor, Reconstructor, load
+from topreco.reconstruction.load import load
+from topreco.reconstruction.network import NetworkMethod
 
 DATASET = "bench"
 METHODS = ["dilepton", "sonnenschein"]
@@ -60,7 +62,7 @@ class Chain:
         How to reconstruct.
     """
 
-    def __init__(self, file: str, methods: list[Reconstructor]) -> None:
+    def __init__(self, file: str, methods: list[Method]) -> None:
         self.file = file
         self.methods = methods
         self.config = SelectionConfig()
@@ -97,7 +99,7 @@ class Chain:
             truth = read_truth(events[selection.index])
         selected, known = selection.events, []
         for method in self.methods:
-            is_network = isinstance(method, NetworkReconstructor)
+            is_network = isinstance(method, NetworkMethod)
             with timed("network" if is_network else "solvers"):
                 known.append(Known(method.name, method(selected)))
             if is_network:
@@ -112,7 +114,7 @@ class Chain:
         return seconds, len(selected)
 
 
-def make_tokens(method: NetworkReconstructor, events: DileptonEvents) -> None:
+def make_tokens(method: NetworkMethod, events: DileptonEvents) -> None:
     """Build the tokens of a network, in batches as it does."""
     # The solvers share their library of threads with torch, and leave it with one for each core.
     torch.set_num_threads(1)

@@ -32,7 +32,7 @@ from topreco.network.backbones.lgatr import LGATrBackbone
 from topreco.network.inference import predict
 from topreco.network.tasks.tops import TopNetwork
 from topreco.network.tokens import Objects
-from topreco.reconstruction.methods import NetworkReconstructor
+from topreco.reconstruction.network import NetworkMethod
 
 MAX_JETS = 7
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    networks = variants(NetworkReconstructor(options.model).artefact.networks[0])
+    networks = variants(NetworkMethod(options.model).artefact.networks[0])
     events = toy_events(options.events, max_jets=MAX_JETS, seed=1)
     answers = {
         name: predict([network], events, batch_size=options.events, quantiles=False).p4

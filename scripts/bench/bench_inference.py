@@ -34,7 +34,9 @@ from topreco.input.selection import select
 from topreco.network.inference import predict
 from topreco.network.tasks.tops import TopNetwork
 from topreco.network.tokens import FIRST_JET, Objects
-from topreco.reconstruction.methods import NetworkReconstructor, OnnxReconstructor, shipped_models
+from topreco.reconstruction.model_files import shipped_models
+from topreco.reconstruction.network import NetworkMethod
+from topreco.reconstruction.onnx import OnnxMethod
 
 BATCHES = (1, 64, 1024, 8192)
 LONG = 1024
@@ -113,7 +115,7 @@ def compare(
     without: list[str],
 ) -> tuple[list[Measurement], list[str]]:
     """Measurements of one model, and notes on them."""
-    trained = NetworkReconstructor(name, threads=1, quantiles=False)
+    trained = NetworkMethod(name, threads=1, quantiles=False)
     network = trained.artefact.networks[0]
     plain = package_network(network)
     notes = [f"{name}: {way} was left out." for way in without]
@@ -171,12 +173,12 @@ def ways(
         with torch.no_grad():
             return plain(objects).double().numpy()
 
-    loaded = NetworkReconstructor(name, threads=1, batch_size=batch, quantiles=False)
+    loaded = NetworkMethod(name, threads=1, batch_size=batch, quantiles=False)
     found = {REFERENCE: package, LOADED: lambda: loaded(events).p4}
     if compiled is not None:
         found[COMPILED] = lambda: predict([compiled], events, batch_size=batch, quantiles=False).p4
     if exported is not None:
-        session = OnnxReconstructor(exported, threads=1, batch_size=batch, quantiles=False)
+        session = OnnxMethod(exported, threads=1, batch_size=batch, quantiles=False)
         found[ONNX] = lambda: session(events).p4
     return found
 

@@ -29,7 +29,7 @@ from topreco.core.files import write_text
 from topreco.input.nano import open_events
 from topreco.input.selection import select, select_objects
 from topreco.input.systematics import variations
-from topreco.reconstruction.methods import load
+from topreco.reconstruction.load import load
 from topreco.runs.processor import DileptonProcessor
 
 REPEATS = 3

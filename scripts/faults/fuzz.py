@@ -317,7 +317,7 @@ class PepperWrite(Pepper):
         from topreco.config import PepperWriteConfig
         from topreco.input.pepper.read import iterate_pepper
         from topreco.input.pepper.write import write_tops
-        from topreco.reconstruction.methods import load
+        from topreco.reconstruction.load import load
 
         copy = output / "copy.h5"
         write_tops(path, copy, load("ellipse_closest"), PepperWriteConfig(column="recot"))
@@ -431,7 +431,7 @@ class Model(Format):
         return st.save(tensors, {"topreco": json.dumps(metadata)}), True
 
     def read(self, path: Path, output: Path) -> str:
-        from topreco.reconstruction.methods import load
+        from topreco.reconstruction.load import load
 
         pair = load(path)(_toys())
         return digest(pair.p4, pair.valid)
@@ -450,7 +450,7 @@ class Onnx(Format):
         return [inputs.onnx_file(folder / "model.onnx")]
 
     def read(self, path: Path, output: Path) -> str:
-        from topreco.reconstruction.methods import load
+        from topreco.reconstruction.load import load
 
         pair = load(path, threads=1)(_toys())
         return digest(pair.p4, pair.valid)
@@ -520,7 +520,7 @@ class ResponseFormat(JsonFormat):
 
     def read(self, path: Path, output: Path) -> str:
         from topreco.config import SolverConfig
-        from topreco.reconstruction.methods import load
+        from topreco.reconstruction.load import load
 
         pair = load("sonnenschein", solvers=SolverConfig(response=path, n_draws=5))(_toys())
         if not np.isfinite(pair.p4[pair.valid]).all():

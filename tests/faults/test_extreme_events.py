@@ -18,7 +18,9 @@ from topreco.evaluation.fill import fill_methods
 from topreco.evaluation.histograms import book
 from topreco.evaluation.report import write_report
 from topreco.evaluation.summary import summarise
-from topreco.reconstruction.methods import ANALYTIC_METHODS, load, shipped_models
+from topreco.reconstruction.analytic import ANALYTIC_METHODS
+from topreco.reconstruction.load import load
+from topreco.reconstruction.model_files import shipped_models
 from topreco.runs.columns import event_columns
 
 pytestmark = pytest.mark.faults

@@ -13,13 +13,13 @@ from topreco.core import fourvector
 from topreco.core.constants import M_B, M_MUON, M_TOP, M_W
 from topreco.core.errors import TopRecoError
 from topreco.core.events import toy_events
-from topreco.evaluation.fill import load_methods
-from topreco.reconstruction.methods import ANALYTIC_METHODS
+from topreco.reconstruction.analytic import ANALYTIC_METHODS
+from topreco.reconstruction.load import load_methods
 
 
 def test_a_model_is_a_callable_on_events(toy_model):
     model = topreco.load(toy_model)
-    assert isinstance(model, topreco.Reconstructor)
+    assert isinstance(model, topreco.Method)
     assert model.name == "toy"
     pair = model(toy_events(10))
     assert isinstance(pair, topreco.TopPair)

@@ -18,7 +18,8 @@ from topreco.core.events import toy_events
 from topreco.input.nano import open_events
 from topreco.input.selection import select
 from topreco.network.export.reader import _open_model
-from topreco.reconstruction.methods import OnnxReconstructor, shipped_models
+from topreco.reconstruction.model_files import shipped_models
+from topreco.reconstruction.onnx import OnnxMethod
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -40,7 +41,7 @@ def python(code, *arguments):
 
 def test_is_a_reconstructor(toy_onnx, toy_model):
     model = topreco.load(toy_onnx, threads=1)
-    assert isinstance(model, topreco.Reconstructor)
+    assert isinstance(model, topreco.Method)
     assert (model.name, topreco.load(toy_onnx, name="x").name) == ("toy", "x")
     assert model.metadata == topreco.load(toy_model).metadata
     events = toy_events(1000, seed=3)
@@ -68,7 +69,7 @@ def test_batches_and_threads_change_nothing(toy_onnx, threads):
     for size in (1, 7, 100):
         parts = [model(events[i : i + size]).p4 for i in range(0, 300, size)]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
-    np.testing.assert_array_equal(OnnxReconstructor(toy_onnx, batch_size=50)(events).p4, whole)
+    np.testing.assert_array_equal(OnnxMethod(toy_onnx, batch_size=50)(events).p4, whole)
 
 
 @pytest.mark.parametrize("name", ["lepton_plus", "lepton_minus", "jets", "jet_btag", "met"])

@@ -9,8 +9,8 @@ import topreco
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import toy_events
-from topreco.reconstruction.methods import Recalibrated
 from topreco.reconstruction.recalibration import ResponseCurve, fit_response_curve
+from topreco.reconstruction.wrappers import Recalibrated
 
 
 def shrunk(n, seed):

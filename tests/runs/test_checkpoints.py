@@ -8,7 +8,7 @@ from coffea.processor.executor import WorkItem
 
 from topreco.config import RunConfig, load_config
 from topreco.core.errors import TopRecoError
-from topreco.evaluation.fill import load_methods
+from topreco.reconstruction.load import load_methods
 from topreco.runs.checkpoints import MARKER, ChunkCheckpointer, claim_folder, describe_configuration
 
 CHUNK = {

@@ -11,8 +11,9 @@ import uproot
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import CHANNELS, TopPair, toy_events
+from topreco.core.files import folder_name
 from topreco.core.observables import OBSERVABLES
-from topreco.runs.columns import ColumnWriter, event_columns, folder_name
+from topreco.runs.columns import ColumnWriter, event_columns
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from topreco.input.selection import select, select_objects
 from topreco.input.systematics import variations
 from topreco.input.truth import read_truth
 from topreco.measurement.unfolding import read_response
-from topreco.reconstruction.methods import load
+from topreco.reconstruction.load import load
 from topreco.runs.processor import DileptonProcessor
 
 pytestmark = pytest.mark.sim

@@ -20,7 +20,7 @@ from topreco.config import ConfigError, RunConfig, load_config
 from topreco.core.errors import TopRecoError
 from topreco.input import nano
 from topreco.input.nano import QuietNanoAODSchema, inspect_file, open_events
-from topreco.reconstruction.methods import load
+from topreco.reconstruction.load import load
 from topreco.runs.columns import ColumnWriter
 from topreco.runs.processor import DileptonProcessor
 from topreco.runs.run import run

@@ -157,7 +157,7 @@ def test_padding_in_front_of_the_backbone_changes_nothing(name):
     )
 
     from topreco.core.events import toy_events
-    from topreco.reconstruction.methods import load
+    from topreco.reconstruction.load import load
 
     events = toy_events(8, seed=3)
     plain = package_network(load(name).artefact.networks[0])

@@ -18,7 +18,7 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import Truth, toy_events
 from topreco.core.skim import SkimWriter
 from topreco.network.tasks.tops import build_network
-from topreco.reconstruction.methods import load
+from topreco.reconstruction.load import load
 from topreco.studies import study as module
 from topreco.studies.study import study
 

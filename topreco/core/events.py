@@ -234,7 +234,7 @@ class DileptonEvents(_Struct):
 
 @dataclass(frozen=True, eq=False)
 class TopPair(_Struct):
-    """Reconstructed top quark and antiquark: what every `Reconstructor` returns.
+    """Reconstructed top quark and antiquark: what every `Method` returns.
 
     Attributes
     ----------

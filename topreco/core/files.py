@@ -1,12 +1,14 @@
 """Writing files so that none is ever half-written under its final name."""
 
 import errno
+import hashlib
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from topreco.core.errors import TopRecoError
 
@@ -82,3 +84,22 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with complete_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def folder_name(name: str) -> str:
+    """A dataset's or variation's name as that of one folder: what does not fit gives way to a hash."""
+    fitting = _fitting(name)
+    return fitting if name and fitting == name else f"{fitting}-{_hash(name)}"
+
+
+def unique_stem(file: str) -> str:
+    """Beginning of the names of files made from a source file: two of the same name differ by the hash."""
+    return f"{_fitting(PurePosixPath(file).stem)}-{_hash(file)}"
+
+
+def _fitting(name: str) -> str:
+    return re.sub(r"[^\w.+=-]+", "_", name).strip("._")
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()

@@ -1,73 +1,20 @@
-"""Several methods on the same events: loading them, and filling the histograms of all at once."""
+"""Fill the histograms of several methods from the same events."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import hist
 import numpy as np
 
-from topreco.config import NOMINAL, SolverConfig
-from topreco.core.errors import TopRecoError
+from topreco.config import NOMINAL
 from topreco.core.events import DileptonEvents, FloatArray, TopPair, Truth
+from topreco.core.method import Method
 from topreco.evaluation.histograms import add_categories, fill, true_of_booked
-from topreco.reconstruction.methods import QualityCut, Reconstructor, load
-
-
-def load_methods(
-    methods: Sequence[Reconstructor | str | Path],
-    *,
-    threads: int | None = None,
-    solvers: SolverConfig | None = None,
-    ship: bool = False,
-    quantiles: bool = True,
-    min_quality: Mapping[str, float] | None = None,
-) -> list[Reconstructor]:
-    """Reconstructors with names of their own.
-
-    Parameters
-    ----------
-    methods
-        Reconstructors, model files or names that `topreco.load` knows.
-    threads
-        Threads per call of the networks that are loaded; None leaves torch's setting.
-    solvers
-        Settings of the analytic methods that are given by name.
-    ship
-        Pickle the model files that are loaded with their content.
-    quantiles
-        Evaluate the uncertainty of each event, too, of models that are loaded and have it.
-    min_quality
-        Smallest quality of an event that counts as solved, by name of the method.
-
-    Returns
-    -------
-    reconstructors
-        In the order given.
-
-    Raises
-    ------
-    TopRecoError
-        If a method cannot be loaded, two have the same name, or `min_quality` names none of them.
-    """
-    loaded = [
-        load(m, threads=threads, solvers=solvers, ship=ship, quantiles=quantiles)
-        if isinstance(m, str | Path)
-        else m
-        for m in methods
-    ]
-    names = [method.name for method in loaded]
-    if len(set(names)) < len(names):
-        raise TopRecoError(f"methods: every method needs a name of its own, found {', '.join(names)}")
-    cuts = min_quality or {}
-    if unknown := sorted(cuts.keys() - set(names)):
-        raise TopRecoError(f"min_quality.{unknown[0]}: no such method; there are {', '.join(names)}")
-    return [QualityCut(m, cuts[m.name]) if m.name in cuts else m for m in loaded]
 
 
 def fill_methods(
     histograms: Mapping[str, hist.Hist],
-    methods: Sequence[Reconstructor],
+    methods: Sequence[Method],
     *,
     dataset: str,
     events: DileptonEvents,
@@ -141,7 +88,7 @@ def fill_methods(
     return {name: {m: found[i] for m, found in pairs.items()} for i, name in enumerate(names)}
 
 
-def _reconstruct(method: Reconstructor, samples: Sequence[DileptonEvents]) -> list[TopPair]:
+def _reconstruct(method: Method, samples: Sequence[DileptonEvents]) -> list[TopPair]:
     """What a method makes of the nominal events, the first sample, and of the variations."""
     nominal, *varied = samples
     # A call of its own: whatever a method does with a batch, variations do not change what is nominal.

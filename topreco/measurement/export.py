@@ -14,7 +14,7 @@ from rich.table import Table
 from topreco.config import NOMINAL
 from topreco.core.errors import TopRecoError
 from topreco.core.events import CHANNELS
-from topreco.core.files import complete_file, write_text
+from topreco.core.files import complete_file, folder_name, write_text
 from topreco.core.observables import OBSERVABLES
 from topreco.core.statistics import Array, Estimate
 from topreco.evaluation.plotting import Label, plot_migration, plot_shares, save
@@ -29,7 +29,6 @@ from topreco.measurement.unfolding import (
     read_response,
     variations_in,
 )
-from topreco.runs.columns import folder_name
 
 SHARES = {
     "purity": "purity",

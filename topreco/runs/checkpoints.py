@@ -19,10 +19,9 @@ from coffea.processor.executor import WorkItem
 
 from topreco.config import RunConfig
 from topreco.core.errors import TopRecoError
-from topreco.core.files import complete_file, writable_folder, write_text
+from topreco.core.files import complete_file, folder_name, writable_folder, write_text
+from topreco.core.method import Method
 from topreco.core.versions import versions
-from topreco.reconstruction.methods import Reconstructor
-from topreco.runs.columns import folder_name
 
 MARKER = "topreco.json"
 """File that says which configuration a folder belongs to."""
@@ -74,7 +73,7 @@ class ChunkCheckpointer(SimpleCheckpointer):  # type: ignore[misc]
             raise failure from None
 
 
-def describe_configuration(config: RunConfig, methods: Sequence[Reconstructor]) -> dict[str, Any]:
+def describe_configuration(config: RunConfig, methods: Sequence[Method]) -> dict[str, Any]:
     """Everything that the result of a chunk depends on besides the chunk, as plain data.
 
     Parameters

@@ -6,11 +6,10 @@ processed it. The name depends on nothing else, so that a chunk that is processe
 instead of adding rows.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ from topreco.config import NOMINAL
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import CHANNELS, QUANTILE_LEVELS, DileptonEvents, FloatArray, IntArray, TopPair
-from topreco.core.files import complete_file
+from topreco.core.files import complete_file, folder_name, unique_stem
 from topreco.core.observables import OBSERVABLES
 
 _LEGS = ("top", "antitop")
@@ -80,7 +79,9 @@ class ColumnWriter:
         stop = int(source.get("entrystop", start + (int(index[-1]) + 1 if len(index) else 0)))
         dataset, file = str(source["dataset"]), str(source["filename"])
         path = Path(
-            folder_name(dataset), folder_name(variation), f"{_stem(file)}-{start}-{stop}.{self.file_format}"
+            folder_name(dataset),
+            folder_name(variation),
+            f"{unique_stem(file)}-{start}-{stop}.{self.file_format}",
         )
         columns = event_columns(events, pairs)
         labels = {"dataset": dataset, "variation": variation, "file": file}
@@ -163,25 +164,6 @@ def _uncertainty(pair: TopPair) -> dict[str, FloatArray]:
     for name, quantiles in (pair.quantiles or {}).items():
         found |= {f"{name}_q{1000 * level:03.0f}": quantiles[:, i] for i, level in enumerate(QUANTILE_LEVELS)}
     return {name: np.where(pair.valid, values, np.nan) for name, values in found.items()}
-
-
-def folder_name(name: str) -> str:
-    """A dataset's or variation's name as that of one folder: what does not fit gives way to a hash."""
-    fitting = _fitting(name)
-    return fitting if name and fitting == name else f"{fitting}-{_hash(name)}"
-
-
-def _stem(file: str) -> str:
-    """Beginning of the names of a source file's outputs: two files of the same name differ by the hash."""
-    return f"{_fitting(PurePosixPath(file).stem)}-{_hash(file)}"
-
-
-def _fitting(name: str) -> str:
-    return re.sub(r"[^\w.+=-]+", "_", name).strip("._")
-
-
-def _hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def _write_parquet(path: Path, labels: Mapping[str, str], columns: Mapping[str, Any]) -> None:

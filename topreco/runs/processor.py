@@ -18,7 +18,8 @@ from topreco.config import (
 )
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, FloatArray, IntArray, TopPair, Truth
-from topreco.evaluation.fill import fill_methods, load_methods
+from topreco.core.method import Method
+from topreco.evaluation.fill import fill_methods
 from topreco.evaluation.histograms import book
 from topreco.evaluation.responses import book_responses, fill_generated, fill_responses
 from topreco.input.nano import rename_branches
@@ -26,7 +27,7 @@ from topreco.input.pepper.read import is_pepper, select_pepper
 from topreco.input.selection import Selection, select_objects
 from topreco.input.systematics import check_corrections, event_weights, generated_weights, variations
 from topreco.input.truth import has_truth, read_truth
-from topreco.reconstruction.methods import Reconstructor
+from topreco.reconstruction.load import load_methods
 from topreco.runs.columns import ColumnWriter
 
 
@@ -64,7 +65,7 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
 
     def __init__(
         self,
-        methods: Sequence[Reconstructor | str | Path],
+        methods: Sequence[Method | str | Path],
         selection: SelectionConfig | None = None,
         histograms: HistogramConfig | None = None,
         solvers: SolverConfig | None = None,

@@ -22,9 +22,8 @@ from rich.progress import track
 from topreco.config import RunConfig, SystematicsConfig
 from topreco.config.presets import describe_preset
 from topreco.core.errors import OUT_OF_MEMORY, TopRecoError, first_line, is_out_of_memory
-from topreco.core.files import complete_file, writable_folder, write_text
+from topreco.core.files import complete_file, folder_name, writable_folder, write_text
 from topreco.core.versions import versions
-from topreco.evaluation.fill import load_methods
 from topreco.evaluation.report import write_report
 from topreco.evaluation.summary import Summary, summarise
 from topreco.input.nano import (
@@ -39,8 +38,9 @@ from topreco.input.nano import (
 from topreco.input.objects import fit_files, fit_selection
 from topreco.input.pepper.read import PepperSchema, inspect_pepper, is_hdf5, pepper_format
 from topreco.input.systematics import check_corrections
+from topreco.reconstruction.load import load_methods
 from topreco.runs.checkpoints import ChunkCheckpointer, claim_folder, describe_configuration
-from topreco.runs.columns import ColumnWriter, folder_name
+from topreco.runs.columns import ColumnWriter
 from topreco.runs.executors import WORKER_LOST, open_executor
 from topreco.runs.processor import DileptonProcessor
 

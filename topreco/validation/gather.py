@@ -17,10 +17,10 @@ from rich.progress import Progress
 
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, TopPair, Truth
+from topreco.core.method import Method
 from topreco.core.skim import Skim
 from topreco.core.statistics import Array
 from topreco.evaluation.histograms import predicted_values, true_values
-from topreco.reconstruction.methods import Reconstructor
 
 OBSERVED = ("m_tt", "pt_top", "y_top", "c_hel")
 """Observables that are validated."""
@@ -161,7 +161,7 @@ def open_skims(paths: Sequence[str | Path], *, truth: bool) -> list[Skim]:
     return skims
 
 
-def gather(run: Run, skims: Sequence[Skim], methods: Sequence[Reconstructor], *, title: str) -> EventTable:
+def gather(run: Run, skims: Sequence[Skim], methods: Sequence[Method], *, title: str) -> EventTable:
     """Reconstruct all events by all methods.
 
     Parameters
@@ -183,12 +183,12 @@ def gather(run: Run, skims: Sequence[Skim], methods: Sequence[Reconstructor], *,
     return concatenate([table for _, table in sorted(zip(order, found, strict=True), key=lambda x: x[0])])
 
 
-def _read_block(methods: Sequence[Reconstructor], block: tuple[Path, int]) -> EventTable:
+def _read_block(methods: Sequence[Method], block: tuple[Path, int]) -> EventTable:
     path, group = block
     return tabulate(*Skim(path).read_row_group(group), methods)
 
 
-def tabulate(events: DileptonEvents, truth: Truth | None, methods: Sequence[Reconstructor]) -> EventTable:
+def tabulate(events: DileptonEvents, truth: Truth | None, methods: Sequence[Method]) -> EventTable:
     """Table of some events.
 
     Parameters

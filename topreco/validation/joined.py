@@ -21,7 +21,7 @@ _MOMENTUM = tuple(f"{leg}_{x}" for leg in ("top", "antitop") for x in ("pt", "et
 
 
 class JoinedMethod:
-    """Tops of a Parquet file, as a `topreco.reconstruction.methods.Reconstructor`.
+    """Tops of a Parquet file, as a `topreco.core.method.Method`.
 
     Pickles as the file's path; each process reads the file once.
 

@@ -12,12 +12,12 @@ from topreco.config import ValidationConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents
 from topreco.core.files import complete_file
+from topreco.core.method import Method
 from topreco.core.skim import Skim
 from topreco.core.versions import versions
-from topreco.evaluation.fill import load_methods
 from topreco.evaluation.histograms import truth_edges
 from topreco.evaluation.report import plain
-from topreco.reconstruction.methods import Reconstructor
+from topreco.reconstruction.load import load_methods
 from topreco.validation.extras import SCANNED, compare_background, scan_mass
 from topreco.validation.gather import OBSERVED, EventTable, Run, gather, open_pool, open_skims
 from topreco.validation.joined import JoinedMethod
@@ -31,7 +31,7 @@ def validate(
     skims: Sequence[str | Path],
     output: str | Path,
     *,
-    methods: Sequence[Reconstructor | str | Path] = ("dilepton",),
+    methods: Sequence[Method | str | Path] = ("dilepton",),
     config: ValidationConfig | None = None,
     joined: Mapping[str, str | Path] | None = None,
     background: Sequence[str | Path] = (),
@@ -200,14 +200,12 @@ def _measure(table: EventTable, config: ValidationConfig) -> dict[str, Any]:
     }
 
 
-def _scan(
-    run: Run, scanned: Mapping[float, Sequence[Skim]], methods: Sequence[Reconstructor]
-) -> dict[str, Any]:
+def _scan(run: Run, scanned: Mapping[float, Sequence[Skim]], methods: Sequence[Method]) -> dict[str, Any]:
     tables = {mass: gather(run, skims, methods, title=f"{mass:g} GeV") for mass, skims in scanned.items()}
     return {name: {m.name: scan_mass(tables, m.name, name) for m in methods} for name in SCANNED}
 
 
-def _speed(table: EventTable, methods: Sequence[Reconstructor]) -> dict[str, dict[str, float]]:
+def _speed(table: EventTable, methods: Sequence[Method]) -> dict[str, dict[str, float]]:
     return {
         m.name: {
             "seconds": table.seconds[m.name],
@@ -249,7 +247,7 @@ def _check_joined(table: EventTable, methods: Sequence[JoinedMethod]) -> None:
             )
 
 
-def _describe_method(method: Reconstructor, table: EventTable) -> dict[str, Any]:
+def _describe_method(method: Method, table: EventTable) -> dict[str, Any]:
     """What identifies a method, what its masses mean, and how many events are of its training's datasets."""
     if isinstance(method, JoinedMethod):
         return {"kind": "joined", "file": method.path.name}

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from topreco.core.events import DileptonEvents, TopPair
+from topreco.core.method import Method
 from topreco.core.statistics import Array
-from topreco.reconstruction.methods import Reconstructor
 from topreco.validation.gather import Run
 
 N_EVENTS = 2000
@@ -128,7 +128,7 @@ TRANSFORMATIONS: dict[str, tuple[Transform, Callable[[Array], Array]]] = {
 
 
 def check_symmetries(
-    run: Run, methods: Sequence[Reconstructor], events: DileptonEvents
+    run: Run, methods: Sequence[Method], events: DileptonEvents
 ) -> dict[str, dict[str, Symmetry]]:
     """How well methods respect each symmetry.
 
@@ -160,7 +160,7 @@ def check_symmetries(
     }
 
 
-def _answer(events: DileptonEvents, task: tuple[Reconstructor, str | None]) -> TopPair:
+def _answer(events: DileptonEvents, task: tuple[Method, str | None]) -> TopPair:
     method, name = task
     return method(events if name is None else TRANSFORMATIONS[name][0](events))
 

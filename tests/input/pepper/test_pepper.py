@@ -1079,7 +1079,7 @@ def test_sample_against_the_own_selection(sample, data):
 
 @pytest.mark.parametrize("column", [None, "recot"])
 def test_sample_written_back(sample, tmp_path, toy_model, column):
-    from topreco.reconstruction.methods import load
+    from topreco.reconstruction.load import load
 
     model = load(toy_model)
     config = PepperWriteConfig(column=column, selection=selection(pepper={"cut": "ReqMET"}), dataset="tt")

@@ -21,7 +21,7 @@ from topreco.network.model_file import load_artefact, save_artefact
 from topreco.network.splits import fold_of
 from topreco.network.tasks.tops import build_network
 from topreco.network.tokens import Objects
-from topreco.reconstruction.methods import OnnxReconstructor
+from topreco.reconstruction.onnx import OnnxMethod
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -162,7 +162,7 @@ def test_quantiles_agree_with_torch(exported):
     for name, values in expected.quantiles.items():
         np.testing.assert_allclose(answer.quantiles[name], values, rtol=1e-4, atol=1e-3)
     assert relative_difference(answer.uncertainty, expected.uncertainty) < 1e-3
-    pair = OnnxReconstructor(model.path, threads=1)(events)
+    pair = OnnxMethod(model.path, threads=1)(events)
     np.testing.assert_allclose(pair.quality, expected.quality, rtol=1e-3)
 
 
@@ -185,7 +185,7 @@ def test_the_reader_gives_quantiles(exported, monkeypatch):
     monkeypatch.setattr(reader, "make_objects", lambda **_: arrays(events))
     settings = {"btag_threshold": 0.2783, "max_jets": 12, "m_lb_max": 180.0}
     tops = TopModel(model.path, **settings)(fold=fold_of(events, 2))
-    pair = OnnxReconstructor(model.path, threads=1)(events)
+    pair = OnnxMethod(model.path, threads=1)(events)
     np.testing.assert_allclose(tops.quality, pair.quality, rtol=1e-3)
     np.testing.assert_allclose(tops.quantiles["c_hel"], pair.quantiles["c_hel"], atol=1e-3)
     np.testing.assert_allclose(tops.top_std, pair.uncertainty[:, 0], rtol=1e-2)
@@ -217,7 +217,7 @@ def test_runs_on_old_runtimes(exported):
 def test_each_event_is_given_to_the_network_of_its_fold(exported):
     saved, model = exported
     assert model.folds == 2
-    assert OnnxReconstructor(model.path).uses_event_key
+    assert OnnxMethod(model.path).uses_event_key
     events = toy_events(200)
     fold = fold_of(events, 2)
     p4, *_ = model.run(arrays(events), fold=fold)

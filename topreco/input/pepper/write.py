@@ -149,7 +149,7 @@ def write_tops(
     output
         The copy; an existing file is replaced.
     method
-        Reconstructor, see `topreco.load`.
+        Method, see `topreco.load`.
     config
         Cuts, name of the dataset and of the column, chunk size.
 

@@ -1,0 +1,112 @@
+"""Methods made of another one: with a recalibrated response, or with a smallest quality."""
+
+import dataclasses
+from pathlib import Path
+
+from topreco.core.errors import TopRecoError
+from topreco.core.events import DileptonEvents, FloatArray, TopPair
+from topreco.core.fourvector import mass
+from topreco.core.method import Method
+from topreco.reconstruction.recalibration import ResponseCurve
+
+
+class Recalibrated:
+    """A method with the response of its m_tt recalibrated: both tops times one factor per event.
+
+    Angles, rapidities and quantiles, which are of the truth, stay as they are.
+
+    Parameters
+    ----------
+    method
+        The method.
+    curve
+        From `topreco.reconstruction.recalibration.fit_response_curve` or `ResponseCurve.read`.
+    name
+        Name in histograms and tables; by default that of the method.
+    """
+
+    def __init__(self, method: Method, curve: ResponseCurve, *, name: str | None = None) -> None:
+        self.method = method
+        self.curve = curve
+        self.name = method.name if name is None else name
+
+    @property
+    def uses_event_key(self) -> bool:
+        """Whether (dataset, run, lumi, event) matters to the method."""
+        return getattr(self.method, "uses_event_key", True)
+
+    def __call__(self, events: DileptonEvents) -> TopPair:
+        """Reconstruct the top-quark pair of each event.
+
+        Parameters
+        ----------
+        events
+            Selected events.
+
+        Returns
+        -------
+        pair
+            Valid where the method's is.
+        """
+        pair = self.method(events)
+        factor = self.curve.factor(mass(pair.system))
+
+        def scaled(column: FloatArray | None) -> FloatArray | None:
+            return None if column is None else column * factor.reshape(-1, *[1] * (column.ndim - 1))
+
+        return dataclasses.replace(
+            pair,
+            p4=pair.p4 * factor[:, None, None],
+            ttbar=scaled(pair.ttbar),
+            uncertainty=scaled(pair.uncertainty),
+        )
+
+
+class QualityCut:
+    """A method of which only the events of sufficient quality count as solved.
+
+    Parameters
+    ----------
+    method
+        The method, which keeps its name.
+    minimum
+        Smallest `TopPair.quality`; its meaning belongs to the method.
+    """
+
+    def __init__(self, method: Method, minimum: float) -> None:
+        self.method = method
+        self.minimum = minimum
+        self.name = method.name
+
+    @property
+    def path(self) -> Path | None:
+        """The model file of the method, if it has one."""
+        return getattr(self.method, "path", None)
+
+    @property
+    def uses_event_key(self) -> bool:
+        """Whether (dataset, run, lumi, event) matters to the method."""
+        return getattr(self.method, "uses_event_key", True)
+
+    def __call__(self, events: DileptonEvents) -> TopPair:
+        """Reconstruct the top-quark pair of each event.
+
+        Parameters
+        ----------
+        events
+            Selected events.
+
+        Returns
+        -------
+        pair
+            Not valid where the quality is lower than the minimum.
+
+        Raises
+        ------
+        TopRecoError
+            If the method gives no quality.
+        """
+        pair = self.method(events)
+        if pair.quality is None:
+            raise TopRecoError(f"min_quality: method {self.name!r} tells no quality of its events")
+        return dataclasses.replace(pair, valid=pair.valid & (pair.quality >= self.minimum))
