@@ -71,7 +71,7 @@ def toy_model(tmp_path_factory) -> Path:
     import torch
 
     from topreco.config import LGATrSlimConfig, ModelConfig
-    from topreco.network.model_file import save_artefact
+    from topreco.network.model_file import save_model
     from topreco.network.tasks.tops import build_network
 
     with torch.random.fork_rng():
@@ -79,7 +79,7 @@ def toy_model(tmp_path_factory) -> Path:
         backbone = LGATrSlimConfig(blocks=2, vector_channels=8, scalar_channels=16, heads=2)
         network = build_network(ModelConfig(backbone=backbone))
     path = tmp_path_factory.mktemp("model") / "toy.safetensors"
-    save_artefact(path, [network], {})
+    save_model(path, [network], {})
     return path
 
 

@@ -159,7 +159,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a network on skims; resumes an unfinished training in the same output folder."""
-    from topreco.network.fit.loop import train as run_training
+    from topreco.network.train import train as run_training
 
     settings = load_config(TrainConfig, config, overrides or [])
     model = run_training(settings, progress=not quiet, restart=restart)
@@ -178,18 +178,15 @@ def quantiles(
     quiet: Quiet = False,
 ) -> None:
     """Add the uncertainty of each event to a trained network, or calibrate it on other skims."""
-    from topreco.network.tasks.quantile_training import add_quantiles
+    from topreco.network.train import recalibrate, train_quantiles
 
     settings = load_config(TrainConfig, config, overrides or [])
-    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-    described = add_quantiles(
-        _network(model, "quantiles").artefact,
-        settings,
-        output,
-        calibrate_only=calibrate_only,
-        report=console.print,
-    )
-    for name, numbers in described.get("test", {}).items() if not calibrate_only else ():
+    trained = _network(model, "quantiles").artefact
+    if calibrate_only:
+        described = recalibrate(trained, settings, output)
+    else:
+        described = train_quantiles(trained, settings, output, progress=not quiet)
+    for name, numbers in described.get("test", {}).items():
         typer.echo(
             f"{name}: {100 * numbers['coverage68']:.1f} % and {100 * numbers['coverage95']:.1f} % "
             "of the test events in the 68 % and 95 % intervals"

@@ -160,7 +160,7 @@ def model_file(path: Path, folds: int = 1) -> Path:
     """Model file of a very small network with random weights."""
     import torch
 
-    from topreco.network.model_file import save_artefact
+    from topreco.network.model_file import save_model
     from topreco.network.tasks.tops import build_network
     from topreco.network.tokens import Objects
 
@@ -170,16 +170,16 @@ def model_file(path: Path, folds: int = 1) -> Path:
     networks = [build_network(config) for _ in range(folds)]
     for network in networks:
         network.fit_standardisation(Objects.from_events(toy_events(100)))
-    save_artefact(path, networks, {"training": {"seed": 3}})
+    save_model(path, networks, {"training": {"seed": 3}})
     return path
 
 
 def onnx_file(path: Path) -> Path:
     """The same network exported."""
     from topreco.network.export.onnx import export_onnx
-    from topreco.network.model_file import load_artefact
+    from topreco.network.model_file import load_model
 
-    export_onnx(load_artefact(model_file(path.with_suffix(".safetensors"))), path)
+    export_onnx(load_model(model_file(path.with_suffix(".safetensors"))), path)
     return path
 
 

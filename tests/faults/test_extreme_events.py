@@ -227,7 +227,7 @@ def toy_truth(events):
 def test_training_on_them(tmp_path, kind, backbone, normalise):
     """Losses and weights stay finite, whatever the events and their weights."""
     from topreco.network.fit.loop import TrainingError, train
-    from topreco.network.model_file import load_artefact
+    from topreco.network.model_file import load_model
 
     events = DileptonEvents.concatenate([all_events()] * 4)
     events = dataclasses.replace(
@@ -250,7 +250,7 @@ def test_training_on_them(tmp_path, kind, backbone, normalise):
         with pytest.raises(TrainingError, match="no training events with weight remain"):
             train(config, progress=False)
         return
-    artefact = load_artefact(train(config, progress=False))
+    artefact = load_model(train(config, progress=False))
     assert all(np.isfinite(p.detach().numpy()).all() for p in artefact.networks[0].parameters())
     metrics = artefact.metadata["metrics"]["best"][0]
     assert np.isfinite([metrics["train_loss"], metrics["validation_loss"]]).all()

@@ -14,7 +14,7 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import toy_events
 from topreco.network import model_file as checkpoint
 from topreco.network.inference import predict
-from topreco.network.model_file import ModelFileError, load_artefact, save_artefact
+from topreco.network.model_file import ModelFileError, load_model, save_model
 from topreco.network.tasks.tops import build_network
 from topreco.network.tokens import Objects
 
@@ -35,7 +35,7 @@ def networks(folds=1, config=TINY):
 @pytest.fixture
 def model(tmp_path):
     path = tmp_path / "model.safetensors"
-    save_artefact(path, networks(2), {"training": {"seed": 3}})
+    save_model(path, networks(2), {"training": {"seed": 3}})
     return path
 
 
@@ -56,7 +56,7 @@ def rewrite(path, *, change=None, tensors=None, digest=True):
 
 def test_round_trip_is_exact(model):
     saved = networks(2)
-    artefact = load_artefact(model)
+    artefact = load_model(model)
     assert artefact.config == TINY
     assert len(artefact.networks) == 2
     for network, original in zip(artefact.networks, saved, strict=True):
@@ -71,8 +71,8 @@ def test_round_trip_is_exact(model):
 @pytest.mark.parametrize("head", ["direct", "projected", "three_momentum", "neutrinos"])
 def test_round_trip_of_other_heads(tmp_path, head):
     saved = networks(config=TINY.model_copy(update={"head": head}))
-    save_artefact(tmp_path / "model.safetensors", saved, {})
-    artefact = load_artefact(tmp_path / "model.safetensors")
+    save_model(tmp_path / "model.safetensors", saved, {})
+    artefact = load_model(tmp_path / "model.safetensors")
     assert artefact.config.head == head
     events = toy_events(50)
     pair = predict(artefact.networks, events)
@@ -81,7 +81,7 @@ def test_round_trip_of_other_heads(tmp_path, head):
 
 
 def test_describes_itself(model):
-    metadata = load_artefact(model).metadata
+    metadata = load_model(model).metadata
     assert metadata["format"] == 1
     assert metadata["folds"] == 2
     assert metadata["created_by"].startswith("topreco ")
@@ -94,9 +94,9 @@ def test_describes_itself(model):
 
 def test_same_content_gives_the_same_bytes(model, tmp_path):
     again = tmp_path / "again.safetensors"
-    artefact = load_artefact(model)
+    artefact = load_model(model)
     for _ in range(5):
-        save_artefact(again, artefact.networks, artefact.metadata)
+        save_model(again, artefact.networks, artefact.metadata)
         assert again.read_bytes() == model.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.safetensors", "model.safetensors"]
 
@@ -108,8 +108,8 @@ def test_others_may_read_the_file(model, tmp_path):
 
 def test_no_folders_and_no_nan_in_the_metadata(tmp_path):
     path = tmp_path / "model.safetensors"
-    save_artefact(path, networks(), {"file": tmp_path / "a.parquet", "x": [str(tmp_path), float("nan"), 1.5]})
-    metadata = load_artefact(path).metadata
+    save_model(path, networks(), {"file": tmp_path / "a.parquet", "x": [str(tmp_path), float("nan"), 1.5]})
+    metadata = load_model(path).metadata
     assert metadata["file"] == "a.parquet"
     assert metadata["x"] == [tmp_path.name, None, 1.5]
     assert str(tmp_path).encode() not in path.read_bytes()
@@ -119,27 +119,27 @@ def test_loading_does_not_disturb_the_random_numbers(model):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    load_artefact(model)
+    load_model(model)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_networks_must_be_of_one_configuration(tmp_path):
     other = TINY.model_copy(update={"readout": "mean"})
     with pytest.raises(ValueError, match="one or more networks of one configuration expected, got 2"):
-        save_artefact(tmp_path / "m.safetensors", [*networks(), *networks(config=other)], {})
+        save_model(tmp_path / "m.safetensors", [*networks(), *networks(config=other)], {})
     with pytest.raises(ValueError, match="one or more networks of one configuration expected, got 0"):
-        save_artefact(tmp_path / "m.safetensors", [], {})
+        save_model(tmp_path / "m.safetensors", [], {})
 
 
 def test_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(TopRecoError, match="cannot write there"):
-        save_artefact(tmp_path / "file" / "m.safetensors", networks(), {})
+        save_model(tmp_path / "file" / "m.safetensors", networks(), {})
 
 
 def one_line_error(path, match):
     with pytest.raises(ModelFileError, match=match) as caught:
-        load_artefact(path)
+        load_model(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -241,7 +241,7 @@ def test_truncated_file(model, keep):
 
 
 def test_no_flipped_byte_gives_another_exception_or_another_model(model):
-    content, expected = model.read_bytes(), load_artefact(model).metadata
+    content, expected = model.read_bytes(), load_model(model).metadata
     header = 8 + struct.unpack("<Q", content[:8])[0]
     rng = random.Random(0)
     places = [*range(8), *rng.sample(range(8, header), 300), *rng.sample(range(header, len(content)), 20)]
@@ -251,6 +251,6 @@ def test_no_flipped_byte_gives_another_exception_or_another_model(model):
         model.write_bytes(broken)
         try:
             # JSON has several spellings of the same content.
-            assert load_artefact(model).metadata == expected
+            assert load_model(model).metadata == expected
         except ModelFileError as error:
             assert "\n" not in str(error)  # noqa: PT017 - not every flip need raise

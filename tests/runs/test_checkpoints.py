@@ -107,11 +107,11 @@ def test_a_model_is_its_content(toy_model, tmp_path):
     assert describe(copy) == describe(toy_model)
     import torch
 
-    from topreco.network.model_file import load_artefact, save_artefact
+    from topreco.network.model_file import load_model, save_model
     from topreco.network.tasks.tops import build_network
 
     torch.manual_seed(99)
-    save_artefact(copy, [build_network(load_artefact(toy_model).config)], {})
+    save_model(copy, [build_network(load_model(toy_model).config)], {})
     assert describe(copy) != describe(toy_model)
 
 

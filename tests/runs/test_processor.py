@@ -75,11 +75,11 @@ def test_model_is_read_once_per_process(simulated, instance, monkeypatch):
     from topreco.network import model_file as checkpoint
 
     read = []
-    original = checkpoint.load_artefact
-    monkeypatch.setattr(checkpoint, "load_artefact", lambda path: read.append(path) or original(path))
+    original = checkpoint.load_model
+    monkeypatch.setattr(checkpoint, "load_model", lambda path: read.append(path) or original(path))
     from topreco.reconstruction import methods as reconstructors
 
-    reconstructors._read_artefact.cache_clear()
+    reconstructors._read_model.cache_clear()
     run(simulated, cloudpickle.loads(cloudpickle.dumps(instance)), chunksize=300)
     assert len(read) == 1
 

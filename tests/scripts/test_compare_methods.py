@@ -204,7 +204,7 @@ def test_table_and_figures(script, skim, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Model file that says it was trained on the dataset "tt" with half of the events for tests, by folds."""
-    from topreco.network.model_file import save_artefact
+    from topreco.network.model_file import save_model
     from topreco.network.tasks.tops import build_network
 
     folder = tmp_path_factory.mktemp("trained")
@@ -216,7 +216,7 @@ def trained(tmp_path_factory):
             "training": config.model_dump(mode="json"),
             "data": {"dataset_ids": [str(dataset_id("tt"))]},
         }
-        save_artefact(folder / f"folds{folds}.safetensors", networks, metadata)
+        save_model(folder / f"folds{folds}.safetensors", networks, metadata)
     return folder
 
 

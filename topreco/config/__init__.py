@@ -14,6 +14,7 @@ from topreco.config.base import (
 )
 from topreco.config.model import (
     BackboneConfig,
+    EncoderConfig,
     HeadKind,
     LGATrConfig,
     LGATrSlimConfig,
@@ -21,6 +22,7 @@ from topreco.config.model import (
     ModelConfig,
     NormalisationConfig,
     QuantilesConfig,
+    ReadoutKind,
     SpurionConfig,
     TokensConfig,
     TransformerConfig,
@@ -58,6 +60,7 @@ from topreco.config.systematics import (
 )
 from topreco.config.training import (
     DataConfig,
+    FitConfig,
     LossConfig,
     OptimiserConfig,
     QuantileTrainingConfig,
@@ -75,6 +78,8 @@ __all__ = [
     "CutsConfig",
     "DataConfig",
     "ElectronSelection",
+    "EncoderConfig",
+    "FitConfig",
     "HeadKind",
     "HistogramConfig",
     "JetSelection",
@@ -93,6 +98,7 @@ __all__ = [
     "QuantileTrainingConfig",
     "QuantilesConfig",
     "Range",
+    "ReadoutKind",
     "RunConfig",
     "ScaleFactorConfig",
     "SelectionConfig",

@@ -11,18 +11,14 @@ from topreco.core.constants import M_TOP
 class TokensConfig(Config):
     """Which reconstructed objects the network sees and how."""
 
-    max_jets: Annotated[int, Field(ge=2)] = 7
+    max_jets: Annotated[int, Field(ge=2)] = 6
     b_candidates: Literal["token", "flag", "none"] = "flag"
-    log_pt: bool = False
-    """Give log pT as a scalar feature. It restricts the symmetry to rotations about the beam."""
 
 
 class NormalisationConfig(Config):
     """One Lorentz-invariant number per event that divides every four-momentum, targets included."""
 
-    kind: Literal["constant", "event_mass", "object_mass"] = "constant"
-    """`object_mass` divides each input by its own mass, targets by the constant. It is wrong, for it erases
-    the energy of every lepton, and is here only to be compared with (configs/study/normalisation.yaml)."""
+    kind: Literal["constant", "event_mass"] = "constant"
     scale: Positive = 100.0
     """The constant, in GeV."""
     include_met: bool = False
@@ -36,7 +32,7 @@ class SpurionConfig(Config):
     mirror: bool = True
     """Both beams rather than the one along +z."""
     time: bool = True
-    embed: Literal["token", "channel"] = "token"
+    embed: Literal["token", "channel"] = "channel"
 
 
 class LGATrConfig(Config):
@@ -102,7 +98,9 @@ QuantileObservable = Literal[
     "c_hel",
 ]
 
-HeadKind = Literal["on_shell", "timelike", "direct", "projected", "three_momentum", "neutrinos"]
+HeadKind = Literal["on_shell", "timelike", "direct", "neutrinos"]
+
+ReadoutKind = Literal["first_token", "mean", "sum", "query_tokens"]
 
 BackboneConfig = Annotated[
     Annotated[LGATrSlimConfig, Tag("lgatr_slim")]
@@ -111,6 +109,50 @@ BackboneConfig = Annotated[
     | Annotated[LLoCaConfig, Tag("lloca")],
     Discriminator(_backbone_kind),
 ]
+
+
+class EncoderConfig(Config):
+    """What a network sees of an event, and the backbone that reads it: the same for every task."""
+
+    backbone: BackboneConfig = LGATrSlimConfig()
+    tokens: TokensConfig = TokensConfig()
+    normalisation: NormalisationConfig = NormalisationConfig()
+    spurions: SpurionConfig = SpurionConfig()
+
+    @model_validator(mode="after")
+    def _spurions_visible(self) -> Self:
+        check_spurions(self.backbone, self.spurions)
+        return self
+
+
+def check_spurions(backbone: BackboneConfig, spurions: SpurionConfig, section: str = "") -> None:
+    """Raise if a backbone cannot see the spurions.
+
+    Parameters
+    ----------
+    backbone, spurions
+        Configuration of both.
+    section
+        Section of the configuration that both are in, with its dot, for the error.
+
+    Raises
+    ------
+    ValueError
+        If the spurion is a bivector and the backbone knows vectors only, or if the backbone needs the rest
+        frame of a spacelike vector.
+    """
+    if spurions.beam == "xyplane" and backbone.kind != "lgatr":
+        raise ValueError(
+            f"{section}spurions.beam: 'xyplane' is a bivector, which {section}backbone.kind "
+            f"'{backbone.kind}' cannot see; use lightlike, spacelike, timelike or null, or "
+            f"{section}backbone.kind 'lgatr'"
+        )
+    if backbone.kind == "lloca" and (spurions.beam, spurions.embed) == ("spacelike", "token"):
+        raise ValueError(
+            f"{section}spurions.beam: 'spacelike' with {section}spurions.embed 'token' is a momentum without "
+            f"rest frame; {section}backbone.kind 'lloca' makes frames of momenta of tokens; use embed "
+            "'channel'"
+        )
 
 
 class QuantilesConfig(Config):
@@ -138,41 +180,27 @@ class QuantilesConfig(Config):
         return names
 
 
-class ModelConfig(Config):
+class ModelConfig(EncoderConfig):
     """A network from reconstructed objects to the four-momenta of t and t̄."""
 
-    backbone: BackboneConfig = LGATrSlimConfig()
-    tokens: TokensConfig = TokensConfig()
-    normalisation: NormalisationConfig = NormalisationConfig()
-    spurions: SpurionConfig = SpurionConfig()
-    readout: Literal["first_token", "mean", "sum", "query_tokens"] = "query_tokens"
-    head: HeadKind = "on_shell"
-    """How the network's vectors become top momenta: with mass `m_top` (`on_shell`, `projected`,
-    `three_momentum`), with a predicted mass (`timelike`: 105 to 284 GeV, `direct`: from m_top/10), or as
-    lepton + neutrino + jets weighted by the network (`neutrinos`). All but `three_momentum` are
-    Lorentz-covariant."""
+    readout: ReadoutKind = "query_tokens"
+    """Tokens from which the predictions for t and t̄ are read: the first one, the mean or sum of all objects,
+    or one additional token each."""
+    head: HeadKind = "direct"
+    """How the network's vectors become top momenta: with mass `m_top` (`on_shell`), with a predicted mass
+    (`timelike`: 105 to 284 GeV, `direct`: from m_top/10), or as lepton + neutrino + jets weighted by the
+    network (`neutrinos`). All are Lorentz-covariant."""
     m_top: Mass = M_TOP
-    charge_symmetric: bool = False
-    """Exact symmetry under ℓ⁺ ↔ ℓ⁻, t ↔ t̄, at twice the cost. Not for asymmetry measurements."""
     quantiles: QuantilesConfig | None = None
-    """With it, the model also says how uncertain each event is; null: four-momenta alone."""
+    """With it, the model also predicts the uncertainty of each event; null: four-momenta alone."""
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """The part that does not depend on the task."""
+        return EncoderConfig(**{name: getattr(self, name) for name in EncoderConfig.model_fields})
 
     @model_validator(mode="after")
-    def _spurions_visible(self) -> Self:
-        seen = {"": (self.backbone, self.spurions)}
+    def _quantiles_see_spurions(self) -> Self:
         if self.quantiles is not None:
-            seen["quantiles."] = (self.quantiles.backbone, self.quantiles.spurions or self.spurions)
-        for key, (backbone, spurions) in seen.items():
-            if spurions.beam == "xyplane" and backbone.kind != "lgatr":
-                raise ValueError(
-                    f"{key}spurions.beam: 'xyplane' is a bivector, which {key}backbone.kind "
-                    f"'{backbone.kind}' cannot see; use lightlike, spacelike, timelike or null, or "
-                    f"{key}backbone.kind 'lgatr'"
-                )
-            if backbone.kind == "lloca" and (spurions.beam, spurions.embed) == ("spacelike", "token"):
-                raise ValueError(
-                    f"{key}spurions.beam: 'spacelike' with {key}spurions.embed 'token' is a momentum without "
-                    f"rest frame; {key}backbone.kind 'lloca' makes frames of momenta of tokens; use embed "
-                    "'channel'"
-                )
+            check_spurions(self.quantiles.backbone, self.quantiles.spurions or self.spurions, "quantiles.")
         return self

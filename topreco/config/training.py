@@ -10,21 +10,16 @@ from topreco.config.model import ModelConfig
 
 
 class LossConfig(Config):
-    """Base loss on scaled four-momenta plus auxiliary terms."""
+    """Smooth-L1 loss of the scaled four-momenta plus auxiliary terms."""
 
-    base: Literal["mse", "smooth_l1"] = "smooth_l1"
-    component_weights: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = (1.0, 1.0, 1.0, 1.0)
-    """Weights of (E, px, py, pz)."""
-    m_tt: NonNegative = 0.0
+    m_tt: NonNegative = 10.0
     """Coefficient of the auxiliary loss on m_tt."""
-    m_tt_kind: Literal["log", "relative", "ratio"] = "log"
+    m_tt_kind: Literal["log", "relative", "ratio"] = "ratio"
     """Smooth-L1 of ln(m/m_true) or of m/m_true − 1, or m/m_true − 1 − ln(m/m_true), whose minimum has no
     relative bias."""
-    top_mass: NonNegative = 0.0
-    """Coefficient of the auxiliary loss on the masses of t and t̄, for heads that predict them."""
-    pt_top: NonNegative = 0.0
+    pt_top: NonNegative = 2.0
     """Coefficient of the auxiliary loss on the transverse momenta of t and t̄."""
-    c_hel: NonNegative = 0.0
+    c_hel: NonNegative = 1.0
     """Coefficient of the auxiliary loss on the cosine between the leptons in their tops' rest frames."""
     m_tt_bias: NonNegative = 0.0
     """Coefficient of the loss on RB of m_tt at given true m_tt, which trades resolution for a
@@ -39,11 +34,11 @@ class LossConfig(Config):
 class OptimiserConfig(Config):
     """Optimiser, schedule and what stabilises them."""
 
-    kind: Literal["adamw", "muon", "schedulefree"] = "adamw"
+    kind: Literal["adamw", "muon"] = "muon"
     """`muon` is Muon for the matrices between hidden layers, with steps as large as AdamW's, and AdamW for
-    the rest. `schedulefree` averages weights by itself: `schedule` and `ema_decay` then have no effect."""
-    learning_rate: Positive = 1e-3
-    weight_decay: NonNegative = 0.01
+    the rest."""
+    learning_rate: Positive = 3e-3
+    weight_decay: NonNegative = 0.05
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: Fraction = 0.05
     """Fraction of all steps in which the rate rises linearly."""
@@ -51,13 +46,46 @@ class OptimiserConfig(Config):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
 
 
+class FitConfig(Config):
+    """Length, batches and optimiser of a training."""
+
+    epochs: PositiveInt = 13
+    batch_size: PositiveInt = 128
+    """Events per step, over all devices."""
+    accumulate: PositiveInt = 1
+    """Parts in which a device takes its share of a batch, one after the other: as many times less memory and
+    the same gradient, but for `loss.m_tt_bias`, which then sees the events of a part."""
+    patience: PositiveInt | None = None
+    """Stop after so many epochs without a better validation loss."""
+    optimiser: OptimiserConfig = OptimiserConfig()
+
+
 class QuantileTrainingConfig(Config):
     """Training of the quantiles, after that of the tops, which it leaves as they are."""
 
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 256
+    accumulate: PositiveInt = 1
     learning_rate: Positive = 2e-3
     weight_decay: NonNegative = 0.01
+
+    @property
+    def fit(self) -> FitConfig:
+        """All settings of the training."""
+        optimiser = OptimiserConfig(
+            kind="adamw",
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            warmup=0.1,
+            ema_decay=None,
+        )
+        return FitConfig(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            patience=None,
+            optimiser=optimiser,
+        )
 
 
 class DataConfig(Config):
@@ -84,35 +112,29 @@ class DataConfig(Config):
     """Folder of that file, on a fast disk; null is that of the output."""
 
 
-class TrainConfig(Config):
-    """`topreco train`: everything that determines a training."""
+class TrainConfig(FitConfig):
+    """`topreco train`: everything that determines a training.
+
+    The defaults are the recipe of the shipped model, `dilepton.yaml`, but for its quantiles.
+    """
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
-    optimiser: OptimiserConfig = OptimiserConfig()
     quantiles: QuantileTrainingConfig = QuantileTrainingConfig()
     """How `model.quantiles` are trained, if there are any."""
-    epochs: PositiveInt = 20
-    batch_size: PositiveInt = 512
-    """Events per step, over all devices."""
-    accumulate: PositiveInt = 1
-    """Parts in which a device takes its share of a batch, one after the other: as many times less memory and
-    the same gradient, but for `loss.m_tt_bias`, which then sees the events of a part."""
-    patience: PositiveInt | None = 8
-    """Stop after so many epochs without a better validation loss."""
     augment_rotation: bool = False
     """Random rotation about the beam of each training event, for networks that do not have it built in."""
     augment_reflection: bool = False
     """Random reflection z → −z of each training event."""
-    augment_charge_exchange: bool = False
+    augment_charge_exchange: bool = True
     """Random exchange ℓ⁺ ↔ ℓ⁻, t ↔ t̄ of each training event, a symmetry but for the charge asymmetry."""
     seed: Annotated[int, Field(ge=0)] = 1
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: PositiveInt = 1
     """Processes that share each batch; `torchrun`, which starts its own, overrides it."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    threads: PositiveInt | None = None
+    threads: PositiveInt | None = 1
     """Torch threads per process; null leaves torch's choice."""
     compile: bool = False
     """Compile the network with torch.compile, after a minute of compiling and with other rounding: for a GPU.

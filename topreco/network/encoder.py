@@ -1,110 +1,86 @@
-"""Events as a backbone sees them: tokens, normalisation, spurions and readout, shared by all networks."""
+"""An event as a backbone sees it: tokens, normalisation and spurions, the part that all tasks share.
 
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+An `Encoder` is held by the network of a task, which decides how many vectors and scalars each token gives,
+which readout tokens there are, and what becomes of them (`topreco.network.readout`).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from lgatr import embed_vector
 from torch import Tensor, nn
 
-from topreco.config import BackboneConfig, LGATrConfig, LGATrSlimConfig, LLoCaConfig, ModelConfig
-from topreco.core import fourvector
-from topreco.core.constants import M_ELECTRON
-from topreco.network.backbones.lgatr import LGATrBackbone
-from topreco.network.backbones.lgatr_slim import LGATrSlimBackbone
-from topreco.network.backbones.lloca import LLoCaBackbone
-from topreco.network.backbones.transformer import TransformerBackbone
+from topreco.config import EncoderConfig
+from topreco.network.backbones import build_backbone
 from topreco.network.spurions import build_spurions, spurion_types, vector_spurions
-from topreco.network.tasks.heads import visible_mass
 from topreco.network.tokens import (
     CONTINUOUS,
     FIRST_JET,
-    Objects,
+    Inputs,
     Tokens,
     build_tokens,
+    encoder_features,
     feature_applies,
-    model_features,
     token_types,
     type_scalars,
+    visible_mass,
 )
 
-_READOUT_TYPES = ("readout_top", "readout_antitop")
 
+class Queries(NamedTuple):
+    """What readout tokens carry of an event.
 
-@runtime_checkable
-class Backbone(Protocol):
-    """What all backbones have in common: two vectors and S scalars per token."""
-
-    components: int
-    """Components of a geometric object: 16 of a multivector or 4 of a vector."""
-
-    def __call__(
-        self,
-        geometry: Float[Tensor, "n T C components"],
-        scalars: Float[Tensor, "n T F"],
-        mask: Bool[Tensor, "n T"],
-    ) -> tuple[Float[Tensor, "n T 2 4"], Float[Tensor, "n T S"]]:
-        """Vectors and scalars of each token."""
-        ...
-
-
-def build_backbone(config: BackboneConfig, in_channels: int, in_scalars: int, out_scalars: int) -> Backbone:
-    """Untrained backbone of the configured kind.
-
-    Parameters
+    Attributes
     ----------
-    config
-        Kind and sizes.
-    in_channels, in_scalars
-        Geometric objects and scalars per token.
-    out_scalars
-        Scalars per token of the output.
+    p4
+        Four-momenta (E, px, py, pz) in GeV, shape (n, Q, 4); None for none.
+    scalars
+        Scalars, shape (n, Q, `Encoder.query_scalars`); None if the encoder has no place for any.
     """
-    if isinstance(config, LGATrConfig):
-        return LGATrBackbone(config, in_channels, in_scalars, out_scalars)
-    if isinstance(config, LGATrSlimConfig):
-        return LGATrSlimBackbone(config, in_channels, in_scalars, out_scalars)
-    if isinstance(config, LLoCaConfig):
-        return LLoCaBackbone(config, in_channels, in_scalars, out_scalars)
-    return TransformerBackbone(config, in_channels, in_scalars, out_scalars)
+
+    p4: Float[Tensor, "n Q 4"] | None = None
+    scalars: Float[Tensor, "n Q s"] | None = None
 
 
-class Raw(NamedTuple):
-    """What a backbone says about each top, before a head makes sense of it.
+class Encoded(NamedTuple):
+    """What the backbone gives for each token.
 
     Attributes
     ----------
     vectors
-        In units of the scale, shape (n, 2, 4).
+        In units of the scale, shape (n, T, V, 4): first the tokens of the objects, then the readout tokens,
+        then the spurions.
     scalars
-        As many as asked for, shape (n, 2, s).
-    jet_scalars
-        As many per jet as asked for, shape (n, 2, J, t).
+        Shape (n, T, S).
+    mask
+        True where there is an object, shape (n, objects).
     """
 
-    vectors: Float[Tensor, "n 2 4"]
-    scalars: Float[Tensor, "n 2 s"]
-    jet_scalars: Float[Tensor, "n 2 J t"]
+    vectors: Float[Tensor, "n T V 4"]
+    scalars: Float[Tensor, "n T S"]
+    mask: Bool[Tensor, "n objects"]
 
 
-class EventNetwork(nn.Module):
+class Encoder(nn.Module):
     """A backbone with everything between it and the objects of an event.
 
     Parameters
     ----------
     config
-        Configuration of the model: tokens, normalisation, spurions.
-    backbone
-        Kind and sizes of the backbone.
-    readout
-        Where the answers about t and t̄ are taken from.
-    scalars, jet_scalars
-        Scalars per top, and per jet and top, in the answer.
+        Tokens, normalisation, spurions and backbone.
+    vectors, scalars
+        Vectors and scalars that each token gives.
+    queries
+        Types of the readout tokens, entries of `topreco.network.tokens.TOKEN_TYPES`.
+    query_scalars
+        Scalars that a readout token takes in besides its type.
 
     Attributes
     ----------
     config
-        Configuration of the model.
+        Configuration of the encoder.
     spurions
         Reference multivectors, shape (k, 16).
     feature_mean, feature_std
@@ -115,36 +91,33 @@ class EventNetwork(nn.Module):
     feature_mean: Tensor
     feature_std: Tensor
     _applies: Tensor
-    _readout_scalars: Tensor
+    _query_scalars: Tensor
     _spurion_scalars: Tensor
 
     def __init__(
         self,
-        config: ModelConfig,
-        backbone: BackboneConfig,
-        readout: Literal["first_token", "mean", "sum", "query_tokens"],
+        config: EncoderConfig,
         *,
+        vectors: int,
         scalars: int,
-        jet_scalars: int = 0,
+        queries: Sequence[str] = (),
+        query_scalars: int = 0,
     ) -> None:
         super().__init__()
         self.config = config
-        self._readout_kind = readout
-        self._scalars = scalars
-        self._jet_scalars = jet_scalars
-        features = model_features(config)
-        types = token_types(config.tokens)
+        self.query_scalars = query_scalars
+        features = encoder_features(config)
         spurions = build_spurions(config.spurions)
         self._channels = config.spurions.embed == "channel"
-        self._jets = slice(FIRST_JET, FIRST_JET + config.tokens.max_jets)
         self.backbone = build_backbone(
-            backbone,
+            config.backbone,
             in_channels=1 + len(spurions) if self._channels else 1,
-            in_scalars=len(features),
-            out_scalars=2 * (scalars + jet_scalars),
+            in_scalars=len(features) + query_scalars,
+            out_vectors=vectors,
+            out_scalars=scalars,
         )
         if self.backbone.components == 4:
-            # Complains about a bivector now rather than in the first event.
+            # Refuses a bivector now rather than in the first event.
             vector_spurions(spurions, config.spurions)
 
         self.register_buffer("spurions", spurions)
@@ -152,31 +125,40 @@ class EventNetwork(nn.Module):
         self.register_buffer("feature_std", torch.ones(len(features)))
         # Everything below follows from the configuration and need not be saved.
         for name, value in {
-            "_applies": feature_applies(features, types),
-            "_readout_scalars": type_scalars(features, _READOUT_TYPES),
+            "_applies": feature_applies(features, token_types(config.tokens)),
+            "_query_scalars": type_scalars(features, tuple(queries)),
             "_spurion_scalars": type_scalars(features, spurion_types(config.spurions)),
         }.items():
             self.register_buffer(name, value, persistent=False)
 
-    def scale(self, objects: Objects) -> Float[Tensor, "n"]:
+    @property
+    def jets(self) -> slice:
+        """Positions of the jets among the tokens."""
+        return slice(FIRST_JET, FIRST_JET + self.config.tokens.max_jets)
+
+    def tokens(self, inputs: Inputs) -> Tokens:
+        """Tokens of reconstructed objects."""
+        return build_tokens(inputs, self.config.tokens)
+
+    def visible(self, tokens: Tokens) -> Float[Tensor, "n 4"]:
+        """Sum of leptons and jets in GeV, shape (n, 4)."""
+        return tokens.p4[:, : FIRST_JET + self.config.tokens.max_jets].sum(1)
+
+    def scale(self, tokens: Tokens) -> Float[Tensor, "n"]:
         """Normalisation of each event in GeV, the number that divides its four-momenta, shape (n,).
 
         It depends on reconstructed objects only. Losses in scaled units divide targets by it.
         """
-        return self.scale_of(build_tokens(objects, self.config.tokens))
-
-    def scale_of(self, tokens: Tokens) -> Float[Tensor, "n"]:
-        """Normalisation of each event in GeV from its tokens, shape (n,)."""
         normalisation = self.config.normalisation
-        if normalisation.kind != "event_mass":
+        if normalisation.kind == "constant":
             return torch.full_like(tokens.p4[:, 0, 0], normalisation.scale)
-        total = self._visible(tokens)
+        total = self.visible(tokens)
         if normalisation.include_met:
             total = total + tokens.p4[:, FIRST_JET + self.config.tokens.max_jets]
         return visible_mass(total)
 
     @torch.no_grad()
-    def fit_standardisation(self, objects: Objects) -> None:
+    def fit_standardisation(self, inputs: Inputs) -> None:
         """Set mean and standard deviation of the continuous features from training events.
 
         Each is taken over the tokens that exist and for which the feature has a meaning; flags and
@@ -184,12 +166,12 @@ class EventNetwork(nn.Module):
 
         Parameters
         ----------
-        objects
+        inputs
             Training events; a few ten thousand suffice.
         """
-        tokens = build_tokens(objects, self.config.tokens)
-        scalars = self._with_scale(tokens.scalars, self.scale_of(tokens)).double()
-        for i, name in enumerate(model_features(self.config)):
+        tokens = self.tokens(inputs)
+        scalars = self._with_scale(tokens.scalars, self.scale(tokens)).double()
+        for i, name in enumerate(encoder_features(self.config)):
             if name not in CONTINUOUS:
                 continue
             values = scalars[..., i][tokens.mask & self._applies[:, i]]
@@ -200,24 +182,21 @@ class EventNetwork(nn.Module):
             # A feature that never varies carries nothing; any finite divisor does.
             self.feature_std[i] = torch.where(std > 1e-6, std, torch.ones_like(std))
 
-    def _visible(self, tokens: Tokens) -> Float[Tensor, "n 4"]:
-        """Sum of leptons and jets in GeV, shape (n, 4)."""
-        return tokens.p4[:, : FIRST_JET + self.config.tokens.max_jets].sum(1)
-
     def _with_scale(self, scalars: Float[Tensor, "n T F"], scale: Float[Tensor, "n"]) -> Tensor:
         """Scalars with log(scale), which a scale that differs between events must not hide."""
-        if self.config.normalisation.kind != "event_mass":
+        if self.config.normalisation.kind == "constant":
             return scalars
         return torch.cat([scalars, scale.log()[:, None, None].expand(-1, scalars.shape[1], 1)], -1)
 
-    def raw(
+    def forward(
         self,
         tokens: Tokens,
         scale: Float[Tensor, "n"],
-        spurions: Float[Tensor, "k 16"],
-        queries: Float[Tensor, "n 2 4"] | None = None,
-    ) -> Raw:
-        """What the backbone says about each top.
+        *,
+        queries: Queries | None = None,
+        spurions: Float[Tensor, "k 16"] | None = None,
+    ) -> Encoded:
+        """Vectors and scalars of each token.
 
         Parameters
         ----------
@@ -225,35 +204,36 @@ class EventNetwork(nn.Module):
             Tokens in GeV.
         scale
             Normalisation of each event in GeV, shape (n,).
-        spurions
-            Reference multivectors, shape (k, 16).
         queries
-            Four-momenta in GeV of the readout tokens, shape (n, 2, 4); without, they have none.
+            Momenta and scalars of the readout tokens; zero by default.
+        spurions
+            Reference multivectors in place of the encoder's, shape (k, 16).
         """
-        n, n_objects = tokens.mask.shape
+        n = len(tokens.mask)
+        queries = queries or Queries()
+        spurions = self.spurions if spurions is None else spurions
+        n_queries = len(self._query_scalars)
         # Without momenta of their own they collect those of the others.
-        none = tokens.p4.new_zeros((1, 2, 4))
-        queries = none if queries is None else queries / scale[:, None, None]
+        query_p4 = tokens.p4.new_zeros((1, n_queries, 4))
+        if queries.p4 is not None:
+            query_p4 = queries.p4 / scale[:, None, None]
         geometry = tokens.p4 / scale[:, None, None]
-        if self.config.normalisation.kind == "object_mass":
-            masses = fourvector.mass_squared(tokens.p4).clamp(min=M_ELECTRON**2).sqrt()
-            geometry = tokens.p4 / masses[..., None]
         if self.backbone.components == 16:
-            geometry, queries = embed_vector(geometry), embed_vector(queries)
+            geometry, query_p4 = embed_vector(geometry), embed_vector(query_p4)
         else:
             spurions = vector_spurions(spurions, self.config.spurions)
         scalars = (self._with_scale(tokens.scalars, scale) - self.feature_mean) / self.feature_std
         scalars = scalars * (self._applies & tokens.mask[..., None])
 
-        model_tokens = []
-        if self._readout_kind == "query_tokens":
-            model_tokens.append((queries, self._readout_scalars))
+        further = []
+        if n_queries:
+            further.append((query_p4, self._query_scalars))
         if len(spurions) and not self._channels:
-            model_tokens.append((spurions, self._spurion_scalars))
+            further.append((spurions, self._spurion_scalars))
         mask = tokens.mask
         # The first token always exists, so it knows log(scale) where that is a feature.
         log_scale = scalars[:, :1, -1:]
-        for own_geometry, type_only in model_tokens:
+        for own_geometry, type_only in further:
             k = len(type_only)
             own_scalars = type_only.expand(n, -1, -1)
             if self.config.normalisation.kind == "event_mass":
@@ -261,46 +241,19 @@ class EventNetwork(nn.Module):
             geometry = torch.cat([geometry, own_geometry.expand(n, -1, -1)], 1)
             scalars = torch.cat([scalars, own_scalars], 1)
             mask = torch.cat([mask, mask.new_ones((n, k))], 1)
+        if self.query_scalars:
+            scalars = torch.cat([scalars, self._places_of_queries(tokens, scalars, queries)], -1)
         geometry = geometry[..., None, :]
         if self._channels:
             constant = spurions.expand(n, geometry.shape[1], -1, -1)
             geometry = torch.cat([geometry, constant], -2)
-
         vectors, out = self.backbone(geometry, scalars, mask)
-        out = out.reshape(*out.shape[:2], 2, self._scalars + self._jet_scalars)
-        jet_scalars = out[:, self._jets, :, self._scalars :].transpose(1, 2)
-        vectors, out = self._readout(vectors, out[..., : self._scalars], tokens.mask, n_objects)
-        # Under autocast a backbone may answer in half precision, in which momenta would lose their mass.
-        return Raw(vectors.to(tokens.p4), out.to(tokens.p4), jet_scalars.to(tokens.p4))
+        return Encoded(vectors, out, tokens.mask)
 
-    def _readout(
-        self,
-        vectors: Float[Tensor, "n T 2 4"],
-        scalars: Float[Tensor, "n T 2 s"],
-        mask: Bool[Tensor, "n objects"],
-        n_objects: int,
-    ) -> tuple[Float[Tensor, "n 2 4"], Float[Tensor, "n 2 s"]]:
-        """One vector and its scalars per top from those of all tokens.
-
-        Mean and sum run over the objects that exist, not over spurions: those stand in every event and
-        would only add a constant number of terms.
-        """
-        match self._readout_kind:
-            case "first_token":
-                return vectors[:, 0], scalars[:, 0]
-            case "query_tokens":
-                # Top from the first readout token, antitop from the second, each its own channel.
-                legs = [(n_objects, 0), (n_objects + 1, 1)]
-                return (
-                    torch.stack([vectors[:, token, leg] for token, leg in legs], 1),
-                    torch.stack([scalars[:, token, leg] for token, leg in legs], 1),
-                )
-            case kind:
-                weight = mask.to(vectors.dtype)
-                if kind == "mean":
-                    weight = weight / weight.sum(1, keepdim=True)
-                weight = weight[:, :, None, None]
-                return (
-                    (vectors[:, :n_objects] * weight).sum(1),
-                    (scalars[:, :n_objects] * weight).sum(1),
-                )
+    def _places_of_queries(self, tokens: Tokens, scalars: Tensor, queries: Queries) -> Tensor:
+        """Scalars of the readout tokens at their places among all tokens, zero elsewhere."""
+        places = scalars.new_zeros((*scalars.shape[:2], self.query_scalars))
+        if queries.scalars is not None:
+            first = tokens.mask.shape[1]
+            places[:, first : first + len(self._query_scalars)] = queries.scalars
+        return places

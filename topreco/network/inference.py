@@ -10,10 +10,10 @@ from torch import Tensor
 from topreco.core.events import QUANTILE_LEVELS, DileptonEvents, FloatArray, TopPair, mass_quality
 from topreco.network.splits import fold_of
 from topreco.network.tasks.tops import TopNetwork
-from topreco.network.tokens import Objects
+from topreco.network.tokens import Inputs
 
 # Matrix products of few rows take other code paths, which round differently. From this many rows on, and in
-# multiples of it, the answer for an event does not depend on how many others are in its batch.
+# multiples of it, the prediction for an event does not depend on how many others are in its batch.
 _BATCH_MULTIPLE = 64
 
 
@@ -63,8 +63,10 @@ def predict(
         try:
             for start in range(0, len(mine), batch_size):
                 chosen = mine[start : start + batch_size]
-                for column, answer in zip(columns, _forward(network, events[chosen], quantiles), strict=True):
-                    column[chosen] = answer
+                for column, predicted in zip(
+                    columns, _forward(network, events[chosen], quantiles), strict=True
+                ):
+                    column[chosen] = predicted
         finally:
             if training:
                 network.train()
@@ -81,28 +83,28 @@ def predict(
 # Not inference_mode: lgatr keeps the constants that it makes here, and a training in this process needs them.
 @torch.no_grad()
 def _forward(network: TopNetwork, events: DileptonEvents, quantiles: bool) -> list[FloatArray]:
-    """Everything that the network answers, NaN for events that are not finite."""
+    """Everything that the network predicts, NaN for events that are not finite."""
     parameter = next(network.parameters())
     # A value beyond the network's precision is an infinity, not an error.
     with np.errstate(over="ignore"):
-        objects = Objects.from_events(events, dtype=parameter.dtype)
-    finite = _finite(objects).nonzero()[:, 0]
+        inputs = Inputs.from_events(events, dtype=parameter.dtype)
+    finite = _finite(inputs).nonzero()[:, 0]
     filled = -(-len(finite) // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
     padded = finite[torch.arange(filled) % max(len(finite), 1)]
     columns = []
-    batch = objects.take(padded).to(parameter.device)
-    for answer in network.answers(batch) if quantiles else (network(batch),):
-        column = torch.full((len(events), *answer.shape[1:]), torch.nan, dtype=torch.float64)
-        column[finite] = answer[: len(finite)].double().cpu()
+    batch = inputs.take(padded).to(parameter.device)
+    for predicted in network.predictions(batch) if quantiles else (network(batch),):
+        column = torch.full((len(events), *predicted.shape[1:]), torch.nan, dtype=torch.float64)
+        column[finite] = predicted[: len(finite)].double().cpu()
         columns.append(column.numpy())
     return columns
 
 
-def _finite(objects: Objects) -> Bool[Tensor, " n"]:
-    """Whether everything that exists in an event is finite, shape (n,)."""
-    padded = ~objects.jet_mask
-    finite = (objects.jets.isfinite().all(-1) & objects.jet_btag.isfinite()) | padded
+def _finite(inputs: Inputs) -> Bool[Tensor, " n"]:
+    """True where everything that exists in an event is finite, shape (n,)."""
+    padded = ~inputs.jet_mask
+    finite = (inputs.jets.isfinite().all(-1) & inputs.jet_btag.isfinite()) | padded
     everything = finite.all(-1)
-    for field in (objects.lepton_plus, objects.lepton_minus, objects.met):
+    for field in (inputs.lepton_plus, inputs.lepton_minus, inputs.met):
         everything &= field.isfinite().all(-1)
     return everything

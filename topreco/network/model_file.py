@@ -1,8 +1,21 @@
 """The model file: weights of all folds and their description in one `.safetensors` file.
 
-The header's entry ``topreco`` is JSON: format version, configuration of model and training, token schema
-and its hash, summary of the training data, package versions, metrics, and a digest over all this and the
-weights, so that damage anywhere is noticed. Reading a model executes nothing.
+The header's entry ``topreco`` is JSON:
+
+===============  =========================================================================================
+``format``       version of the format
+``encoder``      configuration of the encoder, schema of its inputs, and the schema's digest
+``task``         kind and configuration of the task, schema of its outputs, and the schema's digest
+``parent``       digest of the model from which the training started, null without one
+``folds``        number of networks, whose tensors begin with ``fold0.``, ``fold1.``, …
+``training``     configuration of the training
+``data``         summary of the training data
+``metrics``      of the best epochs and of the test events
+``versions``     of the packages that made the file
+``sha256``       digest over all this and the weights, so that damage anywhere is noticed
+===============  =========================================================================================
+
+Reading a model executes nothing.
 """
 
 import hashlib
@@ -18,14 +31,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from topreco.config import ConfigError, ModelConfig, build_config
+from topreco.config import ConfigError, EncoderConfig, ModelConfig, build_config
 from topreco.core.errors import TopRecoError, first_line
 from topreco.core.files import complete_file
 from topreco.core.versions import versions
-from topreco.network.tasks.tops import TopNetwork, build_network
-from topreco.network.tokens import schema_hash, token_schema
+from topreco.network.tasks.tops import TopNetwork, TopsTask, task_schema
+from topreco.network.tokens import encoder_schema, schema_hash
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class ModelFileError(TopRecoError):
@@ -33,7 +46,7 @@ class ModelFileError(TopRecoError):
 
 
 @dataclass(frozen=True, eq=False)
-class Artefact:
+class TrainedModel:
     """A trained model.
 
     Attributes
@@ -41,7 +54,7 @@ class Artefact:
     networks
         One network per fold, in evaluation mode, on the CPU.
     metadata
-        Everything the file says of itself, plain JSON data.
+        Description in the file, plain JSON data.
     config
         Configuration of the networks.
     """
@@ -51,7 +64,7 @@ class Artefact:
     config: ModelConfig
 
 
-def save_artefact(path: str | Path, networks: Sequence[TopNetwork], metadata: Mapping[str, Any]) -> None:
+def save_model(path: str | Path, networks: Sequence[TopNetwork], metadata: Mapping[str, Any]) -> None:
     """Write a model file, whole or not at all.
 
     Equal networks and metadata give equal bytes: there is no date in the file.
@@ -63,7 +76,7 @@ def save_artefact(path: str | Path, networks: Sequence[TopNetwork], metadata: Ma
     networks
         One network per fold, all of one configuration.
     metadata
-        Plain JSON data to store beside what the networks themselves tell. Absolute paths are cut down to
+        Plain JSON data to store beside the description of the networks. Absolute paths are cut down to
         the name of the file, NaN becomes null.
 
     Raises
@@ -75,19 +88,18 @@ def save_artefact(path: str | Path, networks: Sequence[TopNetwork], metadata: Ma
     """
     if not networks or any(network.config != networks[0].config for network in networks):
         raise ValueError(f"{path}: one or more networks of one configuration expected, got {len(networks)}")
-    config = networks[0].config
-    schema = token_schema(config)
     software = versions()
-    described = _plain(metadata) | {
-        "format": FORMAT_VERSION,
-        "created_by": f"topreco {software['topreco']}",
-        "versions": software,
-        "folds": len(networks),
-        "model": config.model_dump(mode="json"),
-        "normalisation": config.normalisation.model_dump(mode="json"),
-        "token_schema": schema,
-        "token_schema_hash": schema_hash(schema),
-    }
+    described = (
+        {"parent": None}
+        | _plain(metadata)
+        | _describe(networks[0].config)
+        | {
+            "format": FORMAT_VERSION,
+            "created_by": f"topreco {software['topreco']}",
+            "versions": software,
+            "folds": len(networks),
+        }
+    )
     tensors = {
         f"{_prefix(fold)}{name}": tensor.detach().cpu().contiguous().clone()
         for fold, network in enumerate(networks)
@@ -100,23 +112,43 @@ def save_artefact(path: str | Path, networks: Sequence[TopNetwork], metadata: Ma
         temporary.write_bytes(save(tensors, {"topreco": _canonical(described)}))
 
 
-def load_artefact(path: str | Path) -> Artefact:
+def _describe(config: ModelConfig) -> dict[str, Any]:
+    """Encoder and task of a configuration with their schemas, as in the file."""
+    outputs = task_schema(config)
+    inputs = encoder_schema(config)
+    whole = config.model_dump(mode="json")
+    return {
+        "encoder": {
+            "config": {name: whole[name] for name in EncoderConfig.model_fields},
+            "schema": inputs,
+            "schema_hash": schema_hash(inputs),
+        },
+        "task": {
+            "kind": TopsTask.name,
+            "config": {name: whole[name] for name in whole if name not in EncoderConfig.model_fields},
+            "schema": outputs,
+            "schema_hash": schema_hash(outputs),
+        },
+    }
+
+
+def load_model(path: str | Path) -> TrainedModel:
     """Read a model file.
 
     Parameters
     ----------
     path
-        File written by `save_artefact`.
+        File written by `save_model`.
 
     Returns
     -------
-    artefact
+    model
         Networks and metadata.
 
     Raises
     ------
     ModelFileError
-        If the file is missing, damaged, no model of this format, or made for other inputs.
+        If the file is missing, damaged, no model of this format, or made for other inputs or outputs.
     """
     path = Path(path)
     if not path.is_file():
@@ -129,23 +161,27 @@ def load_artefact(path: str | Path) -> Artefact:
         raise ModelFileError(f"{path}: not a readable .safetensors file ({first_line(error)})") from error
 
     metadata = _metadata(path, header, tensors)
+    encoder, task = metadata["encoder"], metadata["task"]
+    if task.get("kind") != TopsTask.name:
+        raise ModelFileError(f"{path}: task {task.get('kind')!r} found, {TopsTask.name!r} expected")
     try:
-        config = build_config(ModelConfig, metadata["model"], f"{path}: model")
+        config = build_config(ModelConfig, {**encoder["config"], **task["config"]}, f"{path}: model")
     except ConfigError as error:
         raise ModelFileError(str(error)) from error
-    expected_hash = schema_hash(token_schema(config))
-    if metadata["token_schema_hash"] != expected_hash:
-        raise ModelFileError(
-            f"{path}: made for other inputs (token schema {metadata['token_schema_hash']} found, "
-            f"{expected_hash} expected); train it anew or use the topreco that made it "
-            f"({metadata.get('created_by')})"
-        )
+    expected = _describe(config)
+    for part, what in {"encoder": "inputs", "task": "outputs"}.items():
+        found, wanted = metadata[part].get("schema_hash"), expected[part]["schema_hash"]
+        if found != wanted:
+            raise ModelFileError(
+                f"{path}: made for other {what} (schema {found} found, {wanted} expected); train it again or "
+                f"use the topreco that made it ({metadata.get('created_by')})"
+            )
 
     _check_size(path, config, metadata["folds"], tensors)
     # Building draws initial weights; reading a file must not change what is drawn after it.
     with torch.random.fork_rng(devices=[]):
         try:
-            networks = tuple(build_network(config).eval() for _ in range(metadata["folds"]))
+            networks = tuple(TopNetwork(config).eval() for _ in range(metadata["folds"]))
         except (ValueError, RuntimeError) as error:
             raise ModelFileError(f"{path}: model cannot be built: {first_line(error)}") from error
     _check_tensors(path, networks, tensors)
@@ -154,7 +190,7 @@ def load_artefact(path: str | Path) -> Artefact:
         network.load_state_dict(
             {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         )
-    return Artefact(networks, metadata, config)
+    return TrainedModel(networks, metadata, config)
 
 
 def _prefix(fold: int) -> str:
@@ -174,7 +210,7 @@ def _metadata(path: Path, header: Mapping[str, str], tensors: Mapping[str, Tenso
         raise ModelFileError(f"{path}: damaged, its topreco metadata is not JSON") from error
     if not isinstance(metadata, dict):
         raise ModelFileError(f"{path}: damaged, its topreco metadata is no mapping")
-    # Before the digest, which another format may define otherwise.
+    # Before the digest, which another format may define in another way.
     if metadata.get("format") != FORMAT_VERSION:
         raise ModelFileError(
             f"{path}: model format {metadata.get('format')!r} found, {FORMAT_VERSION} expected; use the "
@@ -182,9 +218,12 @@ def _metadata(path: Path, header: Mapping[str, str], tensors: Mapping[str, Tenso
         )
     if metadata.get("sha256") != _digest(metadata, tensors):
         raise ModelFileError(f"{path}: damaged, content and checksum differ")
-    for key, kind in {"model": dict, "token_schema_hash": str, "folds": int}.items():
-        if not isinstance(metadata.get(key), kind):
-            raise ModelFileError(f"{path}: metadata entry {key!r} is {metadata.get(key)!r}")
+    for key in ("encoder", "task"):
+        part = metadata.get(key)
+        if not isinstance(part, dict) or not isinstance(part.get("config"), dict):
+            raise ModelFileError(f"{path}: metadata entry {key!r} is {part!r}")
+    if not isinstance(metadata.get("folds"), int):
+        raise ModelFileError(f"{path}: metadata entry 'folds' is {metadata.get('folds')!r}")
     if metadata["folds"] < 1:
         raise ModelFileError(f"{path}: metadata entry 'folds' is {metadata['folds']}, at least 1 expected")
     return metadata

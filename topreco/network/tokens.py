@@ -1,22 +1,23 @@
 """Reconstructed objects as tensors, and the tokens that a network sees.
 
-`Objects` is the boundary between numpy and torch; `build_tokens` turns it into `Tokens`. Neither holds
+`Inputs` is the boundary between numpy and torch; `build_tokens` turns it into `Tokens`. Neither holds
 anything but reconstructed quantities: no truth, no generator weight, no event number.
 
 The order of tokens is fixed: ℓ⁺, ℓ⁻, the jets, MET and, where configured, the b candidates for ℓ⁺ and ℓ⁻.
-Readout tokens and spurions follow behind; they belong to the model (`topreco.network.tasks.tops`).
+Readout tokens and spurions follow; they belong to the encoder (`topreco.network.encoder`).
 """
 
 import hashlib
 import json
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from topreco.config import ModelConfig, TokensConfig
+from topreco.config import EncoderConfig, TokensConfig
 from topreco.core import fourvector
 from topreco.core.constants import PDG_MUON
 from topreco.core.events import DileptonEvents
@@ -40,30 +41,21 @@ TOKEN_TYPES = (
 FIRST_JET = 2
 """Position of the leading jet among the tokens."""
 
-CONTINUOUS = frozenset({"btag", "log_pt", "log_scale"})
+CONTINUOUS = frozenset({"btag", "log_scale"})
 """Scalar features that are standardised; the others are flags."""
 
 _APPLIES_TO = {
     "btag": frozenset({"jet", "b_candidate_plus", "b_candidate_minus"}),
-    "log_pt": frozenset(
-        {"lepton_plus", "lepton_minus", "jet", "met", "b_candidate_plus", "b_candidate_minus"}
-    ),
     "log_scale": frozenset(TOKEN_TYPES),
 }
 
-_CHARGE_EXCHANGE = {
-    "type_lepton_plus": "type_lepton_minus",
-    "type_b_candidate_plus": "type_b_candidate_minus",
-    "b_candidate_plus": "b_candidate_minus",
-}
-_SWAPPED = _CHARGE_EXCHANGE | {b: a for a, b in _CHARGE_EXCHANGE.items()}
-
-# The logarithm of a vanishing MET must stay finite.
-_LOG_PT_FLOOR = 1.0
+# Two leptons above 20 GeV have more mass than this, unless rounding destroys it.
+MASS_FLOOR = 1.0
+"""Smallest invariant mass, in GeV, that the visible system counts with."""
 
 
-class Objects(NamedTuple):
-    """Reconstructed objects of a batch of events: what every network takes.
+class Inputs(NamedTuple):
+    """Reconstructed objects of a batch of events: what every network takes in.
 
     Attributes
     ----------
@@ -95,7 +87,7 @@ class Objects(NamedTuple):
     met: Float[Tensor, "n 2"]
 
     @classmethod
-    def from_events(cls, events: DileptonEvents, dtype: torch.dtype = torch.float32) -> "Objects":
+    def from_events(cls, events: DileptonEvents, dtype: torch.dtype = torch.float32) -> "Inputs":
         """Tensors of events; they share no memory with them.
 
         Parameters
@@ -118,15 +110,20 @@ class Objects(NamedTuple):
             }
         )
 
-    def to(self, device: torch.device | str) -> "Objects":
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Tensor]) -> Self:
+        """The fields among the columns of a training."""
+        return cls(*(columns[name] for name in cls._fields))
+
+    def to(self, device: torch.device | str) -> "Inputs":
         """The same objects on a device."""
-        return Objects(*(field.to(device) for field in self))
+        return Inputs(*(field.to(device) for field in self))
 
-    def take(self, index: Tensor | slice) -> "Objects":
+    def take(self, index: Tensor | slice) -> "Inputs":
         """The events that an index, a mask or a slice selects."""
-        return Objects(*(field[index] for field in self))
+        return Inputs(*(field[index] for field in self))
 
-    def charge_exchanged(self) -> "Objects":
+    def charge_exchanged(self) -> "Inputs":
         """Exchange ℓ⁺ and ℓ⁻ with their b candidates; jets and MET stay.
 
         The tops of such events are exchanged as well, up to the charge asymmetry of production.
@@ -157,6 +154,11 @@ class Tokens(NamedTuple):
     mask: Bool[Tensor, "n T"]
 
 
+def visible_mass(p4: Float[Tensor, "n 4"]) -> Float[Tensor, "n"]:
+    """Invariant mass of the visible system in GeV, at least `MASS_FLOOR`, shape (n,)."""
+    return fourvector.mass_squared(p4).clamp(min=MASS_FLOOR**2).sqrt()
+
+
 def token_types(config: TokensConfig) -> tuple[str, ...]:
     """Type of the token in each position, entries of `TOKEN_TYPES`."""
     candidates = ("b_candidate_plus", "b_candidate_minus") if config.b_candidates == "token" else ()
@@ -166,12 +168,11 @@ def token_types(config: TokensConfig) -> tuple[str, ...]:
 def token_features(config: TokensConfig) -> tuple[str, ...]:
     """Names of the scalar features of `Tokens`, in their order."""
     flags = ("b_candidate_plus", "b_candidate_minus") if config.b_candidates == "flag" else ()
-    log_pt = ("log_pt",) if config.log_pt else ()
-    return (*(f"type_{name}" for name in TOKEN_TYPES), "charge", "muon", "btag", "tagged", *flags, *log_pt)
+    return (*(f"type_{name}" for name in TOKEN_TYPES), "charge", "muon", "btag", "tagged", *flags)
 
 
-def model_features(config: ModelConfig) -> tuple[str, ...]:
-    """Names of the scalar features inside a model: those of its tokens and, per event, log(scale)."""
+def encoder_features(config: EncoderConfig) -> tuple[str, ...]:
+    """Names of the scalar features inside an encoder: those of its tokens and, per event, log(scale)."""
     log_scale = ("log_scale",) if config.normalisation.kind == "event_mass" else ()
     return (*token_features(config.tokens), *log_scale)
 
@@ -190,28 +191,6 @@ def type_scalars(features: tuple[str, ...], types: tuple[str, ...]) -> Float[Ten
     return torch.tensor(rows).reshape(len(types), len(features))
 
 
-def charge_exchange(config: TokensConfig) -> tuple[list[int], list[int], list[float]]:
-    """What charge exchange does to tokens: `build_tokens(objects.charge_exchanged())` from those of objects.
-
-    Returns
-    -------
-    rows
-        Position from which each token comes, length T.
-    columns
-        Position from which each feature comes, length F.
-    signs
-        Sign that each feature gets, length F.
-    """
-    types, features = token_types(config), token_features(config)
-    rows = list(range(len(types)))
-    rows[:2] = [1, 0]
-    if config.b_candidates == "token":
-        rows[-2:] = [rows[-1], rows[-2]]
-    columns = [features.index(_SWAPPED.get(name, name)) for name in features]
-    signs = [-1.0 if name == "charge" else 1.0 for name in features]
-    return rows, columns, signs
-
-
 def _resize(values: Tensor, length: int) -> Tensor:
     """Truncate or zero-pad axis 1."""
     missing = length - values.shape[1]
@@ -220,33 +199,33 @@ def _resize(values: Tensor, length: int) -> Tensor:
     return functional.pad(values, (0,) * (2 * (values.ndim - 2)) + (0, missing))
 
 
-def build_tokens(objects: Objects, config: TokensConfig) -> Tokens:
+def build_tokens(inputs: Inputs, config: TokensConfig) -> Tokens:
     """Tokens of reconstructed objects.
 
-    MET becomes the massless transverse four-vector (pT, px, py, 0). A b candidate behind the `max_jets`
+    MET becomes the massless transverse four-vector (pT, px, py, 0). A b candidate beyond the `max_jets`
     leading jets is still seen as a token of its own, but as a flag it is lost with its jet.
 
     Parameters
     ----------
-    objects
+    inputs
         Reconstructed objects; the padded length J of their jets may be anything.
     config
         Which tokens and features there are.
     """
-    n = objects.jet_mask.shape[0]
+    n = inputs.jet_mask.shape[0]
     # `where` rather than a product: what stands in a padded slot may be NaN.
-    all_jets = torch.where(objects.jet_mask[..., None], objects.jets, 0)
-    all_btag = torch.where(objects.jet_mask, objects.jet_btag, 0)
-    all_tagged = (objects.jet_mask & objects.jet_tagged).to(all_jets.dtype)
+    all_jets = torch.where(inputs.jet_mask[..., None], inputs.jets, 0)
+    all_btag = torch.where(inputs.jet_mask, inputs.jet_btag, 0)
+    all_tagged = (inputs.jet_mask & inputs.jet_tagged).to(all_jets.dtype)
     positions = torch.arange(all_jets.shape[1], device=all_jets.device)
-    is_candidate = (objects.b_candidates[..., None] == positions) & objects.jet_mask[:, None]
+    is_candidate = (inputs.b_candidates[..., None] == positions) & inputs.jet_mask[:, None]
     picked = is_candidate.to(all_jets.dtype)
 
-    px, py = objects.met.unbind(-1)
+    px, py = inputs.met.unbind(-1)
     met = fourvector.pack((px.square() + py.square()).sqrt(), px, py, torch.zeros_like(px))
-    present = objects.jet_mask.new_ones((n, 1))
-    p4 = [objects.lepton_plus[:, None], objects.lepton_minus[:, None], _resize(all_jets, config.max_jets)]
-    mask = [present, present, _resize(objects.jet_mask, config.max_jets), present]
+    present = inputs.jet_mask.new_ones((n, 1))
+    p4 = [inputs.lepton_plus[:, None], inputs.lepton_minus[:, None], _resize(all_jets, config.max_jets)]
+    mask = [present, present, _resize(inputs.jet_mask, config.max_jets), present]
     p4.append(met[:, None])
     n_candidates = 0
     if config.b_candidates == "token":
@@ -269,7 +248,7 @@ def build_tokens(objects: Objects, config: TokensConfig) -> Tokens:
             parts.append(zeros((n, 2)) if candidates is None else candidates)
         return torch.cat(parts, 1)
 
-    muon = (objects.lepton_flavour == PDG_MUON).to(all_p4.dtype)
+    muon = (inputs.lepton_flavour == PDG_MUON).to(all_p4.dtype)
     charge = torch.tensor([1.0, -1.0], dtype=all_p4.dtype, device=all_p4.device).expand(n, 2)
     columns = [
         column(leptons=charge),
@@ -279,8 +258,6 @@ def build_tokens(objects: Objects, config: TokensConfig) -> Tokens:
     ]
     if config.b_candidates == "flag":
         columns += [column(jets=picked[:, leg]) for leg in range(2)]
-    if config.log_pt:
-        columns.append(fourvector.pt(all_p4).clamp(min=_LOG_PT_FLOOR).log())
 
     names = tuple(f"type_{name}" for name in TOKEN_TYPES)
     one_hot = type_scalars(names, token_types(config)).to(all_p4)
@@ -288,8 +265,8 @@ def build_tokens(objects: Objects, config: TokensConfig) -> Tokens:
     return Tokens(all_p4, scalars * all_mask[..., None], all_mask)
 
 
-def token_schema(config: ModelConfig) -> dict[str, Any]:
-    """What a model of this configuration expects of its inputs, as plain JSON data.
+def encoder_schema(config: EncoderConfig) -> dict[str, Any]:
+    """Inputs that an encoder of this configuration expects, as plain JSON data.
 
     It is stored with trained weights: a change to the tokens, their order or their features changes the
     schema, so that old weights are refused rather than fed with something else.
@@ -297,15 +274,13 @@ def token_schema(config: ModelConfig) -> dict[str, Any]:
     return {
         "version": SCHEMA_VERSION,
         "tokens": list(token_types(config.tokens)),
-        "features": list(model_features(config)),
+        "features": list(encoder_features(config)),
         "p4": ["E", "px", "py", "pz"],
         "unit": "GeV",
         "met": ["pT", "px", "py", "0"],
         "b_candidates": config.tokens.b_candidates,
         "normalisation": config.normalisation.model_dump(mode="json"),
         "spurions": config.spurions.model_dump(mode="json"),
-        "readout": config.readout,
-        "output": ["top", "antitop"],
     }
 
 

@@ -8,7 +8,7 @@ from topreco.core.events import DileptonEvents, TopPair
 from topreco.reconstruction.model_files import ModelFile, shipped_models
 
 if TYPE_CHECKING:
-    from topreco.network.model_file import Artefact
+    from topreco.network.model_file import TrainedModel
 
 
 class NetworkMethod(ModelFile):
@@ -56,11 +56,11 @@ class NetworkMethod(ModelFile):
         _ = self.artefact  # Fail here, not in the first worker.
 
     @property
-    def artefact(self) -> "Artefact":
+    def artefact(self) -> "TrainedModel":
         """The networks and metadata of the model file."""
         # The modification time makes a file that was written anew a different model.
         changed = self.path.stat().st_mtime_ns if self.path.exists() else 0
-        return _read_artefact(self.path, changed)
+        return _read_model(self.path, changed)
 
     @property
     def uses_event_key(self) -> bool:
@@ -100,7 +100,7 @@ class NetworkMethod(ModelFile):
 
 
 @lru_cache(maxsize=8)
-def _read_artefact(path: Path, changed: int) -> "Artefact":  # noqa: ARG001 - part of the cache's key
-    from topreco.network.model_file import load_artefact
+def _read_model(path: Path, changed: int) -> "TrainedModel":  # noqa: ARG001 - part of the cache's key
+    from topreco.network.model_file import load_model
 
-    return load_artefact(path)
+    return load_model(path)

@@ -38,9 +38,9 @@ from topreco.core.files import writable_folder, write_text
 from topreco.core.observables import OBSERVABLES
 from topreco.core.skim import Skim
 from topreco.core.statistics import summarise_arrays
-from topreco.network.fit.loop import MAY_DIFFER, WHERE_DATA_ARE, train
 from topreco.network.inference import predict
-from topreco.network.model_file import load_artefact
+from topreco.network.model_file import load_model
+from topreco.network.train import MAY_DIFFER, WHERE_DATA_ARE, train
 from topreco.studies.assignment import fraction, right_pairing, right_tops
 from topreco.studies.report import FRACTIONS, Run, StudyReport, plain, write_figures, write_tables
 
@@ -288,7 +288,7 @@ def _die_with_parent() -> None:
 
 def _evaluate(model: Path, config: TrainConfig, skims: Sequence[Path], observables: Sequence[str]) -> Run:
     """Metrics of a trained network on test skims, its sizes and times."""
-    artefact = load_artefact(model)
+    artefact = load_model(model)
     on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
     networks = [network.to("cuda" if on_gpu else "cpu") for network in artefact.networks]
     parts: list[dict[str, FloatArray]] = []

@@ -8,7 +8,7 @@ import torch
 from topreco.config import ConfigError, ModelConfig, build_config
 from topreco.core.errors import TopRecoError
 from topreco.core.events import toy_events
-from topreco.network.model_file import load_artefact, save_artefact
+from topreco.network.model_file import load_model, save_model
 from topreco.network.tasks.tops import build_network
 from topreco.network.tokens import Objects, build_tokens
 
@@ -118,8 +118,8 @@ def test_it_learns(dtype):
 
 def test_round_trip(network, objects, tmp_path):
     model = network().float()
-    save_artefact(tmp_path / "model.safetensors", [model], {})
-    loaded = load_artefact(tmp_path / "model.safetensors").networks[0]
+    save_model(tmp_path / "model.safetensors", [model], {})
+    loaded = load_model(tmp_path / "model.safetensors").networks[0]
     objects = Objects(*(x.float() if x.is_floating_point() else x for x in objects))
     assert torch.equal(loaded(objects), model(objects))
 

@@ -17,7 +17,7 @@ from topreco.network.export import onnx as export
 from topreco.network.export.onnx import export_onnx, reader, triton_config
 from topreco.network.export.reader import INPUTS, ModelError, TopModel
 from topreco.network.inference import predict
-from topreco.network.model_file import load_artefact, save_artefact
+from topreco.network.model_file import load_model, save_model
 from topreco.network.splits import fold_of
 from topreco.network.tasks.tops import build_network
 from topreco.network.tokens import Objects
@@ -79,9 +79,9 @@ def relative_difference(p4, expected):
 
 
 def artefact_of(folder, *networks, metadata=None):
-    """What `load_artefact` reads of networks that were saved."""
-    save_artefact(folder / "model.safetensors", networks, metadata or {})
-    return load_artefact(folder / "model.safetensors")
+    """What `load_model` reads of networks that were saved."""
+    save_model(folder / "model.safetensors", networks, metadata or {})
+    return load_model(folder / "model.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from topreco.core.skim import SkimWriter
 from topreco.network.fit import loop as training
 from topreco.network.fit.loop import TrainingError, learning_rate, pair_metrics, train
 from topreco.network.inference import predict
-from topreco.network.model_file import load_artefact
+from topreco.network.model_file import load_model
 from topreco.network.splits import TEST, TRAIN, VALIDATION, fold_of, split_of
 from topreco.network.tasks.tops import TopNetwork, build_network
 from topreco.network.tokens import Objects
@@ -119,7 +119,7 @@ def test_learns_a_toy(config):
     )
     losses = [row["train_loss"] for row in rows(path.parent)]
     assert losses[-1] < 0.25 * losses[0]
-    metrics = load_artefact(path).metadata["metrics"]["best"][0]
+    metrics = load_model(path).metadata["metrics"]["best"][0]
     assert metrics["validation_m_tt_correlation"] > 0.8
 
 
@@ -158,7 +158,7 @@ def test_auxiliary_losses_are_trained(config, skim_with_leptons, head, tmp_path)
                 augment_reflection=True,
             )
         )
-        weights[name] = torch.cat([p.flatten() for p in load_artefact(path).networks[0].parameters()])
+        weights[name] = torch.cat([p.flatten() for p in load_model(path).networks[0].parameters()])
     for name, own in weights.items():
         assert own.isfinite().all()
         assert not any(torch.equal(own, other) for key, other in weights.items() if key != name), name
@@ -180,7 +180,7 @@ def test_output(config, tmp_path):
         "model.safetensors",
         "state.ckpt",
     ]
-    metadata = load_artefact(path).metadata
+    metadata = load_model(path).metadata
     assert metadata["training"]["epochs"] == 3
     assert metadata["training"]["data"]["files"] == ["toy.parquet"]
     (file,) = metadata["data"]["files"]
@@ -208,7 +208,7 @@ def test_output(config, tmp_path):
 
 def test_test_metrics_are_those_of_the_saved_network(config, skim):
     path = quiet(config(data={"test_fraction": 0.3}))
-    artefact = load_artefact(path)
+    artefact = load_model(path)
     events = toy_events(N_EVENTS, max_jets=4)
     events.weight[::7] = -1
     chosen = events[split_of(events, config(data={"test_fraction": 0.3}).data) == TEST]
@@ -225,7 +225,7 @@ def test_same_seed_same_bytes_other_seed_other_weights(config, tmp_path):
         for name, seed in [("a", 1), ("a2", 1), ("b", 2)]
     ]
     assert paths[0].read_bytes() == paths[1].read_bytes()
-    first, _, other = [load_artefact(path) for path in paths]
+    first, _, other = [load_model(path) for path in paths]
     assert not torch.equal(next(first.networks[0].parameters()), next(other.networks[0].parameters()))
     assert not torch.equal(next(first.networks[0].parameters()), next(first.networks[1].parameters()))
 
@@ -390,7 +390,7 @@ def test_other_data_of_the_same_name_are_refused(config, tmp_path, monkeypatch):
     with SkimWriter(tmp_path / "other" / "toy.parquet") as writer:
         writer.write(events, toy_truth(events))
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_artefact", None)
+        patch.setattr(training, "save_model", None)
         with pytest.raises(TypeError):
             quiet(config())
     with pytest.raises(TrainingError, match=r"differs in the training data \(events: 160 there, 100 here"):
@@ -409,7 +409,7 @@ def test_early_stopping_keeps_the_best_weights(config, monkeypatch):
     monkeypatch.setattr(training, "_evaluate", scripted)
     path = quiet(config(epochs=5, patience=2))
     assert len(seen) == 4
-    saved = load_artefact(path).networks[0].state_dict()
+    saved = load_model(path).networks[0].state_dict()
     assert all(torch.equal(saved[name], seen[1][name]) for name in saved)
     assert not all(torch.equal(saved[name], seen[3][name]) for name in saved)
 
@@ -423,7 +423,7 @@ def test_without_validation_events_the_last_weights_are_kept(config, monkeypatch
     path = quiet(config(data={"validation_fraction": 0.0}, patience=1))
     assert len(rows(path.parent)) == 3
     assert "validation_loss" not in rows(path.parent)[0]
-    saved = load_artefact(path).networks[0].state_dict()
+    saved = load_model(path).networks[0].state_dict()
     assert all(torch.equal(saved[name], tensor) for name, tensor in seen[-1].state_dict().items())
 
 
@@ -487,8 +487,8 @@ def test_negative_weights_count_as_configured(config, tmp_path, kind):
     with SkimWriter(tmp_path / "toy.parquet") as writer:
         writer.write(events, truth)
     changes = {"loss": {"negative_weights": kind}, "epochs": 2}
-    one = load_artefact(quiet(config(output=tmp_path / "one", **changes)))
-    two = load_artefact(
+    one = load_model(quiet(config(output=tmp_path / "one", **changes)))
+    two = load_model(
         quiet(config(output=tmp_path / "two", data={"files": [tmp_path / "toy.parquet"]}, **changes))
     )
     same = [
@@ -536,7 +536,7 @@ def test_bias_at_given_truth_is_trained(config):
     for coefficient in (0.0, 5.0):
         changes = {"loss": {"m_tt_bias": coefficient}, "output": config().output / str(coefficient)}
         path = quiet(config(**changes, epochs=1))
-        runs[coefficient] = rows(path.parent)[0], next(load_artefact(path).networks[0].parameters())
+        runs[coefficient] = rows(path.parent)[0], next(load_model(path).networks[0].parameters())
     (plain, weights), (biased, other) = runs.values()
     assert biased["train_loss"] != plain["train_loss"]
     assert biased["validation_loss"] != plain["validation_loss"]

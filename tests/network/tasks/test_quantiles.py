@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from topreco.network.tasks.quantile_training import add_quantiles
 
 from topreco.cli import main
 from topreco.config import ModelConfig, QuantilesConfig, TrainConfig
@@ -15,8 +16,7 @@ from topreco.core.skim import SkimWriter
 from topreco.network.fit.data import TrainingError
 from topreco.network.fit.loop import train
 from topreco.network.inference import predict
-from topreco.network.model_file import load_artefact, save_artefact
-from topreco.network.tasks.quantile_training import add_quantiles
+from topreco.network.model_file import load_model, save_model
 from topreco.network.tasks.quantiles import Calibration, calibrated, fit_calibration, pinball_loss
 from topreco.network.tasks.tops import build_network
 
@@ -292,7 +292,7 @@ def trained(skims, tmp_path_factory):
 
 
 def test_training_ends_with_calibrated_quantiles(trained):
-    artefact = load_artefact(trained)
+    artefact = load_model(trained)
     test = artefact.metadata["quantiles"]["test"]
     assert set(test) == set(QuantilesConfig().observables)
     for name, numbers in test.items():
@@ -308,16 +308,16 @@ def test_training_ends_with_calibrated_quantiles(trained):
 
 def test_tops_are_those_of_a_training_without_quantiles(trained, skims, tmp_path):
     plain = configuration(skims[0], tmp_path, model=MODEL)
-    expected = predict(load_artefact(train(plain, progress=False)).networks, toy_events(50))
+    expected = predict(load_model(train(plain, progress=False)).networks, toy_events(50))
     assert expected.quantiles is None
-    np.testing.assert_array_equal(predict(load_artefact(trained).networks, toy_events(50)).p4, expected.p4)
+    np.testing.assert_array_equal(predict(load_model(trained).networks, toy_events(50)).p4, expected.p4)
 
 
 def test_adding_them_later_gives_the_same_file(trained, skims, tmp_path):
     plain = train(configuration(skims[0], tmp_path / "plain", model=MODEL), progress=False)
     config = configuration(skims[0], tmp_path)
-    add_quantiles(load_artefact(plain), config, tmp_path / "rich.safetensors", report=lambda _: None)
-    first, second = load_artefact(trained), load_artefact(tmp_path / "rich.safetensors")
+    add_quantiles(load_model(plain), config, tmp_path / "rich.safetensors", report=lambda _: None)
+    first, second = load_model(trained), load_model(tmp_path / "rich.safetensors")
     for name, tensor in first.networks[0].state_dict().items():
         assert torch.equal(tensor, second.networks[0].state_dict()[name]), name
     assert second.metadata["quantiles"]["test"] == first.metadata["quantiles"]["test"]
@@ -325,7 +325,7 @@ def test_adding_them_later_gives_the_same_file(trained, skims, tmp_path):
 
 def test_folds(skims, tmp_path):
     config = configuration(skims[0], tmp_path, data={"files": [skims[0]], "folds": 2}, epochs=1)
-    artefact = load_artefact(train(config, progress=False))
+    artefact = load_model(train(config, progress=False))
     assert len(artefact.networks) == 2
     assert artefact.metadata["quantiles"]["test"]["m_tt"]["coverage68"] == pytest.approx(0.68, abs=0.08)
     assert np.isfinite(predict(artefact.networks, toy_events(20)).quality).all()
@@ -334,9 +334,9 @@ def test_folds(skims, tmp_path):
 def test_calibration_on_other_events(trained, skims, tmp_path):
     config = configuration(skims[1], tmp_path)
     path = tmp_path / "calibrated.safetensors"
-    before = load_artefact(trained)
+    before = load_model(trained)
     add_quantiles(before, config, path, calibrate_only=True, report=lambda _: None)
-    after = load_artefact(path)
+    after = load_model(path)
     calibration = after.metadata["quantiles"]["calibration"]
     assert (calibration["events"], calibration["validation_only"]) == (1500, False)
     assert "test" not in after.metadata["quantiles"]
@@ -344,16 +344,16 @@ def test_calibration_on_other_events(trained, skims, tmp_path):
         changed = name.rpartition(".")[2] in {"knots", "shift", "stretch"}
         assert torch.equal(tensor, after.networks[0].state_dict()[name]) != changed, name
     # What has been read stays as it was.
-    assert torch.equal(before.networks[0].quantiles.shift, load_artefact(trained).networks[0].quantiles.shift)
+    assert torch.equal(before.networks[0].quantiles.shift, load_model(trained).networks[0].quantiles.shift)
 
 
 def test_training_events_never_calibrate(trained, skims, tmp_path):
     """Of a dataset that the model was trained on, only what it was validated with, whatever is asked for."""
-    artefact = load_artefact(trained)
+    artefact = load_model(trained)
     config = configuration(skims[0], tmp_path, data={"files": [skims[0]], "validation_fraction": 0.5})
     path = tmp_path / "again.safetensors"
     add_quantiles(artefact, config, path, calibrate_only=True, report=lambda _: None)
-    again = load_artefact(path)
+    again = load_model(path)
     expected = artefact.metadata["data"]["networks"][0]["validation"]["events"]
     assert again.metadata["quantiles"]["calibration"]["events"] == expected
     for name, tensor in artefact.networks[0].state_dict().items():
@@ -364,14 +364,14 @@ def test_events_without_an_answer_have_no_quantiles(trained):
     events = toy_events(4)
     met = events.met.copy()
     met[1] = np.nan
-    pair = predict(load_artefact(trained).networks, dataclasses.replace(events, met=met))
+    pair = predict(load_model(trained).networks, dataclasses.replace(events, met=met))
     assert pair.valid.tolist() == [True, False, True, True]
     for column in (pair.quality, pair.uncertainty[:, 0, 0], pair.quantiles["c_hel"][:, 0]):
         assert np.isfinite(column).tolist() == [True, False, True, True]
 
 
 def test_batches_and_order_change_nothing(trained):
-    networks, events = load_artefact(trained).networks, toy_events(150)
+    networks, events = load_model(trained).networks, toy_events(150)
     pair, other = predict(networks, events), predict(networks, events, batch_size=64)
     np.testing.assert_array_equal(pair.quantiles["m_tt"], other.quantiles["m_tt"])
     back = predict(networks, events[::-1])[::-1]
@@ -424,17 +424,17 @@ def test_the_command(toy_model, skims, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert "m_tt: " in printed.out
     assert "quantiles, epoch 1/1" in printed.err
-    assert load_artefact(output).config.quantiles.hidden == 8
+    assert load_model(output).config.quantiles.hidden == 8
 
 
 def test_unreadable_calibration_is_refused(trained, tmp_path):
     """A file whose tensors are not those of its configuration."""
-    artefact = load_artefact(trained)
+    artefact = load_model(trained)
     network = artefact.networks[0]
     network.quantiles.knots = torch.zeros(5)
-    save_artefact(tmp_path / "odd.safetensors", [network], {})
+    save_model(tmp_path / "odd.safetensors", [network], {})
     with pytest.raises(Exception, match=r"quantiles\.knots.* of shape \(5,\), .* of shape \(3,\) expected"):
-        load_artefact(tmp_path / "odd.safetensors")
+        load_model(tmp_path / "odd.safetensors")
 
 
 def test_needs_validation_events(skims, tmp_path):

@@ -17,7 +17,7 @@ from topreco.network.kernels import lgatr_packed
 
 
 class LGATrBackbone(nn.Module):
-    """Multivectors and scalars in, two vectors per token out.
+    """Multivectors and scalars in, vectors and scalars out.
 
     It is equivariant under proper orthochronous Lorentz transformations of tokens and spurions together.
 
@@ -26,9 +26,9 @@ class LGATrBackbone(nn.Module):
     config
         Sizes.
     in_channels, in_scalars
-        Multivectors and scalars per token.
-    out_scalars
-        Scalars per token of the output.
+        Multivectors and scalars per token of the input.
+    out_vectors, out_scalars
+        Vectors and scalars per token of the output.
 
     Attributes
     ----------
@@ -39,12 +39,14 @@ class LGATrBackbone(nn.Module):
     components = 16
     packed = True
 
-    def __init__(self, config: LGATrConfig, in_channels: int, in_scalars: int, out_scalars: int) -> None:
+    def __init__(
+        self, config: LGATrConfig, in_channels: int, in_scalars: int, out_vectors: int, out_scalars: int
+    ) -> None:
         super().__init__()
         self.network = LGATr(
             num_blocks=config.blocks,
             in_mv_channels=in_channels,
-            out_mv_channels=2,
+            out_mv_channels=out_vectors,
             hidden_mv_channels=config.multivector_channels,
             in_s_channels=in_scalars,
             out_s_channels=out_scalars,
@@ -72,8 +74,8 @@ class LGATrBackbone(nn.Module):
         geometry: Float[Tensor, "n T C 16"],
         scalars: Float[Tensor, "n T F"],
         mask: Bool[Tensor, "n T"],
-    ) -> tuple[Float[Tensor, "n T 2 4"], Float[Tensor, "n T S"]]:
-        """Vectors and scalars of each token; those of masked tokens mean nothing.
+    ) -> tuple[Float[Tensor, "n T V 4"], Float[Tensor, "n T S"]]:
+        """Vectors and scalars of each token; those of masked tokens are undefined.
 
         Parameters
         ----------

@@ -9,7 +9,7 @@ from topreco.network.kernels import slim_packed
 
 
 class LGATrSlimBackbone(nn.Module):
-    """Vectors and scalars in, two vectors per token out.
+    """Vectors and scalars in, vectors and scalars out.
 
     It is equivariant under all Lorentz transformations of tokens and spurions together, reflections
     included.
@@ -19,9 +19,9 @@ class LGATrSlimBackbone(nn.Module):
     config
         Sizes.
     in_channels, in_scalars
-        Vectors and scalars per token.
-    out_scalars
-        Scalars per token of the output.
+        Vectors and scalars per token of the input.
+    out_vectors, out_scalars
+        Vectors and scalars per token of the output.
 
     Attributes
     ----------
@@ -32,12 +32,14 @@ class LGATrSlimBackbone(nn.Module):
     components = 4
     packed = True
 
-    def __init__(self, config: LGATrSlimConfig, in_channels: int, in_scalars: int, out_scalars: int) -> None:
+    def __init__(
+        self, config: LGATrSlimConfig, in_channels: int, in_scalars: int, out_vectors: int, out_scalars: int
+    ) -> None:
         super().__init__()
         self.network = LGATrSlim(
             num_blocks=config.blocks,
             in_v_channels=in_channels,
-            out_v_channels=2,
+            out_v_channels=out_vectors,
             hidden_v_channels=config.vector_channels,
             in_s_channels=in_scalars,
             out_s_channels=out_scalars,
@@ -51,8 +53,8 @@ class LGATrSlimBackbone(nn.Module):
         geometry: Float[Tensor, "n T C 4"],
         scalars: Float[Tensor, "n T F"],
         mask: Bool[Tensor, "n T"],
-    ) -> tuple[Float[Tensor, "n T 2 4"], Float[Tensor, "n T S"]]:
-        """Vectors and scalars of each token; those of masked tokens mean nothing.
+    ) -> tuple[Float[Tensor, "n T V 4"], Float[Tensor, "n T S"]]:
+        """Vectors and scalars of each token; those of masked tokens are undefined.
 
         Parameters
         ----------

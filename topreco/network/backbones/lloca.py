@@ -58,7 +58,7 @@ class LocalFrames(nn.Module):
 
 
 class LLoCaBackbone(nn.Module):
-    """Vectors and scalars in, two vectors per token out.
+    """Vectors and scalars in, vectors and scalars out.
 
     It is equivariant under proper orthochronous Lorentz transformations of tokens and spurions together. The
     frames are made of the first vector of each token.
@@ -68,9 +68,9 @@ class LLoCaBackbone(nn.Module):
     config
         Sizes.
     in_channels, in_scalars
-        Vectors and scalars per token.
-    out_scalars
-        Scalars per token of the output.
+        Vectors and scalars per token of the input.
+    out_vectors, out_scalars
+        Vectors and scalars per token of the output.
 
     Raises
     ------
@@ -82,8 +82,11 @@ class LLoCaBackbone(nn.Module):
 
     components = 4
 
-    def __init__(self, config: LLoCaConfig, in_channels: int, in_scalars: int, out_scalars: int) -> None:
+    def __init__(
+        self, config: LLoCaConfig, in_channels: int, in_scalars: int, out_vectors: int, out_scalars: int
+    ) -> None:
         super().__init__()
+        self.out_vectors = out_vectors
         try:
             from lloca.backbone.transformer import Transformer
         except ImportError as error:
@@ -99,7 +102,7 @@ class LLoCaBackbone(nn.Module):
             in_channels=4 * in_channels + in_scalars,
             # Half of the features of a head are scalars, half components of vectors.
             attn_reps=f"{per_head // 2}x0n+{per_head // 8}x1n",
-            out_channels=8 + out_scalars,
+            out_channels=4 * out_vectors + out_scalars,
             num_blocks=config.blocks,
             num_heads=config.heads,
             dropout_prob=config.dropout,
@@ -110,8 +113,8 @@ class LLoCaBackbone(nn.Module):
         geometry: Float[Tensor, "n T C 4"],
         scalars: Float[Tensor, "n T F"],
         mask: Bool[Tensor, "n T"],
-    ) -> tuple[Float[Tensor, "n T 2 4"], Float[Tensor, "n T S"]]:
-        """Vectors and scalars of each token; those of masked tokens mean nothing.
+    ) -> tuple[Float[Tensor, "n T V 4"], Float[Tensor, "n T S"]]:
+        """Vectors and scalars of each token; those of masked tokens are undefined.
 
         Parameters
         ----------
@@ -135,5 +138,5 @@ class LLoCaBackbone(nn.Module):
             torch.cat([local, scalars], -1), frames, p_ref=total, attn_mask=mask[:, None, None, :]
         )
         with torch.autocast(p4.device.type, enabled=False):
-            vectors = out[..., :8].to(p4).unflatten(-1, (2, 4))
-            return torch.einsum("ntij,ntcj->ntci", frames.inv, vectors), out[..., 8:]
+            vectors = out[..., : 4 * self.out_vectors].to(p4).unflatten(-1, (-1, 4))
+            return torch.einsum("ntij,ntcj->ntci", frames.inv, vectors), out[..., 4 * self.out_vectors :]

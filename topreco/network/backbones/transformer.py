@@ -46,16 +46,16 @@ class TransformerBlock(nn.Module):
 
 
 class TransformerBackbone(nn.Module):
-    """Components of vectors and scalars in, two vectors per token out; not equivariant.
+    """Components of vectors and scalars in, vectors and scalars out; not equivariant.
 
     Parameters
     ----------
     config
         Sizes.
     in_channels, in_scalars
-        Vectors and scalars per token.
-    out_scalars
-        Scalars per token of the output.
+        Vectors and scalars per token of the input.
+    out_vectors, out_scalars
+        Vectors and scalars per token of the output.
 
     Raises
     ------
@@ -66,9 +66,10 @@ class TransformerBackbone(nn.Module):
     components = 4
 
     def __init__(
-        self, config: TransformerConfig, in_channels: int, in_scalars: int, out_scalars: int
+        self, config: TransformerConfig, in_channels: int, in_scalars: int, out_vectors: int, out_scalars: int
     ) -> None:
         super().__init__()
+        self.out_vectors = out_vectors
         if config.channels % config.heads:
             raise ValueError(
                 f"backbone.channels: {config.channels} found, a multiple of backbone.heads ({config.heads}) "
@@ -80,15 +81,15 @@ class TransformerBackbone(nn.Module):
             for _ in range(config.blocks)
         )
         self.norm = nn.LayerNorm(config.channels)
-        self.linear_out = nn.Linear(config.channels, 8 + out_scalars)
+        self.linear_out = nn.Linear(config.channels, 4 * out_vectors + out_scalars)
 
     def forward(
         self,
         geometry: Float[Tensor, "n T C 4"],
         scalars: Float[Tensor, "n T F"],
         mask: Bool[Tensor, "n T"],
-    ) -> tuple[Float[Tensor, "n T 2 4"], Float[Tensor, "n T S"]]:
-        """Vectors and scalars of each token; those of masked tokens mean nothing.
+    ) -> tuple[Float[Tensor, "n T V 4"], Float[Tensor, "n T S"]]:
+        """Vectors and scalars of each token; those of masked tokens are undefined.
 
         Parameters
         ----------
@@ -103,4 +104,4 @@ class TransformerBackbone(nn.Module):
         for block in self.blocks:
             h = block(h, mask)
         out = self.linear_out(self.norm(h))
-        return out[..., :8].unflatten(-1, (2, 4)), out[..., 8:]
+        return out[..., : 4 * self.out_vectors].unflatten(-1, (-1, 4)), out[..., 4 * self.out_vectors :]

@@ -1,12 +1,12 @@
 """Trained networks as ONNX: one file that any onnxruntime evaluates without torch (extra `onnx`).
 
-Inputs are the objects of events in GeV, the fields of `topreco.network.tokens.Objects`, output is `p4` in
+Inputs are the objects of events in GeV, the fields of `topreco.network.tokens.Inputs`, output is `p4` in
 GeV and, of models with quantiles, `quantiles` and `p4_std`, see `topreco.network.tasks.quantiles.Spread`.
 Tokens, spurions, normalisation and head are inside; numbers of events and jets are free. The file carries the
 metadata of the model file as `metadata_props["topreco"]`, and ends with a digest of all before.
 
 A model of several folds becomes one graph with a further input `fold`, shape (n, 1): the network that has
-not seen the event. All networks are evaluated and one answer is taken, so that it costs as many times more.
+not seen the event. All networks are evaluated and one prediction is taken, at as many times the cost.
 """
 
 import copy
@@ -30,11 +30,11 @@ from topreco.core.errors import TopRecoError, needs_extra
 from topreco.core.events import QUANTILE_LEVELS, DileptonEvents, TopPair, toy_events
 from topreco.core.files import complete_file, writable_folder, write_text
 from topreco.network.export import reader
-from topreco.network.export.reader import DIGEST_MARK, INPUTS, OUTPUTS, Answer, TopModel
+from topreco.network.export.reader import DIGEST_MARK, INPUTS, OUTPUTS, Prediction, TopModel
 from topreco.network.inference import predict
-from topreco.network.model_file import Artefact
+from topreco.network.model_file import TrainedModel
 from topreco.network.tasks.tops import TopNetwork
-from topreco.network.tokens import Objects
+from topreco.network.tokens import Inputs
 
 READER_NAME = "model_reader.py"
 """The reader's name beside a model; it is the same file for all."""
@@ -59,15 +59,15 @@ _TRITON_BATCH, _TRITON_MAX_BATCH = 256, 4096
 
 
 def export_onnx(
-    artefact: Artefact, path: str | Path, *, triton: str | Path | None = None, quantiles: bool = True
+    model: TrainedModel, path: str | Path, *, triton: str | Path | None = None, quantiles: bool = True
 ) -> tuple[Path, ...]:
     """Write a model as ONNX, whole or not at all, with the reader beside it.
 
-    The file gets its name only after onnxruntime has given the answers of torch.
+    The file gets its name only after onnxruntime has given the predictions of torch.
 
     Parameters
     ----------
-    artefact
+    model
         The trained model.
     path
         File to write (`.onnx`).
@@ -87,7 +87,7 @@ def export_onnx(
         If the extra `onnx` is missing, a file cannot be written, or torch and onnxruntime disagree.
     """
     if not quantiles:
-        artefact = _without_quantiles(artefact)
+        model = _without_quantiles(model)
     path = Path(path)
     if path.suffix != ".onnx":
         raise TopRecoError(f"{path}: a name with the suffix .onnx expected")
@@ -96,11 +96,11 @@ def export_onnx(
     template = Path(reader.__file__).read_text(encoding="utf-8")
     if beside.exists() and not beside.read_text(encoding="utf-8").startswith(template.partition("\n")[0]):
         raise TopRecoError(f"{beside}: is there already and is no reader of topreco; rename it first")
-    content = _serialise(artefact)
+    content = _serialise(model)
     written = [path, beside]
     with complete_file(path) as temporary:
         temporary.write_bytes(content)
-        _compare(artefact.networks, TopModel(temporary))
+        _compare(model.networks, TopModel(temporary))
     write_text(beside, template)
     if triton is not None:
         folder = Path(triton) / path.stem
@@ -108,20 +108,22 @@ def export_onnx(
             temporary.write_bytes(content)
         write_text(
             folder / "config.pbtxt",
-            triton_config(path.stem, len(artefact.networks), artefact.config.quantiles),
+            triton_config(path.stem, len(model.networks), model.config.quantiles),
         )
         written += [folder / "1" / "model.onnx", folder / "config.pbtxt"]
     return tuple(written)
 
 
-def _without_quantiles(artefact: Artefact) -> Artefact:
+def _without_quantiles(model: TrainedModel) -> TrainedModel:
     """The same model of tops without their uncertainty."""
-    networks = copy.deepcopy(artefact.networks)
-    config = artefact.config.model_copy(update={"quantiles": None})
+    networks = copy.deepcopy(model.networks)
+    config = model.config.model_copy(update={"quantiles": None})
     for network in networks:
         network.config, network.quantiles = config, None
-    metadata = artefact.metadata | {"model": artefact.metadata["model"] | {"quantiles": None}}
-    return Artefact(networks, metadata, config)
+    task = model.metadata["task"]
+    without = task | {"config": task["config"] | {"quantiles": None}}
+    metadata = model.metadata | {"task": without}
+    return TrainedModel(networks, metadata, config)
 
 
 class _Graph(nn.Module):
@@ -133,30 +135,30 @@ class _Graph(nn.Module):
         self.max_jets = networks[0].config.tokens.max_jets
 
     def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
-        """What the network answers from the fields of `Objects` and, with several, the fold."""
+        """Predictions from the fields of `Inputs` and, with several networks, the fold."""
         # With as many empty slots as the network has places for jets, it always cuts and never fills up: one
         # graph for any number of jets.
-        objects = _with_empty_slots(Objects(*arrays[: len(Objects._fields)]), self.max_jets)
+        inputs = _with_empty_slots(Inputs(*arrays[: len(Inputs._fields)]), self.max_jets)
         first, *others = self.networks
-        answers: tuple[Tensor, ...] = first.answers(objects)
+        outputs: tuple[Tensor, ...] = first.predictions(inputs)
         for number, network in enumerate(others, start=1):
             own = (arrays[-1] == number)[..., None]
-            answers = tuple(
-                torch.where(own, answer, before)
-                for answer, before in zip(network.answers(objects), answers, strict=True)
+            outputs = tuple(
+                torch.where(own, other, before)
+                for other, before in zip(network.predictions(inputs), outputs, strict=True)
             )
-        return answers
+        return outputs
 
 
-def _with_empty_slots(objects: Objects, n: int) -> Objects:
-    jets = {name: getattr(objects, name) for name in Objects._fields if name.startswith("jet")}
+def _with_empty_slots(inputs: Inputs, n: int) -> Inputs:
+    jets = {name: getattr(inputs, name) for name in Inputs._fields if name.startswith("jet")}
     # Of the jet axis, the first behind that of the events.
-    return objects._replace(
+    return inputs._replace(
         **{name: functional.pad(v, (0,) * (2 * (v.ndim - 2)) + (0, n)) for name, v in jets.items()}
     )
 
 
-def _serialise(artefact: Artefact) -> bytes:
+def _serialise(model: TrainedModel) -> bytes:
     """The file's content."""
     try:
         import onnx
@@ -164,10 +166,10 @@ def _serialise(artefact: Artefact) -> bytes:
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
         raise TopRecoError(f"export to ONNX: {needs_extra('onnx', error)}") from error
-    graph = _Graph(artefact.networks).eval()
-    example = list(Objects.from_events(toy_events(3, max_jets=5)))
-    names = list(Objects._fields)
-    if len(artefact.networks) > 1:
+    graph = _Graph(model.networks).eval()
+    example = list(Inputs.from_events(toy_events(3, max_jets=5)))
+    names = list(Inputs._fields)
+    if len(model.networks) > 1:
         example.append(torch.zeros(3, 1, dtype=torch.int64))
         names.append("fold")
     axes = tuple({0: "n", 1: "jets"} if name.startswith("jet") else {0: "n"} for name in names)
@@ -181,37 +183,37 @@ def _serialise(artefact: Artefact) -> bytes:
             dynamo=True,
             verbose=False,
             input_names=names,
-            output_names=list(OUTPUTS[: 1 if artefact.config.quantiles is None else None]),
+            output_names=list(OUTPUTS[: 1 if model.config.quantiles is None else None]),
             dynamic_shapes=(axes,),
             opset_version=_OPSET,
         )
-    model = program.model_proto
-    model.ir_version = _IR_VERSION
+    proto = program.model_proto
+    proto.ir_version = _IR_VERSION
     onnx.helper.set_model_props(
-        model, {"topreco": json.dumps(artefact.metadata, sort_keys=True, ensure_ascii=False)}
+        proto, {"topreco": json.dumps(model.metadata, sort_keys=True, ensure_ascii=False)}
     )
-    onnx.checker.check_model(model)
+    onnx.checker.check_model(proto)
     mark = onnx.ModelProto()
     onnx.helper.set_model_props(mark, {"topreco_sha256": "0" * 64})
     # Two messages in a row are one whose repeated fields hold both. What is left off are the zeros.
-    body = model.SerializeToString() + mark.SerializeToString()[:-64]
+    body = proto.SerializeToString() + mark.SerializeToString()[:-64]
     if not body.endswith(DIGEST_MARK):
         raise RuntimeError(f"digest cannot be appended to the graph: {body[-80:]!r}")
     return body + hashlib.sha256(body).hexdigest().encode()
 
 
 def _compare(networks: Sequence[TopNetwork], model: TopModel) -> None:
-    """Raise unless onnxruntime answers as torch does, on events of every kind."""
+    """Raise unless onnxruntime agrees with torch, on events of every kind."""
     for fold, network in enumerate(networks):
         exact = copy.deepcopy(network).double()
         for events in _probes():
             expected = predict([exact], events)
             objects = {name: getattr(events, name) for name in INPUTS}
-            answer = model.run(objects, fold=np.full(len(events), fold))
-            found = _difference(answer, expected)
+            predicted = model.run(objects, fold=np.full(len(events), fold))
+            found = _difference(predicted, expected)
             # Some networks magnify the rounding of single precision, in torch as well.
             allowed = max(TOLERANCE, 10 * _difference(predict([network], events), expected))
-            # NaN, where only one of them has an answer, is no agreement.
+            # NaN, where only one of them has a prediction, is no agreement.
             if not found <= allowed:
                 raise TopRecoError(
                     f"export: torch and onnxruntime differ by {found:.1g} of a top's energy, at most "
@@ -219,14 +221,14 @@ def _compare(networks: Sequence[TopNetwork], model: TopModel) -> None:
                 )
 
 
-def _difference(answer: Answer | TopPair, expected: TopPair) -> float:
-    """Largest difference of two answers, in units of the energy of the top, of the observable or of 1."""
+def _difference(predicted: Prediction | TopPair, expected: TopPair) -> float:
+    """Largest difference of two predictions, in units of the energy of the top, of the observable or of 1."""
     energy = expected.p4[..., :1]
-    pairs: list[Any] = [(answer.p4, expected.p4, energy)]
+    pairs: list[Any] = [(predicted.p4, expected.p4, energy)]
     if expected.quantiles is not None:
-        pairs.append((answer.uncertainty, expected.uncertainty, energy))
+        pairs.append((predicted.uncertainty, expected.uncertainty, energy))
         for name, values in expected.quantiles.items():
-            pairs.append(((answer.quantiles or {})[name], values, np.maximum(np.abs(values), 1.0)))
+            pairs.append(((predicted.quantiles or {})[name], values, np.maximum(np.abs(values), 1.0)))
     return max(float((np.abs(found - wanted) / unit).max()) for found, wanted, unit in pairs)
 
 

@@ -65,6 +65,10 @@ M_ELECTRON, M_MUON, M_TOP, M_W = 0.000511, 0.105658, 172.5, 80.4
 _BATCH_MULTIPLE = 64
 
 
+FORMAT = 2
+"""Version of the metadata that this reader knows."""
+
+
 class ModelError(ValueError):
     """A model file or arrays that cannot be used."""
 
@@ -96,15 +100,15 @@ class Tops(NamedTuple):
     antitop_std: Optional[Array] = None
 
 
-class Answer(NamedTuple):
-    """What a model says of events.
+class Prediction(NamedTuple):
+    """Predictions of a model.
 
     Attributes
     ----------
     p4
         (E, px, py, pz) in GeV of top (index 0) and antitop (1), shape (n, 2, 4); NaN where not valid.
     valid
-        Whether everything that exists in the event, and the answer, is finite, shape (n,).
+        True where everything that exists in the event, and the prediction, is finite, shape (n,).
     quantiles
         See `Tops`.
     uncertainty
@@ -166,7 +170,7 @@ class TopModel:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the file says of its configuration, training data, versions and results."""
+        """Configuration, training data, versions and results of the model."""
         return self._open()[1]
 
     @property
@@ -177,7 +181,7 @@ class TopModel:
     @property
     def observables(self) -> tuple[str, ...]:
         """Observables with quantiles, none in a model without uncertainties."""
-        return tuple((self.metadata["model"].get("quantiles") or {}).get("observables", ()))
+        return tuple((self.metadata["task"]["config"].get("quantiles") or {}).get("observables", ()))
 
     def __call__(self, *, fold: Any = None, **arrays: Any) -> Tops:
         """Reconstruct the top-quark pair of each event.
@@ -211,7 +215,7 @@ class TopModel:
         quality = None if mass is None else -0.5 * np.log(mass[:, 3] / mass[:, 1])
         return Tops(p4[:, 0], p4[:, 1], valid, quantiles, quality, std[:, 0], std[:, 1])
 
-    def run(self, objects: Mapping[str, Array], *, fold: Any = None, quantiles: bool = True) -> Answer:
+    def run(self, objects: Mapping[str, Array], *, fold: Any = None, quantiles: bool = True) -> Prediction:
         """What the model says of objects in GeV.
 
         Parameters
@@ -259,8 +263,10 @@ class TopModel:
         for column in columns:
             column[~valid] = np.nan
         if not names:
-            return Answer(columns[0], valid)
-        return Answer(columns[0], valid, {name: columns[1][:, i] for i, name in enumerate(names)}, columns[2])
+            return Prediction(columns[0], valid)
+        return Prediction(
+            columns[0], valid, {name: columns[1][:, i] for i, name in enumerate(names)}, columns[2]
+        )
 
     def _open(self) -> tuple[Any, dict[str, Any]]:
         """Session and metadata."""
@@ -307,7 +313,13 @@ def _open_model(
         raise ModelError(
             f"{path}: onnxruntime {onnxruntime.__version__} cannot open it ({str(error).splitlines()[0]})"
         ) from error
-    return session, json.loads(session.get_modelmeta().custom_metadata_map["topreco"])
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map["topreco"])
+    if metadata.get("format") != FORMAT:
+        raise ModelError(
+            f"{path}: model format {metadata.get('format')!r} found, {FORMAT} expected; export the model "
+            "again, or use the reader that was written beside it"
+        )
+    return session, metadata
 
 
 def _checked_fold(path: Path, fold: Any, n: int, folds: int) -> Array:

@@ -1,13 +1,13 @@
-"""Training data: skims read row group by row group, in memory or in a temporary file, and their augmentation.
+"""Training data: the columns that a task keeps of skimmed events, in memory or in a temporary file.
 
-An event takes about 0.4 kB with twelve padded jets: of memory, and on a GPU once more there; or of disk, and
-of memory no more than its weight, split and fold.
+Skims are read row group by row group. With twelve padded jets an event takes about 0.4 kB: of memory, and on
+a GPU once more there; or of disk, and of memory no more than its weight, split and fold.
 """
 
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +20,10 @@ from torch import Tensor
 from topreco.config import DataConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, Truth
-from topreco.core.observables import c_hel
 from topreco.core.skim import Skim
-from topreco.network.fit.rows import Rows, Shapes, mapped, moved, row_bytes, sent
+from topreco.network.fit.rows import Rows, mapped, moved, row_bytes, sent
 from topreco.network.splits import TEST, TRAIN, VALIDATION, fold_of, split_of
-from topreco.network.tokens import Objects
+from topreco.network.task import Columns, TrainingError
 
 STREAM_FROM = 1_000_000
 """Events from which `data.stream: auto` streams: 0.4 GB for each process."""
@@ -33,8 +32,8 @@ STREAM_FROM = 1_000_000
 _SKIM_ONLY = {"format", "cutflow"}
 
 
-class TrainingError(TopRecoError):
-    """A training that cannot start or go on."""
+ColumnsOf = Callable[[DileptonEvents, Truth | None], Columns]
+"""Columns to keep of selected events, `Task.columns`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +42,8 @@ class TrainingData:
 
     Attributes
     ----------
-    objects
-        Reconstructed objects.
-    tops
-        True four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4).
-    c_hel
-        c_hel of the true tops and leptons, those of τ decays included, NaN where a lepton is unknown,
-        shape (n,). Rotation and reflection leave it as it is.
+    columns
+        What the task keeps of each event, shape (n, ...).
     weight
         Signed event weights, those of each dataset with a mean of 1 in absolute value if so configured,
         shape (n,).
@@ -65,9 +59,7 @@ class TrainingData:
         Folder of temporary files if the events are in one, None if they are in memory.
     """
 
-    objects: Objects
-    tops: Tensor
-    c_hel: Tensor
+    columns: Columns
     weight: Tensor
     split: Tensor
     fold: Tensor
@@ -81,7 +73,7 @@ class TrainingData:
     @property
     def n_bytes(self) -> int:
         """Size of all tensors."""
-        columns = (*self.objects, self.tops, self.c_hel, self.weight, self.split, self.fold)
+        columns = (*self.columns.values(), self.weight, self.split, self.fold)
         return sum(column.numel() * column.element_size() for column in columns)
 
     def indices(self, fold: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,36 +86,42 @@ class TrainingData:
         )
         return train, validation, test
 
-    def take(self, index: Tensor, device: torch.device) -> tuple[Objects, Tensor, Tensor]:
-        """Objects, true tops and c_hel of the events of an index, on a device."""
-        objects = Objects(*(sent(column[index], device) for column in self.objects))
-        return objects, sent(self.tops[index], device), sent(self.c_hel[index], device)
+    def take(self, index: Tensor, device: torch.device) -> Columns:
+        """Columns of the events of an index, on a device."""
+        return {name: sent(column[index], device) for name, column in self.columns.items()}
 
     def to(self, device: torch.device) -> Self:
         """The same data in the memory of a device."""
-        names = ("tops", "c_hel", "weight", "split", "fold")
-        columns: dict[str, Any] = {name: moved(getattr(self, name), device) for name in names}
-        objects = Objects(*(moved(column, device) for column in self.objects))
+        others: dict[str, Any] = {
+            name: moved(getattr(self, name), device) for name in ("weight", "split", "fold")
+        }
+        columns = {name: moved(column, device) for name, column in self.columns.items()}
         scratch = None if device.type != "cpu" else self.scratch
-        return replace(self, objects=objects, scratch=scratch, **columns)
+        return replace(self, columns=columns, scratch=scratch, **others)
 
 
-def read_training_data(config: DataConfig, scratch: Path | None = None) -> TrainingData:
-    """Read skims with truth.
+def read_training_data(
+    config: DataConfig, columns_of: ColumnsOf, scratch: Path | None = None, *, needs_truth: bool = True
+) -> TrainingData:
+    """Read skims.
 
     Parameters
     ----------
     config
         Files, splits and folds, and whether to stream.
+    columns_of
+        Columns to keep of events.
     scratch
         Folder of the temporary file if the data are streamed and `config.cache` names none; None is the
         system's. The file has no name: whatever ends the process, it is gone.
+    needs_truth
+        Refuse skims without truth, and read only events with both tops in the truth record, dileptonic ones
+        where `config` requires it.
 
     Returns
     -------
     data
-        Events with both tops in the truth record, and dileptonic where that is required. The same bits in
-        memory and streamed.
+        The same bits in memory and streamed.
 
     Raises
     ------
@@ -133,16 +131,25 @@ def read_training_data(config: DataConfig, scratch: Path | None = None) -> Train
         If no file is given, or one has no truth, no events, non-finite values or another number of padded
         jets than the first; if none of the events can be used; or if the temporary file cannot be written.
     """
-    skims = _opened(config)
+    reader = _Reader(config, columns_of, needs_truth)
+    skims = reader.opened()
     if not _streams(config, skims):
-        return _read(config, skims).data(config.folds)
+        return reader.read(skims).data(config.folds)
     folder = config.cache or scratch or Path(tempfile.gettempdir())
     with room(folder), tempfile.TemporaryFile(dir=folder) as file:
-        _read(config, skims, file).finish(file)
+        reader.read(skims, file).finish(file)
         return _map(file, folder, config.folds)
 
 
-def share_training_data(config: DataConfig, path: Path, *, writes: bool, barrier: Any) -> TrainingData:
+def share_training_data(
+    config: DataConfig,
+    columns_of: ColumnsOf,
+    path: Path,
+    *,
+    writes: bool,
+    barrier: Callable[[], object],
+    needs_truth: bool = True,
+) -> TrainingData:
     """Read skims as `read_training_data` does, for several processes of one machine at a time.
 
     If the data are streamed, one of the processes reads the skims, and all map its file. The file loses its
@@ -152,6 +159,8 @@ def share_training_data(config: DataConfig, path: Path, *, writes: bool, barrier
     ----------
     config
         Files, splits and folds, and whether to stream.
+    columns_of, needs_truth
+        As of `read_training_data`.
     path
         The temporary file, the same for all processes of a machine and for no others.
     writes
@@ -164,9 +173,10 @@ def share_training_data(config: DataConfig, path: Path, *, writes: bool, barrier
     TopRecoError
         As `read_training_data`, in all processes.
     """
-    skims = _opened(config)
+    reader = _Reader(config, columns_of, needs_truth)
+    skims = reader.opened()
     if not _streams(config, skims):
-        return _read(config, skims).data(config.folds)
+        return reader.read(skims).data(config.folds)
     error: TopRecoError | None = None
     if writes:
         try:
@@ -174,7 +184,7 @@ def share_training_data(config: DataConfig, path: Path, *, writes: bool, barrier
                 # Not overwritten, should another training have it mapped.
                 path.unlink(missing_ok=True)
                 with path.open("xb") as file:
-                    _read(config, skims, file).finish(file)
+                    reader.read(skims, file).finish(file)
         except TopRecoError as raised:
             # The others wait.
             error = raised
@@ -194,21 +204,6 @@ def share_training_data(config: DataConfig, path: Path, *, writes: bool, barrier
     if writes:
         path.unlink(missing_ok=True)
     return data
-
-
-def _opened(config: DataConfig) -> list[Skim]:
-    """The skims, checked as far as that is possible without reading events."""
-    if not config.files:
-        raise TrainingError("data.files: no skims given; write some with `topreco skim`")
-    skims = [Skim(path) for path in config.files]
-    for skim in skims:
-        if not skim.has_truth:
-            raise TrainingError(
-                f"{skim.path}: no truth in this skim; training needs simulation, skimmed with its truth"
-            )
-        if len(skim) == 0:
-            raise TrainingError(f"{skim.path}: no events in this skim")
-    return skims
 
 
 def _budgets(config: DataConfig, skims: Sequence[Skim]) -> list[int]:
@@ -237,28 +232,10 @@ def room(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _row_shapes(n_jets: int) -> Shapes:
-    """What is kept of each event and only looked at when it is its turn."""
-    return {
-        "lepton_plus": (torch.float32, (4,)),
-        "lepton_minus": (torch.float32, (4,)),
-        "lepton_flavour": (torch.int64, (2,)),
-        "jets": (torch.float32, (n_jets, 4)),
-        "jet_mask": (torch.bool, (n_jets,)),
-        "jet_btag": (torch.float32, (n_jets,)),
-        "jet_tagged": (torch.bool, (n_jets,)),
-        "b_candidates": (torch.int64, (2,)),
-        "met": (torch.float32, (2,)),
-        "tops": (torch.float32, (2, 4)),
-        "c_hel": (torch.float32, ()),
-    }
-
-
 class _Content(NamedTuple):
-    """What was read."""
+    """Events that were read."""
 
     rows: Rows
-    n_jets: int
     weight: Tensor
     split: Tensor
     fold: Tensor
@@ -266,88 +243,122 @@ class _Content(NamedTuple):
 
     def data(self, folds: int) -> TrainingData:
         """The events in memory."""
-        return _joined(self.rows.columns(), self.weight, self.split, self.fold, folds, self.summary)
+        return TrainingData(self.rows.columns(), self.weight, self.split, self.fold, folds, self.summary)
 
     def finish(self, file: BinaryIO) -> None:
-        """Write behind the events in a file what `_map` needs."""
+        """Write after the events in a file what `_map` needs."""
         file.writelines(column.numpy().data for column in (self.weight, self.split, self.fold))
-        text = json.dumps({"n_jets": self.n_jets, "summary": self.summary}).encode()
+        shapes = {name: (_NAMES[kind], shape) for name, (kind, shape) in self.rows.shapes.items()}
+        text = json.dumps({"shapes": shapes, "summary": self.summary}).encode()
         file.write(text + len(text).to_bytes(_LENGTH, "little"))
         file.flush()
 
 
-def _read(config: DataConfig, skims: list[Skim], file: BinaryIO | None = None) -> _Content:
-    """Read the events, into a file if there is one; of the skims none is left."""
-    budgets = _budgets(config, skims)
-    rows: Rows | None = None
-    n_jets = 0
-    marks: list[tuple[Tensor, ...]] = []
-    files: list[dict[str, Any]] = []
-    numbers: dict[int, int] = {}
-    for budget in budgets:
-        # A reader keeps some MB for as long as it lives.
-        skim = skims.pop(0)
-        read = used = 0
-        for index in range(skim.n_row_groups):
-            if read == budget:
-                break
-            events, truth = skim.read_row_group(index)
-            if truth is None:
-                raise TrainingError(f"{skim.path}: no truth in this skim")
-            events, truth = events[: budget - read], truth[: budget - read]
-            read += len(events)
-            usable = truth.valid & truth.dileptonic if config.require_dileptonic else truth.valid
-            events, truth = events[usable], truth[usable]
-            used += len(events)
-            _check_finite(events, truth, skim)
-            objects = Objects.from_events(events)
-            if rows is None:
-                n_jets = objects.jets.shape[1]
-                rows = Rows(_row_shapes(n_jets), sum(budgets), file)
-            if objects.jets.shape[1] != n_jets:
-                raise TrainingError(
-                    f"{skim.path}: {objects.jets.shape[1]} padded jets per event, "
-                    f"{n_jets} in {config.files[0]}; skim all files with one jet.max_jets"
-                )
-            true = {
-                "tops": torch.from_numpy(truth.tops.astype(np.float32)),
-                "c_hel": torch.from_numpy(c_hel(truth.tops, truth.lepton).astype(np.float32)),
-            }
-            rows.append(objects._asdict() | true)
-            identities, member = np.unique(events.dataset, return_inverse=True)
-            known = [numbers.setdefault(int(identity), len(numbers)) for identity in identities]
-            marks.append(
-                (
-                    torch.from_numpy(events.weight.astype(np.float32)),
-                    torch.from_numpy(split_of(events, config)),
-                    torch.from_numpy(fold_of(events, config.folds)),
-                    torch.from_numpy(np.array(known, np.int32)[member]),
-                )
-            )
-        kept = {key: value for key, value in skim.metadata.items() if key not in _SKIM_ONLY}
-        files.append({"name": skim.path.name, "events_read": read, "events_used": used, **kept})
+class _Reader(NamedTuple):
+    """Reads skims as configured."""
 
-    weight, split, fold, dataset = (torch.cat(parts) for parts in zip(*marks, strict=True))
-    if rows is None or len(rows) == 0:
-        names = ", ".join(map(str, config.files))
-        wanted = "two true tops, both decayed to leptons" if config.require_dileptonic else "two true tops"
-        hint = "; data.require_dileptonic=false asks for no decay" if config.require_dileptonic else ""
-        raise TrainingError(f"data.files: no event of {names} has {wanted}{hint}")
-    if config.normalise_weights:
-        weight = _normalised(weight, dataset)
-    # JSON readers lose the digits of 64-bit integers.
-    summary: dict[str, Any] = {"files": files, "dataset_ids": [str(identity) for identity in sorted(numbers)]}
-    networks = []
-    for number in range(config.folds):
-        parts = zip(("train", "validation", "test"), _parts(split, fold, number, config.folds), strict=True)
-        networks.append(
-            {
-                name: {"events": int(part.sum()), "sum_of_weights": float(weight[part].double().sum())}
-                for name, part in parts
-            }
-        )
-    summary |= {"events": len(weight), "networks": networks}
-    return _Content(rows, n_jets, weight, split, fold, summary)
+    config: DataConfig
+    columns_of: ColumnsOf
+    needs_truth: bool
+
+    def opened(self) -> list[Skim]:
+        """The skims, checked as far as that is possible without reading events."""
+        if not self.config.files:
+            raise TrainingError("data.files: no skims given; write some with `topreco skim`")
+        skims = [Skim(path) for path in self.config.files]
+        for skim in skims:
+            if self.needs_truth and not skim.has_truth:
+                raise TrainingError(
+                    f"{skim.path}: no truth in this skim; training needs simulation, skimmed with its truth"
+                )
+            if len(skim) == 0:
+                raise TrainingError(f"{skim.path}: no events in this skim")
+        return skims
+
+    def read(self, skims: list[Skim], file: BinaryIO | None = None) -> _Content:
+        """Read the events, into a file if there is one; the list of skims is emptied."""
+        config = self.config
+        budgets = _budgets(config, skims)
+        rows: Rows | None = None
+        n_jets = 0
+        marks: list[tuple[Tensor, ...]] = []
+        files: list[dict[str, Any]] = []
+        numbers: dict[int, int] = {}
+        for budget in budgets:
+            # A reader keeps some MB for as long as it lives.
+            skim = skims.pop(0)
+            read = used = 0
+            for index in range(skim.n_row_groups):
+                if read == budget:
+                    break
+                events, truth = skim.read_row_group(index)
+                events = events[: budget - read]
+                truth = None if truth is None else truth[: budget - read]
+                read += len(events)
+                if self.needs_truth:
+                    events, truth = self._usable(events, truth, skim)
+                used += len(events)
+                _check_finite(events, truth, skim)
+                columns = self.columns_of(events, truth)
+                if rows is None:
+                    n_jets = events.jets.shape[1]
+                    shapes = {name: (x.dtype, tuple(x.shape[1:])) for name, x in columns.items()}
+                    rows = Rows(shapes, sum(budgets), file)
+                if events.jets.shape[1] != n_jets:
+                    raise TrainingError(
+                        f"{skim.path}: {events.jets.shape[1]} padded jets per event, "
+                        f"{n_jets} in {config.files[0]}; skim all files with one jet.max_jets"
+                    )
+                rows.append(columns)
+                identities, member = np.unique(events.dataset, return_inverse=True)
+                known = [numbers.setdefault(int(identity), len(numbers)) for identity in identities]
+                marks.append(
+                    (
+                        torch.from_numpy(events.weight.astype(np.float32)),
+                        torch.from_numpy(split_of(events, config)),
+                        torch.from_numpy(fold_of(events, config.folds)),
+                        torch.from_numpy(np.array(known, np.int32)[member]),
+                    )
+                )
+            kept = {key: value for key, value in skim.metadata.items() if key not in _SKIM_ONLY}
+            files.append({"name": skim.path.name, "events_read": read, "events_used": used, **kept})
+
+        weight, split, fold, dataset = (torch.cat(parts) for parts in zip(*marks, strict=True))
+        if rows is None or len(rows) == 0:
+            names = ", ".join(map(str, config.files))
+            decayed = "two true tops, both decayed to leptons"
+            wanted = decayed if config.require_dileptonic else "two true tops"
+            hint = "; data.require_dileptonic=false asks for no decay" if config.require_dileptonic else ""
+            raise TrainingError(f"data.files: no event of {names} has {wanted}{hint}")
+        if config.normalise_weights:
+            weight = _normalised(weight, dataset)
+        # JSON readers lose the digits of 64-bit integers.
+        summary: dict[str, Any] = {
+            "files": files,
+            "dataset_ids": [str(identity) for identity in sorted(numbers)],
+            "events": len(weight),
+            "networks": [
+                {
+                    name: {"events": int(part.sum()), "sum_of_weights": float(weight[part].double().sum())}
+                    for name, part in zip(
+                        ("train", "validation", "test"),
+                        _parts(split, fold, number, config.folds),
+                        strict=True,
+                    )
+                }
+                for number in range(config.folds)
+            ],
+        }
+        return _Content(rows, weight, split, fold, summary)
+
+    def _usable(
+        self, events: DileptonEvents, truth: Truth | None, skim: Skim
+    ) -> tuple[DileptonEvents, Truth]:
+        """Events whose truth can be learnt from."""
+        if truth is None:
+            raise TrainingError(f"{skim.path}: no truth in this skim")
+        usable = truth.valid & truth.dileptonic if self.config.require_dileptonic else truth.valid
+        return events[usable], truth[usable]
 
 
 def _parts(split: Tensor, fold: Tensor, number: int, folds: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -359,6 +370,9 @@ def _parts(split: Tensor, fold: Tensor, number: int, folds: int) -> tuple[Tensor
 _LENGTH = 8
 """Bytes of the number at the end of a temporary file."""
 
+_KINDS = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
 
 def _map(file: BinaryIO, folder: Path, folds: int) -> TrainingData:
     """The data that `_Content.finish` completed in a file."""
@@ -367,26 +381,14 @@ def _map(file: BinaryIO, folder: Path, folds: int) -> TrainingData:
     length = int.from_bytes(file.read(_LENGTH), "little")
     file.seek(end - length)
     described = json.loads(file.read(length))
-    summary = described["summary"]
-    n, shapes = summary["events"], _row_shapes(described["n_jets"])
+    shapes = {name: (_KINDS[kind], tuple(shape)) for name, (kind, shape) in described["shapes"].items()}
+    n = described["summary"]["events"]
     file.seek(n * row_bytes(shapes))
     weight, split, fold = (
         torch.from_numpy(np.fromfile(file, kind, n)) for kind in (np.float32, np.int8, np.int16)
     )
     columns = mapped(shapes, n, file)
-    return replace(_joined(columns, weight, split, fold, folds, summary), scratch=folder)
-
-
-def _joined(
-    columns: dict[str, Tensor],
-    weight: Tensor,
-    split: Tensor,
-    fold: Tensor,
-    folds: int,
-    summary: dict[str, Any],
-) -> TrainingData:
-    objects = Objects(**{name: columns[name] for name in Objects._fields})
-    return TrainingData(objects, columns["tops"], columns["c_hel"], weight, split, fold, folds, summary)
+    return TrainingData(columns, weight, split, fold, folds, described["summary"], folder)
 
 
 def _normalised(weight: Tensor, dataset: Tensor) -> Tensor:
@@ -395,68 +397,18 @@ def _normalised(weight: Tensor, dataset: Tensor) -> Tensor:
     return weight / torch.where(mean > 0, mean, 1.0).to(weight.dtype)[dataset]
 
 
-def augment(
-    objects: Objects,
-    tops: Tensor,
-    angle: Tensor | None = None,
-    reflect: Tensor | None = None,
-    exchange: Tensor | None = None,
-) -> tuple[Objects, Tensor]:
-    """Rotate events about the beam and reflect them along it, exact symmetries, and exchange charges.
-
-    Parameters
-    ----------
-    objects
-        Reconstructed objects.
-    tops
-        True four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4).
-    angle
-        Angle of each event, shape (n,); None leaves them.
-    reflect
-        Whether pz changes sign, shape (n,); None leaves them.
-    exchange
-        Whether ℓ⁺ and ℓ⁻, their b candidates, and t and t̄ change places, shape (n,); None leaves them. A
-        symmetry but for the charge asymmetry of about one percent.
-
-    Returns
-    -------
-    objects, tops
-        The same events seen from elsewhere.
-    """
-    if exchange is not None:
-        exchanged = objects.charge_exchanged()
-        objects = Objects(
-            *(
-                torch.where(exchange.reshape(-1, *[1] * (own.ndim - 1)), other, own)
-                for own, other in zip(objects, exchanged, strict=True)
-            )
-        )
-        tops = torch.where(exchange[:, None, None], tops.flip(1), tops)
-    matrix = torch.eye(4, dtype=tops.dtype, device=tops.device).repeat(len(tops), 1, 1)
-    if angle is not None:
-        cos, sin = angle.cos(), angle.sin()
-        matrix[:, 1, 1], matrix[:, 1, 2], matrix[:, 2, 1], matrix[:, 2, 2] = cos, -sin, sin, cos
-    if reflect is not None:
-        matrix[:, 3, 3] = 1 - 2 * reflect.to(tops.dtype)
-    objects = objects._replace(
-        lepton_plus=torch.einsum("nij,nj->ni", matrix, objects.lepton_plus),
-        lepton_minus=torch.einsum("nij,nj->ni", matrix, objects.lepton_minus),
-        jets=torch.einsum("nij,nkj->nki", matrix, objects.jets),
-        met=torch.einsum("nij,nj->ni", matrix[:, 1:3, 1:3], objects.met),
-    )
-    return objects, torch.einsum("nij,nkj->nki", matrix, tops)
-
-
-def _check_finite(events: DileptonEvents, truth: Truth, skim: Skim) -> None:
+def _check_finite(events: DileptonEvents, truth: Truth | None, skim: Skim) -> None:
     """Raise for values that would make the loss non-finite hours later."""
     for name in ("lepton_plus", "lepton_minus", "jets", "jet_btag", "met", "weight"):
         finite = np.isfinite(getattr(events, name))
         if name.startswith("jet"):
-            # What stands in a padded slot is nobody's business.
+            # Padded slots are never read.
             finite |= ~events.jet_mask.reshape(events.jet_mask.shape + (1,) * (finite.ndim - 2))
         finite = finite.reshape(len(events), math.prod(finite.shape[1:])).all(axis=1)
         if not finite.all():
             raise TrainingError(f"{skim.path}: {(~finite).sum()} events with non-finite {name}")
+    if truth is None:
+        return
     # Zero vectors pass every other check, yet have no mass to compare with.
     at_rest = (truth.tops[..., 0] <= 0).any(axis=1)
     if at_rest.any():

@@ -38,7 +38,7 @@ class Rows:
     def __init__(
         self, shapes: Shapes, n: int, file: BinaryIO | None = None, device: torch.device | str = "cpu"
     ) -> None:
-        self._shapes, self._file, self._n = shapes, file, 0
+        self.shapes, self._file, self._n = shapes, file, 0
         # What is never written takes no memory.
         self._kept = {
             name: torch.empty((n, *shape), dtype=dtype, device=device)
@@ -61,8 +61,8 @@ class Rows:
             for name, kept in self._kept.items():
                 kept[self._n : self._n + n] = columns[name]
         else:
-            record = np.zeros(n, _record(self._shapes))
-            for name in self._shapes:
+            record = np.zeros(n, _record(self.shapes))
+            for name in self.shapes:
                 record[name] = columns[name].cpu().numpy()
             self._file.write(record.data)
         self._n += n
@@ -73,7 +73,7 @@ class Rows:
         if self._file is None:
             return {name: kept[: self._n] for name, kept in self._kept.items()}
         self._file.flush()
-        return mapped(self._shapes, self._n, self._file)
+        return mapped(self.shapes, self._n, self._file)
 
 
 def row_bytes(shapes: Shapes) -> int:

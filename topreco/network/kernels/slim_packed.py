@@ -26,7 +26,7 @@ def forward(
     geometry: Float[Tensor, "n T C 4"],
     scalars: Float[Tensor, "n T F"],
     mask: Bool[Tensor, "n T"],
-) -> tuple[Float[Tensor, "n T 2 4"], Float[Tensor, "n T S"]]:
+) -> tuple[Float[Tensor, "n T V 4"], Float[Tensor, "n T S"]]:
     """What `network` answers to tokens within `mask`, and zeros elsewhere, to rounding.
 
     Parameters

@@ -15,10 +15,7 @@ from torch import Tensor, nn
 
 from topreco.config import HeadKind
 from topreco.core import fourvector
-
-# Two leptons above 20 GeV have more mass than this, unless rounding destroys it.
-MASS_FLOOR = 1.0
-"""Smallest invariant mass, in GeV, that the visible system counts with."""
+from topreco.network.tokens import visible_mass
 
 SMALLEST_MASS = 0.1
 """Smallest mass, in units of m_top, of a top whose mass is not bounded otherwise.
@@ -28,11 +25,6 @@ No top is that light, and it is enough for momenta of up to 70 TeV to stay timel
 
 # |p| has no derivative at p = 0; √(p² + m²) has, and differs nowhere else.
 _NEUTRINO_MASS = 1e-3
-
-
-def visible_mass(p4: Float[Tensor, "n 4"]) -> Float[Tensor, "n"]:
-    """Invariant mass of the visible system in GeV, at least `MASS_FLOOR`, shape (n,)."""
-    return fourvector.mass_squared(p4).clamp(min=MASS_FLOOR**2).sqrt()
 
 
 def soft_assignment(
@@ -55,7 +47,7 @@ def soft_assignment(
         Four-momenta in GeV, zero without any jet, shape (n, 2, 4).
     """
     mask = mask[:, None]
-    # A finite number in place of −∞ and a product behind: without jets all −∞ would give NaN.
+    # A finite number in place of −∞, then a product: without jets all −∞ would give NaN.
     weights = logits.masked_fill(~mask, -1e9).softmax(-1) * mask
     # No matrix product: autocast would make it one of half precision.
     return (weights[..., None] * jets[:, None]).sum(2)
@@ -64,7 +56,7 @@ def soft_assignment(
 class Head(nn.Module):
     """Timelike four-momenta from raw vectors.
 
-    All kinds but ``three_momentum`` are covariant under all Lorentz transformations.
+    All kinds are covariant under all Lorentz transformations.
 
     Parameters
     ----------
@@ -76,11 +68,6 @@ class Head(nn.Module):
         ``direct``: p = v as nearly as a timelike vector can, m² = m_min² + ½ (v² + √(v⁴ + 4a²)) with
         a = (m_top/2)² and m_min = m_top/10. It grows with v² from m_min² to infinity, tends to v² for large
         masses, and keeps a gradient where v is spacelike. Nothing keeps m_tt above 2 m_top.
-
-        ``projected``: the momentum of ``direct`` times m_top/m, on shell.
-
-        ``three_momentum``: (px, py, pz) of v in the laboratory, the energy from m_top. The laboratory frame
-        is built in, so only rotations and reflections remain exact.
 
         ``neutrinos``: v⊥ is the momentum of the massless neutrino, ν = v⊥ + |v⊥| u, and p the sum of
         neutrino, lepton and jets, the latter weighted by `soft_assignment`. The mass is what comes out,
@@ -134,8 +121,6 @@ class Head(nn.Module):
             If ``neutrinos`` gets no decay products.
         """
         vector = raw * scale[:, None, None]
-        if self.kind == "three_momentum":
-            return fourvector.from_three_momentum(vector[..., 1:], self.m_top)
         # u from its three-vector, so that u·u = 1 however much the mass of P suffered from cancellation.
         u = (visible[:, 1:] / visible_mass(visible)[:, None])[:, None]
         gamma = torch.sqrt(1 + u.square().sum(-1, keepdim=True))
@@ -146,12 +131,8 @@ class Head(nn.Module):
         match self.kind:
             case "timelike":
                 mass = self.m_top * torch.exp(0.5 * torch.tanh(scalars[..., 0]))
-            case "direct" | "projected":
-                free = self._free_mass(_energy_at_rest(vector, u, gamma).square() - momentum.square().sum(-1))
-                if self.kind == "direct":
-                    mass = free
-                else:
-                    momentum = momentum * (self.m_top / free)[..., None]
+            case "direct":
+                mass = self._free_mass(_energy_at_rest(vector, u, gamma).square() - momentum.square().sum(-1))
             case "neutrinos":
                 if decay is None:
                     raise ValueError("head 'neutrinos': lepton and b quark of each top expected, got none")

@@ -87,11 +87,10 @@ def four_momentum_loss(
     pred: Float[Tensor, "n 2 4"],
     truth: Float[Tensor, "n 2 4"],
     scale: Float[Tensor, " n"],
-    *,
-    base: Literal["mse", "smooth_l1"],
-    component_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
 ) -> Float[Tensor, " n"]:
-    """Distance of the four-momenta of t and t̄ from the truth, in units of the event's scale.
+    """Smooth-L1 distance of the four-momenta of t and t̄ from the truth, in units of the event's scale.
+
+    With d the difference of a component: d²/2 for |d| < 1, else |d| − 1/2.
 
     Parameters
     ----------
@@ -99,10 +98,6 @@ def four_momentum_loss(
         Four-momenta (E, px, py, pz) in GeV, shape (n, 2, 4); index 0 is the top, 1 the antitop.
     scale
         Unit of each event in GeV, shape (n,).
-    base
-        ``mse``: d²; ``smooth_l1``: d²/2 for |d| < 1, else |d| − 1/2.
-    component_weights
-        Factors of E, px, py, pz.
 
     Returns
     -------
@@ -110,9 +105,8 @@ def four_momentum_loss(
         Mean over both quarks and the four components, shape (n,).
     """
     unit = scale[:, None, None]
-    distance = functional.mse_loss if base == "mse" else functional.smooth_l1_loss
-    error = distance(pred / unit, truth / unit, reduction="none")
-    return (error * error.new_tensor(component_weights)).mean(dim=(1, 2))
+    error = functional.smooth_l1_loss(pred / unit, truth / unit, reduction="none")
+    return error.mean(dim=(1, 2))
 
 
 def m_tt_loss(
@@ -140,22 +134,6 @@ def m_tt_loss(
         pair, true_pair = pred.sum(1), truth.sum(1)
         return _mass_error(pair, true_pair, "relative") - _mass_error(pair, true_pair, "log")
     return _smooth_l1(_mass_error(pred.sum(1), truth.sum(1), kind))
-
-
-def top_mass_loss(pred: Float[Tensor, "n 2 4"], truth: Float[Tensor, "n 2 4"]) -> Float[Tensor, " n"]:
-    """Smooth-L1 loss of the relative error m/m_true − 1 of the masses of t and t̄, as in `m_tt_loss`.
-
-    Parameters
-    ----------
-    pred, truth
-        Four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4).
-
-    Returns
-    -------
-    loss
-        Mean over both quarks, shape (n,).
-    """
-    return _smooth_l1(_mass_error(pred, truth, "relative")).mean(1)
 
 
 def pt_top_loss(pred: Float[Tensor, "n 2 4"], truth: Float[Tensor, "n 2 4"]) -> Float[Tensor, " n"]:
@@ -285,13 +263,9 @@ def event_loss(
     ValueError
         If the coefficient of c_hel is not zero and leptons or c_hel are missing.
     """
-    loss = four_momentum_loss(
-        pred, truth, scale, base=config.base, component_weights=config.component_weights
-    )
+    loss = four_momentum_loss(pred, truth, scale)
     if config.m_tt > 0:
         loss = loss + config.m_tt * m_tt_loss(pred, truth, kind=config.m_tt_kind)
-    if config.top_mass > 0:
-        loss = loss + config.top_mass * top_mass_loss(pred, truth)
     if config.pt_top > 0:
         loss = loss + config.pt_top * pt_top_loss(pred, truth)
     if config.c_hel > 0:

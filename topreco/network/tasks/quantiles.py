@@ -1,7 +1,7 @@
-"""Uncertainty of each event: quantiles of true observables around what a network of tops predicts.
+"""Task `quantiles`, the uncertainty of each event: quantiles of true observables around the predicted ones.
 
 A small network sees the event once more, with the predicted four-momenta of t and t̄ in its readout tokens,
-and answers for every observable x with the quantiles of
+and gives for every observable x the quantiles of
 
     u = T(x_true) − T(x_pred)
 
@@ -16,10 +16,9 @@ References
 .. [2] Y. Romano, E. Patterson, E. Candès, Conformalized quantile regression, NeurIPS 2019, arXiv:1905.03222.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -27,19 +26,25 @@ from torch.nn import functional
 
 from topreco.config import ModelConfig, QuantilesConfig
 from topreco.core import fourvector
-from topreco.core.events import QUANTILE_LEVELS, FloatArray
+from topreco.core.events import QUANTILE_LEVELS, DileptonEvents, Truth
 from topreco.core.observables import OBSERVABLES
-from topreco.network.encoder import EventNetwork
-from topreco.network.tokens import Objects, build_tokens
+from topreco.network.encoder import Encoder, Queries
+from topreco.network.readout import queries_of, read_legs
+from topreco.network.task import Columns, Evaluated, Task, TrainingError
+from topreco.network.tasks.augmentation import augment
+from topreco.network.tasks.calibration import HIGH, LOW, MEDIAN, Calibration, calibrated, fit_calibration
+from topreco.network.tasks.columns import top_columns
+from topreco.network.tasks.losses import loss_weights
+from topreco.network.tokens import Inputs
 
 SCALE = 50.0
 """Momentum in GeV below which T is linear and above which it is logarithmic."""
 
-_MEDIAN = QUANTILE_LEVELS.index(0.5)
-_LOW, _HIGH = QUANTILE_LEVELS.index(0.16), QUANTILE_LEVELS.index(0.84)
 # softplus(this) = 1: untrained quantiles are one unit apart.
 _UNIT = 0.541324854612918
 _SMALLEST = 1e-3
+# Their coverage is known to 1.2 %.
+_CALIBRATION_EVENTS = 1500
 
 
 class _Scale(NamedTuple):
@@ -84,17 +89,17 @@ _SCALES = {
     "c_hel": _COSINE,
 }
 # Of each top: energy, momentum along and across its predicted transverse direction, and along the beam. In
-# these axes an uncertainty can be told without telling a direction.
+# these axes an uncertainty does not depend on the direction.
 _COMPONENTS = (_LOGARITHMIC, *[_Scale(_momentum, _from_momentum)] * 3)
 
 
 class Spread(NamedTuple):
-    """What is known of the uncertainty of each event.
+    """Uncertainty of each event.
 
     Attributes
     ----------
     quantiles
-        Of the observables at `QUANTILE_LEVELS`, rising, in GeV where the observable has a unit,
+        Quantiles of the observables at `QUANTILE_LEVELS`, rising, in GeV where the observable has a unit,
         shape (n, observables, levels).
     p4_std
         Half the width of the 68 % interval of each component (E, px, py, pz) of t and t̄ in GeV,
@@ -105,7 +110,7 @@ class Spread(NamedTuple):
     p4_std: Float[Tensor, "n 2 4"]
 
 
-class QuantileNetwork(EventNetwork):
+class QuantileNetwork(nn.Module):
     """Quantiles of the truth around predicted tops.
 
     Parameters
@@ -115,8 +120,10 @@ class QuantileNetwork(EventNetwork):
 
     Attributes
     ----------
+    encoder
+        The part that does not depend on the task; its readout tokens have the predicted momenta.
     observables
-        Names of the observables, in the order of the answer.
+        Names of the observables, in the order of the output.
     value_mean, value_std
         Standardisation of the transformed predictions, shape (K,), K = observables and 2 × 4 components.
     unit
@@ -137,10 +144,17 @@ class QuantileNetwork(EventNetwork):
     stretch: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
         own = config.quantiles or QuantilesConfig()
-        config = config.model_copy(update={"spurions": own.spurions or config.spurions})
-        super().__init__(config, own.backbone, "query_tokens", scalars=own.hidden // 2)
+        seen = {"backbone": own.backbone, "spurions": own.spurions or config.spurions}
+        self.encoder = Encoder(
+            config.encoder.model_copy(update=seen),
+            vectors=2,
+            scalars=2 * (own.hidden // 2),
+            queries=queries_of("query_tokens"),
+        )
         self.observables: tuple[str, ...] = own.observables
+        self._bins = own.calibration_bins
         self._scales = [*(_SCALES[name] for name in own.observables), *_COMPONENTS, *_COMPONENTS]
         k = len(self._scales)
         self.layers = nn.Sequential(
@@ -155,23 +169,23 @@ class QuantileNetwork(EventNetwork):
         self.register_buffer("unit", torch.ones(k))
         self.set_calibration(Calibration.none(k, own.calibration_bins))
 
-    def forward(self, objects: Objects, p4: Float[Tensor, "n 2 4"]) -> Spread:
+    def spread(self, inputs: Inputs, p4: Float[Tensor, "n 2 4"]) -> Spread:
         """Calibrated quantiles and the uncertainty of the four-momenta.
 
         Parameters
         ----------
-        objects
+        inputs
             Reconstructed objects.
         p4
             Predicted four-momenta (E, px, py, pz) of t and t̄ in GeV, shape (n, 2, 4).
         """
-        predicted = self.values(objects, p4, p4)
-        u = self.calibrated_quantiles(objects, p4)
+        predicted = self.values(inputs, p4, p4)
+        u = self.calibrated(self(inputs, p4), p4)
         limits = torch.stack(
             [_back(scale, predicted[:, i, None] + u[:, i]) for i, scale in enumerate(self._scales)], 1
         )
         n_observables = len(self.observables)
-        half = 0.5 * (limits[:, n_observables:, _HIGH] - limits[:, n_observables:, _LOW]).reshape(-1, 2, 4)
+        half = 0.5 * (limits[:, n_observables:, HIGH] - limits[:, n_observables:, LOW]).reshape(-1, 2, 4)
         cos, sin = _transverse(p4)
         along, across = half[..., 1], half[..., 2]
         p4_std = torch.stack(
@@ -186,20 +200,20 @@ class QuantileNetwork(EventNetwork):
         return Spread(limits[:, :n_observables], p4_std)
 
     def values(
-        self, objects: Objects, p4: Float[Tensor, "n 2 4"], axes: Float[Tensor, "n 2 4"]
+        self, inputs: Inputs, p4: Float[Tensor, "n 2 4"], axes: Float[Tensor, "n 2 4"]
     ) -> Float[Tensor, "n K"]:
         """T of the observables and of the components of some tops, shape (n, K).
 
         Parameters
         ----------
-        objects
+        inputs
             Reconstructed objects, whose leptons enter spin observables.
         p4
             Four-momenta of t and t̄ in GeV, shape (n, 2, 4).
         axes
             Predicted tops, whose transverse directions are the axes of the components, shape (n, 2, 4).
         """
-        leptons = torch.stack([objects.lepton_plus, objects.lepton_minus], 1)
+        leptons = torch.stack([inputs.lepton_plus, inputs.lepton_minus], 1)
         system = p4.sum(1)
         # An observable computes in the kind of array that it gets.
         compute: list[Any] = [OBSERVABLES[name].compute for name in self.observables]
@@ -210,27 +224,28 @@ class QuantileNetwork(EventNetwork):
         columns += components.unbind(-1)
         return torch.stack([s.forward(x) for s, x in zip(self._scales, columns, strict=True)], 1)
 
-    def residual_quantiles(self, objects: Objects, p4: Float[Tensor, "n 2 4"]) -> Float[Tensor, "n K levels"]:
+    def forward(self, inputs: Inputs, p4: Float[Tensor, "n 2 4"]) -> Float[Tensor, "n K levels"]:
         """Quantiles of u as trained, before the calibration, shape (n, K, levels)."""
-        tokens = build_tokens(objects, self.config.tokens)
-        raw = self.raw(tokens, self.scale_of(tokens), self.spurions, queries=p4)
-        values = (self.values(objects, p4, p4) - self.value_mean) / self.value_std
+        tokens = self.encoder.tokens(inputs)
+        encoded = self.encoder(tokens, self.encoder.scale(tokens), queries=Queries(p4))
+        # Under autocast a backbone may answer in half precision.
+        scalars = read_legs(encoded, "query_tokens").scalars.to(tokens.p4)
+        values = (self.values(inputs, p4, p4) - self.value_mean) / self.value_std
         # Unusual events must not drive the layers into overflow.
-        features = torch.cat([raw.scalars.flatten(1), values.clamp(-10, 10)], 1)
-        answer = self.layers(features).unflatten(1, (len(self._scales), len(QUANTILE_LEVELS)))
-        median = answer[..., _MEDIAN, None]
-        steps = functional.softplus(answer + _UNIT)
-        below = -steps[..., :_MEDIAN].flip(-1).cumsum(-1).flip(-1)
-        above = steps[..., _MEDIAN + 1 :].cumsum(-1)
+        features = torch.cat([scalars.flatten(1), values.clamp(-10, 10)], 1)
+        out = self.layers(features).unflatten(1, (len(self._scales), len(QUANTILE_LEVELS)))
+        median = out[..., MEDIAN, None]
+        steps = functional.softplus(out + _UNIT)
+        below = -steps[..., :MEDIAN].flip(-1).cumsum(-1).flip(-1)
+        above = steps[..., MEDIAN + 1 :].cumsum(-1)
         u: Tensor = self.unit[:, None] * torch.cat([median + below, median, median + above], -1)
         return u
 
-    def calibrated_quantiles(
-        self, objects: Objects, p4: Float[Tensor, "n 2 4"]
+    def calibrated(
+        self, u: Float[Tensor, "n K levels"], p4: Float[Tensor, "n 2 4"]
     ) -> Float[Tensor, "n K levels"]:
         """Quantiles of u, corrected as a function of the predicted m_tt, shape (n, K, levels)."""
         log_mass = _logarithm(fourvector.mass(p4.sum(1)))
-        u = self.residual_quantiles(objects, p4)
         return calibrated(u, self._at(self.shift, log_mass), self._at(self.stretch, log_mass))
 
     def _at(self, table: Tensor, log_mass: Float[Tensor, "n"]) -> Tensor:
@@ -244,23 +259,22 @@ class QuantileNetwork(EventNetwork):
 
     def set_calibration(self, calibration: "Calibration") -> None:
         """Take a calibration in place of the one before."""
-        own = self.config.quantiles or QuantilesConfig()
-        for name, value in calibration.extended(own.calibration_bins)._asdict().items():
+        for name, value in calibration.extended(self._bins)._asdict().items():
             self.register_buffer(name, torch.as_tensor(value, dtype=self.unit.dtype, device=self.unit.device))
 
     @torch.no_grad()
-    def fit_scales(self, objects: Objects, p4: Tensor, truth: Float[Tensor, "n K"]) -> None:
+    def fit_scales(self, inputs: Inputs, p4: Tensor, truth: Float[Tensor, "n K"]) -> None:
         """Set the standardisation of features, predictions and residuals from training events.
 
         Parameters
         ----------
-        objects, p4
+        inputs, p4
             Training events and predicted tops.
         truth
             T of the true values, NaN where unknown, shape (n, K).
         """
-        self.fit_standardisation(objects)
-        predicted = self.values(objects, p4, p4).double()
+        self.encoder.fit_standardisation(inputs)
+        predicted = self.values(inputs, p4, p4).double()
         residual = truth.double() - predicted
         self.value_mean.copy_(predicted.mean(0))
         self.value_std.copy_(_positive(predicted.std(0, correction=0)))
@@ -292,106 +306,182 @@ def pinball_loss(
     return loss * known
 
 
-# ---- calibration -----------------------------------------------------------------------------------------
-
-
-class Calibration(NamedTuple):
-    """Corrections of the quantiles at B values of the predicted m_tt.
-
-    Attributes
-    ----------
-    knots
-        ln(m_tt / GeV), rising, shape (B,).
-    shift
-        Of the median, in half-widths of the 68 % interval, shape (B, K).
-    stretch
-        Factors of the distances from the median, shape (B, K, levels).
-    """
-
-    knots: FloatArray
-    shift: FloatArray
-    stretch: FloatArray
-
-    @classmethod
-    def none(cls, k: int, n_bins: int) -> "Calibration":
-        """One that changes nothing, for K targets."""
-        return cls(
-            np.arange(float(n_bins)), np.zeros((n_bins, k)), np.ones((n_bins, k, len(QUANTILE_LEVELS)))
-        )
-
-    def extended(self, n_bins: int) -> "Calibration":
-        """The same function with more knots, behind the last one."""
-        more = np.arange(1, n_bins - len(self.knots) + 1)
-        repeats = np.r_[np.ones(len(self.knots) - 1, dtype=int), 1 + len(more)]
-        knots = np.r_[self.knots, self.knots[-1] + more]
-        return Calibration(knots, self.shift.repeat(repeats, 0), self.stretch.repeat(repeats, 0))
-
-
-def calibrated(
-    u: Float[Tensor, "n K levels"], shift: Float[Tensor, "n K"], stretch: Float[Tensor, "n K levels"]
-) -> Float[Tensor, "n K levels"]:
-    """Quantiles with median and distances from it corrected, still rising; see `Calibration`."""
-    half = 0.5 * (u[..., _HIGH] - u[..., _LOW])
-    median = u[..., _MEDIAN]
-    limits = (median + shift * half)[..., None] + stretch * (u - median[..., None])
-    # The outer interval never lies inside the inner one.
-    rising = [limits[..., _MEDIAN]]
-    for level in reversed(range(_MEDIAN)):
-        rising.insert(0, torch.minimum(rising[0], limits[..., level]))
-    for level in range(_MEDIAN + 1, len(QUANTILE_LEVELS)):
-        rising.append(torch.maximum(rising[-1], limits[..., level]))
-    return torch.stack(rising, -1)
-
-
-def fit_calibration(
-    u: FloatArray, truth: FloatArray, weight: FloatArray, log_mass: FloatArray, *, n_bins: int
-) -> Calibration:
-    """Calibration with which, in bins of predicted m_tt, each quantile has its share of the events below.
+class QuantilesTask(Task):
+    """Quantiles of the truth around the predictions of trained networks, which stay as they are.
 
     Parameters
     ----------
-    u
-        Quantiles of the residuals as trained, shape (n, K, levels).
-    truth
-        True residuals, NaN where unknown, shape (n, K).
-    weight
-        Weights ≥ 0, shape (n,).
-    log_mass
-        ln of the predicted m_tt in GeV, shape (n,).
-    n_bins
-        Number of bins of equal population.
+    model
+        Configuration of the model, with `quantiles`.
+    tops
+        Trained network of the four-momenta of each fold.
+    negative_weights
+        What a negative event weight counts in the loss, see `loss_weights`.
+    charge_exchange
+        Exchange the charges of half of the training events.
     """
-    k, n_levels = u.shape[1:]
-    order = np.argsort(log_mass, kind="stable")
-    groups = np.array_split(order, n_bins)
-    knots = np.array([np.median(log_mass[group]) for group in groups])
-    shift, stretch = np.zeros((n_bins, k)), np.ones((n_bins, k, n_levels))
-    for b, group in enumerate(groups):
-        for target in range(k):
-            chosen = group[np.isfinite(truth[group, target])]
-            if not weight[chosen].sum() > 0:
-                continue
-            own, t = (x[chosen, target].astype(np.float64) for x in (u, truth))
-            w = weight[chosen]
-            half = np.maximum(0.5 * (own[:, _HIGH] - own[:, _LOW]), np.finfo(np.float32).tiny)
-            shift[b, target] = _quantile((t - own[:, _MEDIAN]) / half, w, 0.5)
-            median = own[:, _MEDIAN] + shift[b, target] * half
-            for i, level in enumerate(QUANTILE_LEVELS):
-                if i == _MEDIAN:
-                    continue
-                # t < median + f d, with d < 0 below the median: f is a quantile of the ratio.
-                distance = own[:, i] - own[:, _MEDIAN]
-                share = level if distance[0] > 0 else 1 - level
-                factor = _quantile((t - median) / distance, w, share)
-                stretch[b, target, i] = max(factor, 0.0)
-    return Calibration(knots, shift, stretch)
+
+    name = "quantiles"
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        tops: Sequence[nn.Module],
+        *,
+        negative_weights: Literal["absolute", "clip"] = "absolute",
+        charge_exchange: bool = False,
+    ) -> None:
+        self.model = model
+        self.tops = tops
+        self.negative_weights = negative_weights
+        self.charge_exchange = charge_exchange
+
+    def columns(self, events: DileptonEvents, truth: Truth | None) -> Columns:
+        """Reconstructed objects and true tops, see `top_columns`."""
+        return top_columns(events, truth)
+
+    def build(self) -> QuantileNetwork:
+        """Untrained network."""
+        return QuantileNetwork(self.model)
+
+    def derive(self, fold: int, columns: Columns) -> Columns:
+        """Predicted four-momenta ``p4`` in GeV, shape (n, 2, 4); also exchanged if configured."""
+        inputs = Inputs.from_columns(columns)
+        derived = {"p4": self.tops[fold](inputs)}
+        if self.charge_exchange:
+            derived["p4_exchanged"] = self.tops[fold](inputs.charge_exchanged())
+        return derived
+
+    def prepare(self, network: nn.Module, sample: Columns) -> None:
+        """Set standardisation and units."""
+        own = cast("QuantileNetwork", network)
+        inputs, p4 = Inputs.from_columns(sample), sample["p4"]
+        own.fit_scales(inputs, p4, _targets(own, inputs, sample))
+
+    def loss_weights(self, weight: Tensor, columns: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
+        """Weights without their sign, shape (n,)."""
+        return loss_weights(weight, self.negative_weights)
+
+    def draw(self, n: int, generator: torch.Generator) -> Columns:
+        """Events whose charges are exchanged."""
+        return {"exchange": torch.rand(n, generator=generator) < 0.5} if self.charge_exchange else {}
+
+    def augment(self, columns: Columns, drawn: Columns) -> Columns:
+        """Exchange ℓ⁺ and ℓ⁻, b candidates, and t and t̄."""
+        if "exchange" not in drawn:
+            return columns
+        inputs, tops = augment(Inputs.from_columns(columns), columns["tops"], exchange=drawn["exchange"])
+        p4 = torch.where(drawn["exchange"][:, None, None], columns["p4_exchanged"], columns["p4"])
+        return columns | inputs._asdict() | {"tops": tops, "p4": p4}
+
+    def loss(self, network: nn.Module, columns: Columns) -> tuple[Tensor, Tensor | None]:
+        """Pinball loss, averaged over the targets."""
+        own = cast("QuantileNetwork", network)
+        inputs, p4 = Inputs.from_columns(columns), columns["p4"]
+        u = network(inputs, p4)
+        residual = _targets(own, inputs, columns) - own.values(inputs, p4, p4)
+        return pinball_loss(u, residual, own.unit).mean(1), None
+
+    def metrics(self, batches: Iterable[Evaluated]) -> dict[str, float]:
+        """Mean loss, and coverage and pinball loss of each observable, with signed weights.
+
+        For an observable x, ``x_coverage68`` and ``x_coverage95`` are the fractions of the truth within the
+        intervals, and ``x_pinball`` the mean pinball loss in the unit of training.
+        """
+        names: tuple[str, ...] = ()
+        sums: list[Tensor] = []
+        for network, columns, weight, loss_weight in batches:
+            own = cast("QuantileNetwork", network)
+            names = own.observables
+            inputs, p4 = Inputs.from_columns(columns), columns["p4"]
+            u = own(inputs, p4)
+            residual = _targets(own, inputs, columns) - own.values(inputs, p4, p4)
+            loss = pinball_loss(u, residual, own.unit)
+            limits = own.calibrated(u, p4)
+            above = residual[..., None] > limits
+            inside = torch.stack([above[..., i] & ~above[..., -1 - i] for i in (1, 0)], -1)
+            pinball = pinball_loss(limits, residual, own.unit)
+            signed, positive = weight.double(), loss_weight.double()
+            sums.append(
+                torch.cat(
+                    [
+                        torch.stack([(positive * loss.mean(1)).sum(), positive.sum(), signed.sum()]),
+                        (signed[:, None, None] * inside).sum(0).flatten(),
+                        (signed[:, None] * pinball).sum(0),
+                    ]
+                )
+            )
+        if not sums:
+            return {}
+        total = torch.stack(sums).sum(0).cpu().numpy()
+        k = (len(total) - 3) // 3
+        coverage, pinballs = total[3 : 3 + 2 * k].reshape(k, 2) / total[2], total[3 + 2 * k :] / total[2]
+        metrics = {"loss": float(total[0] / total[1])}
+        for i, name in enumerate(names):
+            metrics |= {
+                f"{name}_coverage68": float(coverage[i, 0]),
+                f"{name}_coverage95": float(coverage[i, 1]),
+                f"{name}_pinball": float(pinballs[i]),
+            }
+        return metrics
+
+    def describe(self, metrics: Mapping[str, float]) -> str:
+        """Loss and coverage of the first observable."""
+        first = self.model.quantiles.observables[0] if self.model.quantiles else ""
+        return (
+            f"pinball loss {metrics['loss']:.4f}, {first} in the 68 % interval "
+            f"{100 * metrics[f'{first}_coverage68']:.1f} %"
+        )
+
+    def finish(
+        self, networks: Sequence[nn.Module], validation: Callable[[int], Iterable[Evaluated]]
+    ) -> dict[str, Any]:
+        """Calibrate the quantiles on the validation events.
+
+        Raises
+        ------
+        TrainingError
+            If there are none.
+        """
+        for fold, network in enumerate(networks):
+            if not calibrate(cast("QuantileNetwork", network), validation(fold)):
+                raise TrainingError("data.validation_fraction: no validation events, which quantiles need")
+        return {}
 
 
-def _quantile(values: FloatArray, weight: FloatArray, share: float) -> float:
-    return float(np.quantile(values, share, weights=weight, method="inverted_cdf"))
+def by_observable(metrics: Mapping[str, float], observables: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Coverage and pinball loss of each observable, from the metrics of the task; empty without metrics."""
+    names = ("coverage68", "coverage95", "pinball")
+    return {
+        observable: {name: metrics[f"{observable}_{name}"] for name in names}
+        for observable in (observables if metrics else ())
+    }
 
 
-# ---- small things ----------------------------------------------------------------------------------------
+def calibrate(network: QuantileNetwork, batches: Iterable[Evaluated]) -> int:
+    """Correct a network's quantiles on events that it was not trained on; returns their number."""
+    collected: list[tuple[Tensor, ...]] = []
+    for _, columns, _, weight in batches:
+        inputs, p4 = Inputs.from_columns(columns), columns["p4"]
+        residual = _targets(network, inputs, columns) - network.values(inputs, p4, p4)
+        found = network(inputs, p4), residual, weight.double(), fourvector.mass(p4.sum(1)).log().double()
+        collected.append(tuple(x.cpu() for x in found))
+    if not collected:
+        return 0
+    arrays = [torch.cat(parts).numpy() for parts in zip(*collected, strict=True)]
+    n_events = len(arrays[0])
+    n_bins = max(1, min(len(network.knots), n_events // _CALIBRATION_EVENTS))
+    network.set_calibration(fit_calibration(*arrays, n_bins=n_bins))
+    return n_events
+
+
+def _targets(network: QuantileNetwork, inputs: Inputs, columns: Columns) -> Float[Tensor, "n K"]:
+    """T of the true observables and components, NaN where unknown, shape (n, K)."""
+    values = network.values(inputs, columns["tops"], columns["p4"])
+    if "c_hel" in network.observables:
+        # With the true leptons.
+        values[:, network.observables.index("c_hel")] = columns["c_hel"]
+    return values
 
 
 def _transverse(p4: Float[Tensor, "n 2 4"]) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n 2"]]:

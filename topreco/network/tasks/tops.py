@@ -1,21 +1,36 @@
-"""The complete network: objects in GeV in, top momenta in GeV out.
+"""Task `tops`: from reconstructed objects to the four-momenta of top and antitop.
 
-Token building, normalisation, spurions, backbone, readout and head are all inside, so that a trained
-network is one thing that can be saved, exported and called.
+Objects in GeV go in and top momenta in GeV come out. Token building, normalisation, spurions, backbone,
+readout and head are all inside, so that a trained network can be saved, exported and called as a whole.
 """
 
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, cast
+
+import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from topreco.config import ModelConfig
-from topreco.network.encoder import EventNetwork, Raw
+from topreco.config import LossConfig, ModelConfig, TrainConfig
+from topreco.core import fourvector
+from topreco.core.events import BoolArray, DileptonEvents, FloatArray, Truth
+from topreco.core.observables import m_tt
+from topreco.network.encoder import Encoder
+from topreco.network.fit.rows import slices
+from topreco.network.readout import queries_of, read_legs
+from topreco.network.task import Columns, Evaluated, Task, TrainingError
+from topreco.network.tasks.augmentation import Augmentation
+from topreco.network.tasks.columns import top_columns
 from topreco.network.tasks.heads import Head, soft_assignment
+from topreco.network.tasks.losses import event_loss, flattening_weights, loss_weights, m_tt_bias_loss
 from topreco.network.tasks.quantiles import QuantileNetwork
-from topreco.network.tokens import FIRST_JET, Objects, Tokens, build_tokens, charge_exchange
+from topreco.network.tokens import FIRST_JET, Inputs, Tokens
+
+SCHEMA_VERSION = 1
 
 
-class TopNetwork(EventNetwork):
+class TopNetwork(nn.Module):
     """A network from reconstructed objects to the four-momenta of top and antitop.
 
     Parameters
@@ -25,48 +40,40 @@ class TopNetwork(EventNetwork):
 
     Attributes
     ----------
+    encoder
+        The part that does not depend on the task.
     quantiles
         Network of the uncertainties, None without `config.quantiles`.
     """
 
-    _exchange_rows: Tensor
-    _exchange_columns: Tensor
-    _exchange_signs: Tensor
-
     def __init__(self, config: ModelConfig) -> None:
-        head = Head(config.head, config.m_top)
-        super().__init__(
-            config, config.backbone, config.readout, scalars=head.scalars, jet_scalars=head.jet_scalars
+        super().__init__()
+        self.config = config
+        self.head = Head(config.head, config.m_top)
+        self.encoder = Encoder(
+            config.encoder,
+            vectors=2,
+            scalars=2 * (self.head.scalars + self.head.jet_scalars),
+            queries=queries_of(config.readout),
         )
-        self.head = head
-        exchange_rows, exchange_columns, exchange_signs = charge_exchange(config.tokens)
-        for name, value in {
-            "_exchange_rows": torch.tensor(exchange_rows),
-            "_exchange_columns": torch.tensor(exchange_columns),
-            "_exchange_signs": torch.tensor(exchange_signs),
-        }.items():
-            self.register_buffer(name, value, persistent=False)
         # Last, so that the tops start from the same random numbers with and without.
         self.quantiles = None if config.quantiles is None else QuantileNetwork(config)
 
-    def forward(self, objects: Objects) -> Float[Tensor, "n 2 4"]:
+    def forward(self, inputs: Inputs) -> Float[Tensor, "n 2 4"]:
         """Four-momenta (E, px, py, pz) in GeV of top and antitop, shape (n, 2, 4).
 
         They are timelike with E > 0 whatever the input.
         """
-        tokens = build_tokens(objects, self.config.tokens)
-        return self.forward_tokens(tokens, self.scale_of(tokens))
+        tokens = self.encoder.tokens(inputs)
+        return self.forward_tokens(tokens, self.encoder.scale(tokens))
 
-    def answers(self, objects: Objects) -> tuple[Tensor, ...]:
-        """All that the network says: the four-momenta and, with quantiles, the fields of `Spread`."""
-        p4 = self(objects)
-        return (p4,) if self.quantiles is None else (p4, *self.quantiles(objects, p4))
+    def predictions(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """All predictions: the four-momenta and, with quantiles, the fields of `Spread`."""
+        p4 = self(inputs)
+        return (p4,) if self.quantiles is None else (p4, *self.quantiles.spread(inputs, p4))
 
     def forward_tokens(
-        self,
-        tokens: Tokens,
-        scale: Float[Tensor, "n"],
-        spurions: Float[Tensor, "k 16"] | None = None,
+        self, tokens: Tokens, scale: Float[Tensor, "n"], spurions: Float[Tensor, "k 16"] | None = None
     ) -> Float[Tensor, "n 2 4"]:
         """Four-momenta of top and antitop from tokens.
 
@@ -82,35 +89,209 @@ class TopNetwork(EventNetwork):
         spurions
             Reference multivectors in place of the model's, shape (k, 16).
         """
-        spurions = self.spurions if spurions is None else spurions
-        raw = self.raw(tokens, scale, spurions)
-        if self.config.charge_symmetric:
-            exchanged = self.raw(self._charge_exchanged(tokens), scale, spurions)
-            raw = Raw(*(0.5 * (own + other.flip(1)) for own, other in zip(raw, exchanged, strict=True)))
+        encoded = self.encoder(tokens, scale, spurions=spurions)
+        legs = read_legs(encoded, self.config.readout)
+        decay = None
+        if self.head.jet_scalars:
+            jets = encoded.scalars[:, self.encoder.jets].unflatten(-1, (2, -1))
+            # The leptons stand in the order of their tops.
+            bottoms = soft_assignment(
+                jets[..., self.head.scalars].transpose(1, 2).to(tokens.p4),
+                tokens.p4[:, self.encoder.jets],
+                tokens.mask[:, self.encoder.jets],
+            )
+            decay = tokens.p4[:, :FIRST_JET] + bottoms
+        # Under autocast a backbone may answer in half precision, in which momenta would lose their mass.
         return self.head(
-            raw.vectors, raw.scalars, self._visible(tokens), scale, self._decay(tokens, raw.jet_scalars)
+            legs.vectors.to(tokens.p4),
+            legs.scalars[..., : self.head.scalars].to(tokens.p4),
+            self.encoder.visible(tokens),
+            scale,
+            decay,
         )
 
-    def _decay(self, tokens: Tokens, jet_scalars: Float[Tensor, "n 2 J s"]) -> Float[Tensor, "n 2 4"] | None:
-        """Lepton and softly assigned jets of each top in GeV, shape (n, 2, 4), if the head wants them."""
-        if not self.head.jet_scalars:
-            return None
-        # The leptons stand in the order of their tops.
-        bottoms = soft_assignment(jet_scalars[..., 0], tokens.p4[:, self._jets], tokens.mask[:, self._jets])
-        return tokens.p4[:, :FIRST_JET] + bottoms
 
-    def _charge_exchanged(self, tokens: Tokens) -> Tokens:
-        rows = self._exchange_rows
-        scalars = tokens.scalars[:, rows][..., self._exchange_columns] * self._exchange_signs
-        return Tokens(tokens.p4[:, rows], scalars, tokens.mask[:, rows])
+def task_schema(config: ModelConfig) -> dict[str, Any]:
+    """Outputs of a model of this configuration, as plain JSON data that is stored with trained weights."""
+    quantiles = None if config.quantiles is None else list(config.quantiles.observables)
+    return {
+        "version": SCHEMA_VERSION,
+        "output": ["top", "antitop"],
+        "readout": config.readout,
+        "head": config.head,
+        "quantiles": quantiles,
+    }
 
 
-def build_network(config: ModelConfig) -> TopNetwork:
-    """Untrained network of a configuration; its weights come from torch's global generator.
+class TopsTask(Task):
+    """Regression of the four-momenta of t and t̄.
 
-    Raises
-    ------
-    ValueError
-        If a backbone cannot be built as configured.
+    Parameters
+    ----------
+    model
+        Configuration of the network; `quantiles` is another task's.
+    loss
+        Losses and weights.
+    augmentation
+        Random symmetry transformations of the training events.
     """
-    return TopNetwork(config)
+
+    name = "tops"
+
+    def __init__(self, model: ModelConfig, loss: LossConfig, augmentation: Augmentation) -> None:
+        self.model = model.model_copy(update={"quantiles": None})
+        self.options = loss
+        self.augmentation = augmentation
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "TopsTask":
+        """The task of a training's configuration."""
+        return cls(config.model, config.loss, Augmentation.of(config))
+
+    def columns(self, events: DileptonEvents, truth: Truth | None) -> Columns:
+        """Reconstructed objects and true tops, see `top_columns`."""
+        return top_columns(events, truth)
+
+    def build(self) -> TopNetwork:
+        """Untrained network."""
+        return TopNetwork(self.model)
+
+    def prepare(self, network: nn.Module, sample: Columns) -> None:
+        """Standardise the features."""
+        if self.options.c_hel > 0 and not sample["c_hel"].isfinite().any():
+            raise TrainingError(
+                f"loss.c_hel: {self.options.c_hel} found, but no event of data.files has both true leptons"
+            )
+        cast("TopNetwork", network).encoder.fit_standardisation(Inputs.from_columns(sample))
+
+    def loss_weights(self, weight: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
+        """Weights without their sign, flattened in true m_tt if so configured, shape (n,)."""
+        weights = loss_weights(weight, self.options.negative_weights)
+        if self.options.flat_m_tt > 0:
+            tops = columns["tops"]
+            masses = torch.cat([fourvector.mass(tops[part].sum(1)) for part in slices(len(tops))])
+            weights = weights * flattening_weights(masses, self.options.flat_m_tt)
+        return weights
+
+    def draw(self, n: int, generator: torch.Generator) -> Columns:
+        """Random symmetry transformations."""
+        return self.augmentation.draw(n, generator)
+
+    def augment(self, columns: Columns, drawn: Columns) -> Columns:
+        """Transform the objects and the tops alike."""
+        if not drawn:
+            return columns
+        inputs, tops = self.augmentation.apply(Inputs.from_columns(columns), columns["tops"], drawn)
+        return columns | inputs._asdict() | {"tops": tops}
+
+    def loss(self, network: nn.Module, columns: Columns) -> tuple[Tensor, Tensor | None]:
+        """Loss of each event, and the loss on RB of m_tt in the batch."""
+        inputs, tops = Inputs.from_columns(columns), columns["tops"]
+        pred = network(inputs).float()
+        per_event = self._event_loss(cast("TopNetwork", network), pred, columns)
+        if not self.options.m_tt_bias:
+            return per_event, None
+        return per_event, self.options.m_tt_bias * m_tt_bias_loss(pred, tops)
+
+    def _event_loss(self, network: TopNetwork, pred: Tensor, columns: Columns) -> Tensor:
+        inputs = Inputs.from_columns(columns)
+        scale = network.encoder.scale(network.encoder.tokens(inputs))
+        leptons = torch.stack([inputs.lepton_plus, inputs.lepton_minus], 1)
+        return event_loss(pred, columns["tops"], scale, self.options, leptons, columns["c_hel"])
+
+    def metrics(self, batches: Iterable[Evaluated]) -> dict[str, float]:
+        """Weighted mean loss and `pair_metrics`."""
+        preds, tops, losses, loss_weight, weight = [], [], [], [], []
+        for batch in batches:
+            pred = batch.network(Inputs.from_columns(batch.columns))
+            losses.append(self._event_loss(cast("TopNetwork", batch.network), pred, batch.columns))
+            preds.append(pred)
+            tops.append(batch.columns["tops"])
+            loss_weight.append(batch.loss_weight)
+            weight.append(batch.weight)
+        if not preds:
+            return {}
+        pred, truth = torch.cat(preds), torch.cat(tops)
+        own = torch.cat(loss_weight).to(pred.device).double()
+        mean_loss = float((own * torch.cat(losses).double()).sum() / own.sum())
+        if self.options.m_tt_bias > 0:
+            mean_loss += self.options.m_tt_bias * float(m_tt_bias_loss(pred.double(), truth.double()))
+        # Of all events at a time no more than what has to be summed.
+        parts = [
+            _PairColumns.of(*(x[part].double().cpu().numpy() for x in (pred, truth)))
+            for part in slices(len(pred))
+        ]
+        columns = _PairColumns(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        return {"loss": mean_loss} | _metrics_of(columns, torch.cat(weight).double().cpu().numpy())
+
+    def describe(self, metrics: Mapping[str, float]) -> str:
+        """Loss and the metrics of m_tt and pT(t)."""
+        return (
+            f"loss {metrics['loss']:.4f}, m_tt bias {metrics['m_tt_bias']:+.3f}, "
+            f"resolution {metrics['m_tt_resolution']:.3f}, correlation {metrics['m_tt_correlation']:.3f}, "
+            f"pT(t) RMS {metrics['pt_top_rms']:.1f} GeV"
+        )
+
+
+def pair_metrics(pred: FloatArray, truth: FloatArray, weight: FloatArray) -> dict[str, float]:
+    """How well top-quark pairs are predicted, with signed weights.
+
+    Parameters
+    ----------
+    pred, truth
+        Four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4).
+    weight
+        Signed event weights, shape (n,).
+
+    Returns
+    -------
+    metrics
+        ``m_tt_bias`` and ``m_tt_resolution``: mean of (p − t)/t of the mass of the pair, and its standard
+        deviation; ``m_tt_correlation`` and ``m_tt_slope``: correlation of ln p and ln t, and their
+        covariance over the variance of ln t, 1 without shrinkage; ``pt_top_rms`` (GeV) and ``y_top_rms``:
+        RMS of p − t, of t and t̄ alike; ``efficiency``: fraction of finite predictions, to which the others
+        are confined. NaN where undefined.
+    """
+    return _metrics_of(_PairColumns.of(pred, truth), weight)
+
+
+class _PairColumns(NamedTuple):
+    """All that `pair_metrics` has to know of each event, NaN where the prediction is not finite."""
+
+    finite: BoolArray
+    m_pred: FloatArray
+    m_true: FloatArray
+    pt_square: FloatArray
+    y_square: FloatArray
+
+    @classmethod
+    def of(cls, pred: FloatArray, truth: FloatArray) -> "_PairColumns":
+        """Masses of the pairs in GeV, and mean squares of p − t of t and t̄, shape (n,) each."""
+        finite = np.asarray(np.isfinite(pred).all(axis=(1, 2)))
+        pred = np.where(finite[:, None, None], pred, np.nan)
+        squares = [((of(pred) - of(truth)) ** 2).mean(axis=1) for of in (fourvector.pt, fourvector.rapidity)]
+        return cls(finite, m_tt(pred), m_tt(truth), *squares)
+
+
+def _metrics_of(columns: _PairColumns, weight: FloatArray) -> dict[str, float]:
+    finite, *values = columns
+    with np.errstate(invalid="ignore", divide="ignore"):
+        efficiency = weight[finite].sum() / weight.sum() if len(weight) else np.nan
+        m_pred, m_true, pt_square, y_square = (column[finite] for column in values)
+        normalised = weight[finite] / weight[finite].sum()
+
+        def mean(values: FloatArray) -> Any:
+            return (normalised * values).sum() if len(values) else np.nan
+
+        residual = m_pred / m_true - 1
+        x, y = np.log(m_true), np.log(m_pred)
+        x, y = x - mean(x), y - mean(y)
+        results = {
+            "m_tt_bias": mean(residual),
+            "m_tt_resolution": np.sqrt(mean(residual**2) - mean(residual) ** 2),
+            "m_tt_correlation": mean(x * y) / np.sqrt(mean(x**2) * mean(y**2)),
+            "m_tt_slope": mean(x * y) / mean(x**2),
+            "pt_top_rms": np.sqrt(mean(pt_square)),
+            "y_top_rms": np.sqrt(mean(y_square)),
+        }
+    return {key: float(value) for key, value in results.items()} | {"efficiency": float(efficiency)}

@@ -1,11 +1,80 @@
-"""Muon with matrices of one shape orthogonalised together, in single precision."""
+"""Optimisers, the schedule of their learning rate, and the average of the weights."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from topreco.config import OptimiserConfig
+
+
+def learning_rate(step: int, total_steps: int, config: OptimiserConfig) -> float:
+    """Learning rate of a step: a linear rise, then a constant or a quarter period of a cosine down to zero.
+
+    Parameters
+    ----------
+    step
+        Number of steps before this one.
+    total_steps
+        Steps of the whole training.
+    config
+        Largest rate and schedule.
+
+    Returns
+    -------
+    rate
+        Learning rate.
+    """
+    warmup = round(config.warmup * total_steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - warmup) / max(1, total_steps - warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def build_optimisers(config: OptimiserConfig, network: nn.Module) -> list[torch.optim.Optimizer]:
+    """Optimisers that share the parameters of a network.
+
+    Weight decay applies to matrices alone: biases and norms it would only shift. Muon is for matrices between
+    hidden layers; what leads in and out of the network is AdamW's.
+    """
+    named = dict(network.named_parameters())
+    matrices = {name: p for name, p in named.items() if p.ndim >= 2}
+    vectors = [p for p in named.values() if p.ndim < 2]
+    hidden = {
+        name: p
+        for name, p in matrices.items()
+        if config.kind == "muon" and ".blocks." in name and ".norm" not in name and p.ndim == 2
+    }
+    groups = [
+        {
+            "params": [p for name, p in matrices.items() if name not in hidden],
+            "weight_decay": config.weight_decay,
+        },
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    if config.kind == "adamw":
+        return [adamw]
+    muon = Muon(
+        hidden.values(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [muon, adamw]
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, step: int, decay: float) -> None:
+    """Update an exponential moving average of the weights, quickly at first to forget the initial ones."""
+    decay = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
 
 
 class Muon(torch.optim.Muon):

@@ -1,0 +1,103 @@
+"""Augmentation: random symmetry transformations of training events."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from topreco.config import TrainConfig
+from topreco.network.task import Columns
+from topreco.network.tokens import Inputs
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Transformations that are drawn for each training event.
+
+    Attributes
+    ----------
+    rotation
+        Rotation about the beam by a random angle, an exact symmetry.
+    reflection
+        z → −z for half of the events, an exact symmetry.
+    charge_exchange
+        Exchange of ℓ⁺ and ℓ⁻, their b candidates, and t and t̄ for half of the events: a symmetry up to the
+        charge asymmetry of about one percent.
+    """
+
+    rotation: bool = False
+    reflection: bool = False
+    charge_exchange: bool = False
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "Augmentation":
+        """The augmentation of a training's configuration."""
+        return cls(config.augment_rotation, config.augment_reflection, config.augment_charge_exchange)
+
+    def draw(self, n: int, generator: torch.Generator) -> Columns:
+        """Transformations of n events: ``angle``, ``reflect`` and ``exchange``, shape (n,) each, if any."""
+        drawn = {}
+        if self.rotation:
+            drawn["angle"] = 2 * math.pi * torch.rand(n, generator=generator)
+        if self.reflection:
+            drawn["reflect"] = torch.rand(n, generator=generator) < 0.5
+        if self.charge_exchange:
+            drawn["exchange"] = torch.rand(n, generator=generator) < 0.5
+        return drawn
+
+    def apply(self, inputs: Inputs, tops: Tensor, drawn: Columns) -> tuple[Inputs, Tensor]:
+        """The same events as drawn, see `augment`."""
+        return augment(inputs, tops, drawn.get("angle"), drawn.get("reflect"), drawn.get("exchange"))
+
+
+def augment(
+    inputs: Inputs,
+    tops: Tensor,
+    angle: Tensor | None = None,
+    reflect: Tensor | None = None,
+    exchange: Tensor | None = None,
+) -> tuple[Inputs, Tensor]:
+    """Rotate events about the beam and reflect them along it, exact symmetries, and exchange charges.
+
+    Parameters
+    ----------
+    inputs
+        Reconstructed objects.
+    tops
+        True four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4).
+    angle
+        Angle of each event, shape (n,); None leaves them.
+    reflect
+        Whether pz changes sign, shape (n,); None leaves them.
+    exchange
+        Whether ℓ⁺ and ℓ⁻, their b candidates, and t and t̄ change places, shape (n,); None leaves them. A
+        symmetry but for the charge asymmetry of about one percent.
+
+    Returns
+    -------
+    inputs, tops
+        The same events seen from elsewhere.
+    """
+    if exchange is not None:
+        exchanged = inputs.charge_exchanged()
+        inputs = Inputs(
+            *(
+                torch.where(exchange.reshape(-1, *[1] * (own.ndim - 1)), other, own)
+                for own, other in zip(inputs, exchanged, strict=True)
+            )
+        )
+        tops = torch.where(exchange[:, None, None], tops.flip(1), tops)
+    matrix = torch.eye(4, dtype=tops.dtype, device=tops.device).repeat(len(tops), 1, 1)
+    if angle is not None:
+        cos, sin = angle.cos(), angle.sin()
+        matrix[:, 1, 1], matrix[:, 1, 2], matrix[:, 2, 1], matrix[:, 2, 2] = cos, -sin, sin, cos
+    if reflect is not None:
+        matrix[:, 3, 3] = 1 - 2 * reflect.to(tops.dtype)
+    inputs = inputs._replace(
+        lepton_plus=torch.einsum("nij,nj->ni", matrix, inputs.lepton_plus),
+        lepton_minus=torch.einsum("nij,nj->ni", matrix, inputs.lepton_minus),
+        jets=torch.einsum("nij,nkj->nki", matrix, inputs.jets),
+        met=torch.einsum("nij,nj->ni", matrix[:, 1:3, 1:3], inputs.met),
+    )
+    return inputs, torch.einsum("nij,nkj->nki", matrix, tops)

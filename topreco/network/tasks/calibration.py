@@ -1,0 +1,110 @@
+"""Calibration of predicted quantiles on events that a network has not been trained on."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from topreco.core.events import QUANTILE_LEVELS, FloatArray
+
+MEDIAN = QUANTILE_LEVELS.index(0.5)
+LOW, HIGH = QUANTILE_LEVELS.index(0.16), QUANTILE_LEVELS.index(0.84)
+"""Positions of the median and of the limits of the 68 % interval among `QUANTILE_LEVELS`."""
+
+
+class Calibration(NamedTuple):
+    """Corrections of the quantiles at B values of the predicted m_tt.
+
+    Attributes
+    ----------
+    knots
+        ln(m_tt / GeV), rising, shape (B,).
+    shift
+        Of the median, in half-widths of the 68 % interval, shape (B, K).
+    stretch
+        Factors of the distances from the median, shape (B, K, levels).
+    """
+
+    knots: FloatArray
+    shift: FloatArray
+    stretch: FloatArray
+
+    @classmethod
+    def none(cls, k: int, n_bins: int) -> "Calibration":
+        """One that changes nothing, for K targets."""
+        return cls(
+            np.arange(float(n_bins)), np.zeros((n_bins, k)), np.ones((n_bins, k, len(QUANTILE_LEVELS)))
+        )
+
+    def extended(self, n_bins: int) -> "Calibration":
+        """The same function with more knots, behind the last one."""
+        more = np.arange(1, n_bins - len(self.knots) + 1)
+        repeats = np.r_[np.ones(len(self.knots) - 1, dtype=int), 1 + len(more)]
+        knots = np.r_[self.knots, self.knots[-1] + more]
+        return Calibration(knots, self.shift.repeat(repeats, 0), self.stretch.repeat(repeats, 0))
+
+
+def calibrated(
+    u: Float[Tensor, "n K levels"], shift: Float[Tensor, "n K"], stretch: Float[Tensor, "n K levels"]
+) -> Float[Tensor, "n K levels"]:
+    """Quantiles with median and distances from it corrected, still rising; see `Calibration`."""
+    half = 0.5 * (u[..., HIGH] - u[..., LOW])
+    median = u[..., MEDIAN]
+    limits = (median + shift * half)[..., None] + stretch * (u - median[..., None])
+    # The outer interval never lies inside the inner one.
+    rising = [limits[..., MEDIAN]]
+    for level in reversed(range(MEDIAN)):
+        rising.insert(0, torch.minimum(rising[0], limits[..., level]))
+    for level in range(MEDIAN + 1, len(QUANTILE_LEVELS)):
+        rising.append(torch.maximum(rising[-1], limits[..., level]))
+    return torch.stack(rising, -1)
+
+
+def fit_calibration(
+    u: FloatArray, truth: FloatArray, weight: FloatArray, log_mass: FloatArray, *, n_bins: int
+) -> Calibration:
+    """Calibration with which, in bins of predicted m_tt, each quantile has its share of the events below.
+
+    Parameters
+    ----------
+    u
+        Quantiles of the residuals as trained, shape (n, K, levels).
+    truth
+        True residuals, NaN where unknown, shape (n, K).
+    weight
+        Weights ≥ 0, shape (n,).
+    log_mass
+        ln of the predicted m_tt in GeV, shape (n,).
+    n_bins
+        Number of bins of equal population.
+    """
+    k, n_levels = u.shape[1:]
+    order = np.argsort(log_mass, kind="stable")
+    groups = np.array_split(order, n_bins)
+    knots = np.array([np.median(log_mass[group]) for group in groups])
+    shift, stretch = np.zeros((n_bins, k)), np.ones((n_bins, k, n_levels))
+    for b, group in enumerate(groups):
+        for target in range(k):
+            chosen = group[np.isfinite(truth[group, target])]
+            if not weight[chosen].sum() > 0:
+                continue
+            own, t = (x[chosen, target].astype(np.float64) for x in (u, truth))
+            w = weight[chosen]
+            half = np.maximum(0.5 * (own[:, HIGH] - own[:, LOW]), np.finfo(np.float32).tiny)
+            shift[b, target] = _quantile((t - own[:, MEDIAN]) / half, w, 0.5)
+            median = own[:, MEDIAN] + shift[b, target] * half
+            for i, level in enumerate(QUANTILE_LEVELS):
+                if i == MEDIAN:
+                    continue
+                # t < median + f d, with d < 0 below the median: f is a quantile of the ratio.
+                distance = own[:, i] - own[:, MEDIAN]
+                share = level if distance[0] > 0 else 1 - level
+                factor = _quantile((t - median) / distance, w, share)
+                stretch[b, target, i] = max(factor, 0.0)
+    return Calibration(knots, shift, stretch)
+
+
+def _quantile(values: FloatArray, weight: FloatArray, share: float) -> float:
+    return float(np.quantile(values, share, weights=weight, method="inverted_cdf"))

@@ -1,0 +1,376 @@
+"""Train a model: the four-momenta and, where configured, their quantiles, from skims to a model file."""
+
+import copy
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from rich.console import Console
+
+from topreco.config import QuantilesConfig, TrainConfig
+from topreco.core.errors import needs_extra
+from topreco.core.files import writable_folder
+from topreco.network.fit.data import TrainingData, read_training_data, share_training_data
+from topreco.network.fit.loop import Fitted, Session, fit, make_sample
+from topreco.network.fit.state import Paths, check_same, flat, read_state, write_state
+from topreco.network.model_file import TrainedModel, save_model
+from topreco.network.splits import VALIDATION
+from topreco.network.task import Task, TrainingError
+from topreco.network.tasks.quantiles import QuantileNetwork, QuantilesTask, by_observable, calibrate
+from topreco.network.tasks.tops import TopNetwork, TopsTask
+
+MODEL_FILE = "model.safetensors"
+# Where and how fast a training runs is not what is trained.
+MAY_DIFFER = {"output", "accelerator", "devices", "threads", "mlflow"}
+"""Keys that may change when a training resumes."""
+WHERE_DATA_ARE = {"stream", "cache"}
+"""Keys of `data` of which the same holds; no model file has them."""
+# Apart from all epochs of the tops.
+_QUANTILES_SEED = 1_000_003
+
+
+def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) -> Path:
+    """Train the networks of a configuration, or continue a training that was interrupted.
+
+    Seeds torch's global generators. With several devices each process reads the data, or the first one of
+    each machine if they are streamed; the first of all validates and writes.
+
+    Parameters
+    ----------
+    config
+        Everything that determines the training.
+    progress
+        Show a progress bar and a line per epoch on standard error.
+    restart
+        Discard what an earlier training left in the output folder.
+
+    Returns
+    -------
+    path
+        The model file, ``<output>/model.safetensors``. Beside it lie ``metrics.jsonl``, ``metrics.csv`` and
+        ``state.ckpt``, and with quantiles the same files of theirs, ``quantiles_…``.
+
+    Raises
+    ------
+    TrainingError
+        If the data cannot be trained on, if the output folder holds another training, or if the loss or
+        its gradient becomes non-finite.
+    TopRecoError
+        If a skim cannot be read or the output folder not be written.
+    """
+    tracker = _MLflow() if config.mlflow else None
+    output = writable_folder(config.output)
+    fabric, console = _launch(config, progress)
+    path = output / MODEL_FILE
+    paths, quantile_paths = Paths(output), Paths(output, "quantiles_")
+    if restart:
+        # Nobody may look for a state before it is gone.
+        if fabric.is_global_zero:
+            path.unlink(missing_ok=True)
+            paths.remove()
+            quantile_paths.remove()
+        fabric.barrier()
+    if path.exists() and not paths.state.is_file():
+        raise TrainingError(
+            f"{path}: already there, but not the training that made it; choose another output folder, or "
+            "--restart to overwrite it"
+        )
+    content = {key: value for key, value in _config_data(config).items() if key not in MAY_DIFFER}
+    state = read_state(paths.state, content)
+    if state["complete"] and path.is_file():
+        console.print(f"{path}: already trained")
+        return path
+    task = TopsTask.of(config)
+    data = _read_data(config, task, fabric)
+    check_same("the training data", state["data"] or data.summary, data.summary, output)
+    state["data"] = data.summary
+    data = _placed(data, fabric.device)
+    fabric.barrier()
+
+    writes = fabric.is_global_zero
+    with _tracking(tracker if writes else None, config, state) as log:
+        session = Session(fabric, console, paths, (config.seed,), compile=config.compile, log=log)
+        tops = fit(task, data, config, session, state)
+        networks = cast("list[TopNetwork]", tops.networks)
+        metadata: dict[str, Any] = {
+            "training": _config_data(config) | {"output": config.output.name},
+            "data": data.summary,
+            "metrics": {"best": tops.best, "test": tops.test},
+        }
+        if config.model.quantiles is not None:
+            own_state = read_state(quantile_paths.state, content)
+            own_session = session._replace(
+                paths=quantile_paths, seed=(_QUANTILES_SEED, config.seed), title="quantiles, "
+            )
+            networks, quantiles = _fit_quantiles(networks, data, config, own_session, own_state)
+            metadata["quantiles"] = {
+                "test": by_observable(quantiles.test, config.model.quantiles.observables)
+            }
+        if writes:
+            save_model(path, networks, metadata)
+            # The weights of the epochs before are of no more use.
+            state["complete"] = True
+            write_state(paths.state, state)
+            if tracker is not None:
+                tracker.finish(path, tops.test)
+            console.print(f"{path}: trained" + (f"; test: {task.describe(tops.test)}" if tops.test else ""))
+    fabric.barrier()
+    return path
+
+
+def train_quantiles(
+    model: TrainedModel, config: TrainConfig, output: str | Path, *, progress: bool = True
+) -> dict[str, Any]:
+    """Write a model with quantiles from one without, or with others; the tops stay as they are.
+
+    Parameters
+    ----------
+    model
+        The model.
+    config
+        `data`, which must be those of the model's own training with the same splits, `model.quantiles` (the
+        default ones if null), `quantiles`, seed and augmentation.
+    output
+        Model file to write. The training's state and metrics are in a folder beside it, ``<name>.training``.
+    progress
+        Show a progress bar and a line per epoch on standard error.
+
+    Returns
+    -------
+    metadata
+        Entry ``quantiles`` of the model file; ``test`` holds coverage and pinball loss of the test events.
+
+    Raises
+    ------
+    TrainingError
+        If the data cannot be trained on.
+    TopRecoError
+        If a skim cannot be read or the file not be written.
+    """
+    output = Path(output)
+    folder = writable_folder(output.parent / f"{output.stem}.training")
+    settings = config.model.quantiles or QuantilesConfig()
+    config = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"folds": len(model.networks)}),
+            "model": model.config.model_copy(update={"quantiles": settings}),
+        }
+    )
+    fabric, console = _launch(config, progress)
+    paths = Paths(folder)
+    content = {key: value for key, value in _config_data(config).items() if key not in MAY_DIFFER}
+    state = read_state(paths.state, content | {"tops": model.metadata["sha256"]})
+    data = _read_data(config, TopsTask.of(config), fabric, folder)
+    check_same("the training data", state["data"] or data.summary, data.summary, folder)
+    state["data"] = data.summary
+    data = _placed(data, fabric.device)
+    session = Session(
+        fabric, console, paths, (_QUANTILES_SEED, config.seed), title="quantiles, ", compile=config.compile
+    )
+    networks, fitted = _fit_quantiles(copy.deepcopy(model.networks), data, config, session, state)
+    described = {
+        "data": data.summary,
+        "training": config.quantiles.model_dump(mode="json"),
+        "test": by_observable(fitted.test, settings.observables),
+    }
+    if fabric.is_global_zero:
+        save_model(output, networks, model.metadata | {"quantiles": described})
+    fabric.barrier()
+    return described
+
+
+def recalibrate(model: TrainedModel, config: TrainConfig, output: str | Path) -> dict[str, Any]:
+    """Write a model with its quantiles calibrated on other events.
+
+    Parameters
+    ----------
+    model
+        The model, with quantiles.
+    config
+        `data`, of which all events count, or the validation events alone if the model was trained on one of
+        the datasets, with whatever selection; and `loss.negative_weights`.
+    output
+        Model file to write.
+
+    Returns
+    -------
+    metadata
+        Entry ``quantiles`` of the model file.
+
+    Raises
+    ------
+    TrainingError
+        If there are no quantiles to calibrate, or no events with weight for one of the networks.
+    TopRecoError
+        If a skim cannot be read or the file not be written.
+    """
+    output = Path(output)
+    writable_folder(output.parent)
+    networks = list(copy.deepcopy(model.networks))
+    own = [network.quantiles for network in networks]
+    if model.config.quantiles is None:
+        raise TrainingError("recalibrate: the model has no quantiles; `topreco quantiles` adds them")
+    # What was set apart for validation is so by the fractions of the training.
+    trained = model.metadata.get("training", {}).get("data", {})
+    fractions = ("validation_fraction", "test_fraction")
+    changes = {"folds": len(networks)} | {name: trained[name] for name in fractions if name in trained}
+    task = QuantilesTask(model.config, networks, negative_weights=config.loss.negative_weights)
+    data = read_training_data(config.data.model_copy(update=changes), task.columns, output.parent)
+    known = set(model.metadata.get("data", {}).get("dataset_ids", ()))
+    seen = bool(known.intersection(data.summary["dataset_ids"]))
+    loss_weight = task.loss_weights(data.weight, data.columns)
+    n_events = 0
+    for fold, quantiles in enumerate(own):
+        mine = torch.ones_like(data.fold, dtype=torch.bool) if len(networks) == 1 else data.fold == fold
+        if seen:
+            # Events that this network has not been trained on.
+            mine = data.split == VALIDATION
+            mine &= data.fold != fold if len(networks) > 1 else True
+        index = mine.nonzero().squeeze(1)
+        if not loss_weight[index].sum() > 0:
+            raise TrainingError(f"recalibrate: no events with weight for network {fold}")
+        with torch.no_grad():
+            sample = make_sample(task, data, fold, index, loss_weight, torch.device("cpu"))
+            n_events += calibrate(cast("QuantileNetwork", quantiles), sample.batches(networks[fold]))
+    # The coverage was that of another calibration.
+    before = {k: v for k, v in model.metadata.get("quantiles", {}).items() if k != "test"}
+    calibration = {"files": data.summary["files"], "events": n_events, "validation_only": seen}
+    described = before | {"calibration": calibration}
+    save_model(output, networks, model.metadata | {"quantiles": described})
+    return described
+
+
+def _fit_quantiles(
+    tops: Any, data: TrainingData, config: TrainConfig, session: Session, state: dict[str, Any]
+) -> tuple[list[TopNetwork], Fitted]:
+    """The networks of the tops with trained quantiles, in evaluation mode."""
+    for network in tops:
+        network.to(session.fabric.device).eval()
+    task = QuantilesTask(
+        config.model,
+        tops,
+        negative_weights=config.loss.negative_weights,
+        charge_exchange=config.augment_charge_exchange,
+    )
+    fitted = fit(task, data, config.quantiles.fit, session, state)
+    networks = []
+    for network, quantiles in zip(tops, fitted.networks, strict=True):
+        whole = TopNetwork(config.model).to(session.fabric.device)
+        whole.encoder, whole.quantiles = network.encoder, cast("QuantileNetwork", quantiles)
+        networks.append(whole.eval())
+    return networks, fitted
+
+
+# ---- surroundings ----------------------------------------------------------------------------------------
+
+
+def _config_data(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as plain data, files by their names."""
+    content = config.model_dump(mode="json", exclude={"data": WHERE_DATA_ARE})
+    content["data"]["files"] = [path.name for path in config.data.files]
+    return content
+
+
+def _launch(config: TrainConfig, progress: bool) -> tuple[Fabric, Console]:
+    """Fabric on the requested devices, which starts the other processes; and where lines are printed."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    accelerator = config.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    elif accelerator == "cuda" and torch.cuda.device_count() < config.devices:
+        raise TrainingError(
+            f"accelerator: cuda with devices {config.devices}, but torch sees "
+            f"{torch.cuda.device_count()} of them"
+        )
+    devices, nodes = config.devices, 1
+    if TorchElasticEnvironment.detect():
+        # Under torchrun the processes are there already, on one machine or several.
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy="ddp" if devices * nodes > 1 else "auto",
+        precision=config.precision,
+    )
+    fabric.launch()
+    # Soft wrapping keeps an epoch's line whole in the log of a batch job.
+    console = Console(
+        stderr=True, quiet=not (progress and fabric.is_global_zero), highlight=False, soft_wrap=True
+    )
+    return fabric, console
+
+
+def _read_data(config: TrainConfig, task: Task, fabric: Fabric, folder: Path | None = None) -> TrainingData:
+    """The training data, of which the processes of a machine share what is not in memory."""
+    folder = folder or config.output
+    if fabric.world_size == 1:
+        return read_training_data(config.data, task.columns, folder, needs_truth=task.needs_truth)
+    # A name that the next training in this output folder finds again.
+    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+    path = (config.data.cache or folder) / f".data.{digest}.{fabric.node_rank}.tmp"
+    return share_training_data(
+        config.data,
+        task.columns,
+        path,
+        writes=fabric.local_rank == 0,
+        barrier=fabric.barrier,
+        needs_truth=task.needs_truth,
+    )
+
+
+def _placed(data: TrainingData, device: torch.device) -> TrainingData:
+    """The data in the memory of a GPU if they leave half of it free, otherwise where they are."""
+    if device.type == "cuda" and data.n_bytes > torch.cuda.mem_get_info(device)[0] / 2:
+        return data
+    return data.to(device)
+
+
+class _MLflow:
+    """The optional tracker; MLflow's own settings, such as `MLFLOW_TRACKING_URI`, say where it writes."""
+
+    def __init__(self) -> None:
+        try:
+            import mlflow
+        except ImportError as error:
+            raise TrainingError(f"mlflow: true: {needs_extra('mlflow', error)}") from error
+        self.api: Any = mlflow
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        numbers = {k: v for k, v in row.items() if k not in {"fold", "epoch"} and math.isfinite(v)}
+        self.api.log_metrics({f"fold{row['fold']}/{k}": v for k, v in numbers.items()}, step=row["epoch"])
+
+    def finish(self, path: Path, test: Mapping[str, float]) -> None:
+        self.api.log_metrics({f"test/{k}": v for k, v in test.items() if math.isfinite(v)})
+        self.api.log_artifact(str(path))
+
+
+@contextmanager
+def _tracking(
+    tracker: _MLflow | None, config: TrainConfig, state: dict[str, Any]
+) -> Iterator[Callable[[dict[str, Any]], object]]:
+    """Function that takes a row of metrics, for the duration of a run of the tracker, if there is one."""
+    if tracker is None:
+        yield lambda row: None
+        return
+    try:
+        started = tracker.api.start_run(run_id=state["tracker"], run_name=config.output.name)
+    except tracker.api.exceptions.MlflowException as error:
+        raise TrainingError(
+            f"mlflow: no run at {tracker.api.get_tracking_uri()} ({str(error).splitlines()[0]}); "
+            "set MLFLOW_TRACKING_URI to one that this installation can write"
+        ) from error
+    with started as run:
+        if state["tracker"] is None:
+            tracker.api.log_params({key: str(value) for key, value in flat(_config_data(config)).items()})
+        state["tracker"] = run.info.run_id
+        yield tracker.log
