@@ -72,12 +72,12 @@ def toy_model(tmp_path_factory) -> Path:
 
     from topreco.config import LGATrSlimConfig, ModelConfig
     from topreco.network.model_file import save_model
-    from topreco.network.tasks.tops import build_network
+    from topreco.network.tasks.tops import TopNetwork
 
     with torch.random.fork_rng():
         torch.manual_seed(1)
         backbone = LGATrSlimConfig(blocks=2, vector_channels=8, scalar_channels=16, heads=2)
-        network = build_network(ModelConfig(backbone=backbone))
+        network = TopNetwork(ModelConfig(backbone=backbone))
     path = tmp_path_factory.mktemp("model") / "toy.safetensors"
     save_model(path, [network], {})
     return path

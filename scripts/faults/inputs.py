@@ -161,15 +161,15 @@ def model_file(path: Path, folds: int = 1) -> Path:
     import torch
 
     from topreco.network.model_file import save_model
-    from topreco.network.tasks.tops import build_network
-    from topreco.network.tokens import Objects
+    from topreco.network.tasks.tops import TopNetwork
+    from topreco.network.tokens import Inputs
 
     backbone = LGATrSlimConfig(blocks=1, vector_channels=2, scalar_channels=4, heads=1)
     config = ModelConfig(backbone=backbone, tokens=TokensConfig(max_jets=4))
     torch.manual_seed(0)
-    networks = [build_network(config) for _ in range(folds)]
+    networks = [TopNetwork(config) for _ in range(folds)]
     for network in networks:
-        network.fit_standardisation(Objects.from_events(toy_events(100)))
+        network.encoder.fit_standardisation(Inputs.from_events(toy_events(100)))
     save_model(path, networks, {"training": {"seed": 3}})
     return path
 

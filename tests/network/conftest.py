@@ -10,7 +10,7 @@ from torch import Tensor
 
 from topreco.config import ModelConfig
 from topreco.core.events import toy_events
-from topreco.network.tokens import Objects
+from topreco.network.tokens import Inputs
 
 SMALL_BACKBONES: dict[str, dict[str, Any]] = {
     "lgatr": {"blocks": 2, "multivector_channels": 4, "scalar_channels": 8, "heads": 2},
@@ -41,9 +41,9 @@ def small_config() -> Callable[..., ModelConfig]:
 
 
 @pytest.fixture
-def objects() -> Objects:
+def inputs() -> Inputs:
     """Sixteen events with up to seven jets in double precision."""
-    return Objects.from_events(toy_events(16, max_jets=7, seed=1), torch.float64)
+    return Inputs.from_events(toy_events(16, max_jets=7, seed=1), torch.float64)
 
 
 @pytest.fixture

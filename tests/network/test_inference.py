@@ -14,7 +14,7 @@ from topreco.core.fourvector import mass
 from topreco.network import inference
 from topreco.network.inference import predict
 from topreco.network.splits import fold_of
-from topreco.network.tasks.tops import build_network
+from topreco.network.tasks.tops import TopNetwork
 
 TINY = ModelConfig(
     backbone=LGATrSlimConfig(blocks=1, vector_channels=4, scalar_channels=8, heads=1, dropout=0.5)
@@ -23,7 +23,7 @@ TINY = ModelConfig(
 
 def networks(folds=1):
     torch.manual_seed(0)
-    return [build_network(TINY) for _ in range(folds)]
+    return [TopNetwork(TINY) for _ in range(folds)]
 
 
 def test_returns_physical_pairs():
@@ -136,14 +136,14 @@ def test_errors():
 TRAIN_AFTERWARDS = """
 from topreco.config import LGATrConfig, ModelConfig
 from topreco.core.events import toy_events
-from topreco.network.tasks.tops import build_network
+from topreco.network.tasks.tops import TopNetwork
 from topreco.network.inference import predict
-from topreco.network.tokens import Objects
+from topreco.network.tokens import Inputs
 
 backbone = LGATrConfig(blocks=1, multivector_channels=2, scalar_channels=4, heads=1)
-network = build_network(ModelConfig(backbone=backbone))
+network = TopNetwork(ModelConfig(backbone=backbone))
 predict([network], toy_events(3))
-network(Objects.from_events(toy_events(3))).sum().backward()
+network(Inputs.from_events(toy_events(3))).sum().backward()
 """
 
 

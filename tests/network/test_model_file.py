@@ -15,8 +15,8 @@ from topreco.core.events import toy_events
 from topreco.network import model_file as checkpoint
 from topreco.network.inference import predict
 from topreco.network.model_file import ModelFileError, load_model, save_model
-from topreco.network.tasks.tops import build_network
-from topreco.network.tokens import Objects
+from topreco.network.tasks.tops import TopNetwork
+from topreco.network.tokens import Inputs
 
 TINY = ModelConfig(
     backbone=LGATrSlimConfig(blocks=1, vector_channels=2, scalar_channels=4, heads=1),
@@ -26,9 +26,9 @@ TINY = ModelConfig(
 
 def networks(folds=1, config=TINY):
     torch.manual_seed(0)
-    built = [build_network(config) for _ in range(folds)]
+    built = [TopNetwork(config) for _ in range(folds)]
     for network in built:
-        network.fit_standardisation(Objects.from_events(toy_events(100)))
+        network.fit_standardisation(Inputs.from_events(toy_events(100)))
     return built
 
 

@@ -11,8 +11,8 @@ from topreco.core.constants import M_TOP
 from topreco.core.events import toy_events
 from topreco.network.spurions import build_spurions
 from topreco.network.tasks.heads import SMALLEST_MASS, Head, soft_assignment
-from topreco.network.tasks.tops import build_network
-from topreco.network.tokens import Objects, build_tokens, model_features
+from topreco.network.tasks.tops import TopNetwork
+from topreco.network.tokens import Inputs, build_tokens, model_features
 
 EQUIVARIANT = ("lgatr", "lgatr_slim")
 KINDS = (*EQUIVARIANT, "transformer")
@@ -49,13 +49,13 @@ def cases(kinds, spurions=tuple(SPURIONS)):
     ]
 
 
-def transform(objects, matrix):
-    """Objects under a transformation that leaves the beam alone."""
-    met = objects.met @ matrix[1:3, 1:3].T
-    return objects._replace(
-        lepton_plus=objects.lepton_plus @ matrix.T,
-        lepton_minus=objects.lepton_minus @ matrix.T,
-        jets=objects.jets @ matrix.T,
+def transform(inputs, matrix):
+    """Inputs under a transformation that leaves the beam alone."""
+    met = inputs.met @ matrix[1:3, 1:3].T
+    return inputs._replace(
+        lepton_plus=inputs.lepton_plus @ matrix.T,
+        lepton_minus=inputs.lepton_minus @ matrix.T,
+        jets=inputs.jets @ matrix.T,
         met=met,
     )
 
@@ -70,7 +70,7 @@ def network(small_config):
     """A network in double precision."""
 
     def make(kind, **fields):
-        return build_network(small_config(kind, **fields)).double().eval().requires_grad_(False)
+        return TopNetwork(small_config(kind, **fields)).double().eval().requires_grad_(False)
 
     return make
 
@@ -79,28 +79,28 @@ def network(small_config):
 
 
 @pytest.mark.parametrize(("kind", "spurions"), cases(EQUIVARIANT))
-def test_rotation_about_the_beam(network, objects, rotation, readout, kind, spurions):
+def test_rotation_about_the_beam(network, inputs, rotation, readout, kind, spurions):
     """The plain transformer is exempt: it has to learn this."""
     model = network(kind, spurions=spurions, readout=readout, tokens={"log_pt": True})
-    torch.testing.assert_close(model(transform(objects, rotation)), model(objects) @ rotation.T, **TIGHT)
+    torch.testing.assert_close(model(transform(inputs, rotation)), model(inputs) @ rotation.T, **TIGHT)
 
 
 @pytest.mark.parametrize("head", OTHER_HEADS)
 @pytest.mark.parametrize("kind", EQUIVARIANT)
-def test_rotation_about_the_beam_with_other_heads(network, objects, rotation, kind, head):
+def test_rotation_about_the_beam_with_other_heads(network, inputs, rotation, kind, head):
     model = network(kind, head=head)
-    torch.testing.assert_close(model(transform(objects, rotation)), model(objects) @ rotation.T, **TIGHT)
+    torch.testing.assert_close(model(transform(inputs, rotation)), model(inputs) @ rotation.T, **TIGHT)
 
 
 @pytest.mark.parametrize("readout", ["query_tokens", "mean"])
 @pytest.mark.parametrize("head", OTHER_HEADS)
 @pytest.mark.parametrize("kind", EQUIVARIANT)
 def test_only_three_momenta_break_lorentz_transformations(
-    network, objects, lorentz, transform_multivectors, kind, head, readout
+    network, inputs, lorentz, transform_multivectors, kind, head, readout
 ):
     """An energy that follows from a momentum in the laboratory knows the laboratory."""
     model = network(kind, head=head, readout=readout)
-    tokens, scale = build_tokens(objects, model.config.tokens), model.scale(objects)
+    tokens, scale = build_tokens(inputs, model.config.tokens), model.scale(inputs)
     moved = model.forward_tokens(
         tokens._replace(p4=tokens.p4 @ lorentz.T), scale, transform_multivectors(lorentz, model.spurions)
     )
@@ -113,10 +113,10 @@ def test_only_three_momenta_break_lorentz_transformations(
 
 @pytest.mark.parametrize(("kind", "spurions"), cases(EQUIVARIANT))
 def test_lorentz_transformation_of_everything(
-    network, objects, lorentz, transform_multivectors, readout, kind, spurions
+    network, inputs, lorentz, transform_multivectors, readout, kind, spurions
 ):
     model = network(kind, spurions=spurions, readout=readout, head="timelike")
-    tokens, scale = build_tokens(objects, model.config.tokens), model.scale(objects)
+    tokens, scale = build_tokens(inputs, model.config.tokens), model.scale(inputs)
     moved = model.forward_tokens(
         tokens._replace(p4=tokens.p4 @ lorentz.T), scale, transform_multivectors(lorentz, model.spurions)
     )
@@ -127,7 +127,7 @@ def test_lorentz_transformation_of_everything(
 @pytest.mark.parametrize("b_candidates", ["token", "flag", "none"])
 @pytest.mark.parametrize("kind", EQUIVARIANT)
 def test_lorentz_transformation_with_an_event_mass(
-    network, objects, lorentz, transform_multivectors, kind, b_candidates, charge_symmetric
+    network, inputs, lorentz, transform_multivectors, kind, b_candidates, charge_symmetric
 ):
     model = network(
         kind,
@@ -135,12 +135,12 @@ def test_lorentz_transformation_with_an_event_mass(
         normalisation={"kind": "event_mass"},
         charge_symmetric=charge_symmetric,
     )
-    tokens = build_tokens(objects, model.config.tokens)
+    tokens = build_tokens(inputs, model.config.tokens)
     moved = tokens._replace(p4=tokens.p4 @ lorentz.T)
     torch.testing.assert_close(model.scale_of(moved), model.scale_of(tokens))
     torch.testing.assert_close(
         model.forward_tokens(moved, model.scale_of(moved), transform_multivectors(lorentz, model.spurions)),
-        model(objects) @ lorentz.T,
+        model(inputs) @ lorentz.T,
         **TIGHT,
     )
 
@@ -155,69 +155,69 @@ def test_lorentz_transformation_with_an_event_mass(
         if case.values[1]["embed"] == "token"
     ],
 )
-def test_reflection_of_the_beam_axis(network, objects, readout, kind, spurions):
+def test_reflection_of_the_beam_axis(network, inputs, readout, kind, spurions):
     """Exact for vectors and scalars with both beams or none; L-GATr itself mixes in axial vectors."""
     model = network(kind, spurions=spurions, readout=readout)
     flip = torch.diag(torch.tensor([1.0, 1.0, 1.0, -1.0], dtype=torch.float64))
-    torch.testing.assert_close(model(transform(objects, flip)), model(objects) @ flip.T, **TIGHT)
+    torch.testing.assert_close(model(transform(inputs, flip)), model(inputs) @ flip.T, **TIGHT)
 
 
 @pytest.mark.parametrize("head", OTHER_HEADS)
-def test_reflection_of_the_beam_axis_with_other_heads(network, objects, head):
+def test_reflection_of_the_beam_axis_with_other_heads(network, inputs, head):
     model = network("lgatr_slim", head=head)
     flip = torch.diag(torch.tensor([1.0, 1.0, 1.0, -1.0], dtype=torch.float64))
-    torch.testing.assert_close(model(transform(objects, flip)), model(objects) @ flip.T, **TIGHT)
+    torch.testing.assert_close(model(transform(inputs, flip)), model(inputs) @ flip.T, **TIGHT)
 
 
 @pytest.mark.parametrize(("kind", "spurions"), [case for case in cases(KINDS) if "none" not in case.id])
-def test_spurions_are_seen(network, objects, lorentz, transform_multivectors, kind, spurions):
+def test_spurions_are_seen(network, inputs, lorentz, transform_multivectors, kind, spurions):
     model = network(kind, spurions=spurions)
-    before = model(objects)
+    before = model(inputs)
     model.spurions = transform_multivectors(lorentz, model.spurions)
-    assert (model(objects) - before).abs().max() > 1e-4
+    assert (model(inputs) - before).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_the_plain_transformer_breaks_rotations(network, objects, rotation, kind):
+def test_only_the_plain_transformer_breaks_rotations(network, inputs, rotation, kind):
     model = network(kind)
-    deviation = (model(transform(objects, rotation)) - model(objects) @ rotation.T).abs().max()
+    deviation = (model(transform(inputs, rotation)) - model(inputs) @ rotation.T).abs().max()
     assert (deviation > 1e-2) == (kind == "transformer")
 
 
-def permuted_jets(objects):
-    order = torch.rand(objects.jet_mask.shape).argsort(1)
-    return objects._replace(
-        jets=objects.jets.gather(1, order[..., None].expand(-1, -1, 4)),
-        jet_mask=objects.jet_mask.gather(1, order),
-        jet_btag=objects.jet_btag.gather(1, order),
-        jet_tagged=objects.jet_tagged.gather(1, order),
-        b_candidates=order.argsort(1).gather(1, objects.b_candidates),
+def permuted_jets(inputs):
+    order = torch.rand(inputs.jet_mask.shape).argsort(1)
+    return inputs._replace(
+        jets=inputs.jets.gather(1, order[..., None].expand(-1, -1, 4)),
+        jet_mask=inputs.jet_mask.gather(1, order),
+        jet_btag=inputs.jet_btag.gather(1, order),
+        jet_tagged=inputs.jet_tagged.gather(1, order),
+        b_candidates=order.argsort(1).gather(1, inputs.b_candidates),
     )
 
 
 @pytest.mark.parametrize("b_candidates", ["token", "flag", "none"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_permutation_of_jets(network, objects, readout, kind, b_candidates):
+def test_permutation_of_jets(network, inputs, readout, kind, b_candidates):
     model = network(kind, readout=readout, tokens={"b_candidates": b_candidates, "max_jets": 7})
-    torch.testing.assert_close(model(permuted_jets(objects)), model(objects), **TIGHT)
+    torch.testing.assert_close(model(permuted_jets(inputs)), model(inputs), **TIGHT)
 
 
 @pytest.mark.parametrize("head", OTHER_HEADS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_permutation_of_jets_with_other_heads(network, objects, kind, head):
+def test_permutation_of_jets_with_other_heads(network, inputs, kind, head):
     model = network(kind, head=head)
-    torch.testing.assert_close(model(permuted_jets(objects)), model(objects), **TIGHT)
+    torch.testing.assert_close(model(permuted_jets(inputs)), model(inputs), **TIGHT)
 
 
 @pytest.mark.parametrize("head", ["on_shell", "timelike"])
 @pytest.mark.parametrize("b_candidates", ["token", "flag", "none"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_charge_exchange(network, objects, readout, kind, b_candidates, head):
+def test_charge_exchange(network, inputs, readout, kind, b_candidates, head):
     model = network(
         kind, readout=readout, tokens={"b_candidates": b_candidates}, head=head, charge_symmetric=True
     )
-    exchanged = model(objects.charge_exchanged())
-    torch.testing.assert_close(exchanged, model(objects).flip(1), **TIGHT)
+    exchanged = model(inputs.charge_exchanged())
+    torch.testing.assert_close(exchanged, model(inputs).flip(1), **TIGHT)
     # The two tops must not have become one.
     assert (exchanged[:, 0] - exchanged[:, 1]).abs().max() > 1e-3
 
@@ -225,17 +225,17 @@ def test_charge_exchange(network, objects, readout, kind, b_candidates, head):
 @pytest.mark.parametrize("b_candidates", ["token", "flag"])
 @pytest.mark.parametrize("head", OTHER_HEADS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_charge_exchange_with_other_heads(network, objects, kind, head, b_candidates):
+def test_charge_exchange_with_other_heads(network, inputs, kind, head, b_candidates):
     model = network(kind, tokens={"b_candidates": b_candidates}, head=head, charge_symmetric=True)
-    exchanged = model(objects.charge_exchanged())
-    torch.testing.assert_close(exchanged, model(objects).flip(1), **TIGHT)
+    exchanged = model(inputs.charge_exchanged())
+    torch.testing.assert_close(exchanged, model(inputs).flip(1), **TIGHT)
     assert (exchanged[:, 0] - exchanged[:, 1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_charge_exchange_is_no_symmetry_unless_asked_for(network, objects, kind):
+def test_charge_exchange_is_no_symmetry_unless_asked_for(network, inputs, kind):
     model = network(kind)
-    assert (model(objects.charge_exchanged()) - model(objects).flip(1)).abs().max() > 1e-3
+    assert (model(inputs.charge_exchanged()) - model(inputs).flip(1)).abs().max() > 1e-3
 
 
 # ---- padding ---------------------------------------------------------------------------------------------
@@ -244,70 +244,70 @@ def test_charge_exchange_is_no_symmetry_unless_asked_for(network, objects, kind)
 @pytest.mark.parametrize("embed", ["token", "channel"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_changes_nothing(small_config, readout, kind, embed):
-    objects = Objects.from_events(toy_events(16, max_jets=7))
+    inputs = Inputs.from_events(toy_events(16, max_jets=7))
     options = {"readout": readout, "spurions": {"embed": embed}}
-    short = build_network(small_config(kind, tokens={"max_jets": 7}, **options)).eval()
-    long = build_network(small_config(kind, tokens={"max_jets": 12}, **options)).eval()
+    short = TopNetwork(small_config(kind, tokens={"max_jets": 7}, **options)).eval()
+    long = TopNetwork(small_config(kind, tokens={"max_jets": 12}, **options)).eval()
     long.load_state_dict(short.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(long(objects), short(objects), rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(long(inputs), short(inputs), rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("head", OTHER_HEADS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_changes_nothing_with_other_heads(small_config, kind, head):
-    objects = Objects.from_events(toy_events(16, max_jets=7), torch.float64)
-    short = build_network(small_config(kind, tokens={"max_jets": 7}, head=head)).double().eval()
-    long = build_network(small_config(kind, tokens={"max_jets": 12}, head=head)).double().eval()
+    inputs = Inputs.from_events(toy_events(16, max_jets=7), torch.float64)
+    short = TopNetwork(small_config(kind, tokens={"max_jets": 7}, head=head)).double().eval()
+    long = TopNetwork(small_config(kind, tokens={"max_jets": 12}, head=head)).double().eval()
     long.load_state_dict(short.state_dict())
-    dirty = objects._replace(jets=torch.where(objects.jet_mask[..., None], objects.jets, torch.nan))
+    dirty = inputs._replace(jets=torch.where(inputs.jet_mask[..., None], inputs.jets, torch.nan))
     with torch.no_grad():
-        torch.testing.assert_close(long(objects), short(objects), **TIGHT)
-        assert torch.equal(short(dirty), short(objects))
+        torch.testing.assert_close(long(inputs), short(inputs), **TIGHT)
+        assert torch.equal(short(dirty), short(inputs))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_events_of_the_batch_change_nothing(small_config, readout, kind):
-    objects = Objects.from_events(toy_events(16))
-    model = build_network(small_config(kind, readout=readout, normalisation={"kind": "event_mass"})).eval()
+    inputs = Inputs.from_events(toy_events(16))
+    model = TopNetwork(small_config(kind, readout=readout, normalisation={"kind": "event_mass"})).eval()
     with torch.no_grad():
-        together = model(objects)
-        alone = torch.cat([model(objects.take(slice(i, i + 1))) for i in range(16)])
+        together = model(inputs)
+        alone = torch.cat([model(inputs.take(slice(i, i + 1))) for i in range(16)])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("garbage", [1e6, torch.nan], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_content_of_masked_jets_is_ignored(network, objects, readout, kind, garbage):
-    absent = ~objects.jet_mask
-    dirty = objects._replace(
-        jets=torch.where(absent[..., None], garbage, objects.jets),
-        jet_btag=torch.where(absent, garbage, objects.jet_btag),
+def test_content_of_masked_jets_is_ignored(network, inputs, readout, kind, garbage):
+    absent = ~inputs.jet_mask
+    dirty = inputs._replace(
+        jets=torch.where(absent[..., None], garbage, inputs.jets),
+        jet_btag=torch.where(absent, garbage, inputs.jet_btag),
     )
     for normalisation in ("constant", "event_mass"):
         model = network(kind, readout=readout, normalisation={"kind": normalisation})
-        assert torch.equal(model(dirty), model(objects))
+        assert torch.equal(model(dirty), model(inputs))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_object_matters(network, objects, kind):
+def test_every_object_matters(network, inputs, kind):
     """The converse: nothing that is there is masked away."""
-    objects = objects.take(objects.jet_mask.sum(1) == 4)
+    inputs = inputs.take(inputs.jet_mask.sum(1) == 4)
     model = network(kind)
-    before = model(objects)
-    jets = objects.jets.clone()
+    before = model(inputs)
+    jets = inputs.jets.clone()
     jets[:, 3] *= 1.1
-    btag = objects.jet_btag.clone()
+    btag = inputs.jet_btag.clone()
     btag[:, 3] += 0.3
     for change in (
         {"jets": jets},
         {"jet_btag": btag},
-        {"met": objects.met * 1.1},
-        {"lepton_plus": objects.lepton_plus * 1.1},
-        {"lepton_flavour": 24 - objects.lepton_flavour},
-        {"b_candidates": objects.b_candidates.flip(1)},
+        {"met": inputs.met * 1.1},
+        {"lepton_plus": inputs.lepton_plus * 1.1},
+        {"lepton_flavour": 24 - inputs.lepton_flavour},
+        {"b_candidates": inputs.b_candidates.flip(1)},
     ):
-        assert ((model(objects._replace(**change)) - before).abs().amax((1, 2)) > 1e-6).all(), change
+        assert ((model(inputs._replace(**change)) - before).abs().amax((1, 2)) > 1e-6).all(), change
 
 
 # ---- predictions -----------------------------------------------------------------------------------------
@@ -316,9 +316,9 @@ def test_every_object_matters(network, objects, kind):
 @pytest.mark.parametrize("head", ["on_shell", "timelike"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_predictions_are_timelike(small_config, readout, kind, head):
-    objects = Objects.from_events(toy_events(500))
-    model = build_network(small_config(kind, readout=readout, head=head))
-    p4 = model(objects)
+    inputs = Inputs.from_events(toy_events(500))
+    model = TopNetwork(small_config(kind, readout=readout, head=head))
+    p4 = model(inputs)
     assert p4.shape == (500, 2, 4)
     assert (p4[..., 0] > 0).all()
     mass = fourvector.mass(p4)
@@ -332,8 +332,8 @@ def test_predictions_are_timelike(small_config, readout, kind, head):
 @pytest.mark.parametrize("head", OTHER_HEADS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_predictions_of_other_heads_are_timelike(small_config, kind, head):
-    model = build_network(small_config(kind, head=head))
-    p4 = model(Objects.from_events(toy_events(500)))
+    model = TopNetwork(small_config(kind, head=head))
+    p4 = model(Inputs.from_events(toy_events(500)))
     assert p4.shape == (500, 2, 4)
     assert (p4[..., 0] > 0).all()
     mass = fourvector.mass(p4.double())
@@ -345,7 +345,7 @@ def test_predictions_of_other_heads_are_timelike(small_config, kind, head):
 
 
 def extreme_events(dtype=torch.float32):
-    """5 TeV objects, two jets, no MET, no b candidates; leptons at threshold, along and across the jets."""
+    """5 TeV inputs, two jets, no MET, no b candidates; leptons at threshold, along and across the jets."""
     directions = torch.tensor(
         [
             [[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -1.0, 0.0]],
@@ -361,7 +361,7 @@ def extreme_events(dtype=torch.float32):
     three = (directions[:, None] * momenta[None, :, :, None]).flatten(0, 1)
     p4 = fourvector.from_three_momentum(three, torch.tensor([5e-4, 0.1, 5.0, 5.0], dtype=dtype))
     n = len(p4)
-    return Objects(
+    return Inputs(
         lepton_plus=p4[:, 0],
         lepton_minus=p4[:, 1],
         lepton_flavour=torch.tensor([[11, 13]]).expand(n, 2),
@@ -374,10 +374,10 @@ def extreme_events(dtype=torch.float32):
     )
 
 
-def check_finite(model, objects):
+def check_finite(model, inputs):
     """Predictions and gradients, after standardisation on the same events."""
-    model.fit_standardisation(objects)
-    p4 = model(objects)
+    model.fit_standardisation(inputs)
+    p4 = model(inputs)
     assert p4.isfinite().all()
     assert (p4[..., 0] > 0).all()
     p4.square().mean().backward()
@@ -394,7 +394,7 @@ def check_finite(model, objects):
 ], ids=["default", "event-mass", "candidates", "unbroken"])  # fmt: skip
 @pytest.mark.parametrize("kind", KINDS)
 def test_extreme_events_stay_finite(small_config, readout, kind, options):
-    check_finite(build_network(small_config(kind, readout=readout, **options)), extreme_events())
+    check_finite(TopNetwork(small_config(kind, readout=readout, **options)), extreme_events())
 
 
 @pytest.mark.parametrize("jets", [True, False], ids=["jets", "no-jets"])
@@ -402,22 +402,22 @@ def test_extreme_events_stay_finite(small_config, readout, kind, options):
 @pytest.mark.parametrize("head", OTHER_HEADS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_extreme_events_stay_finite_with_other_heads(small_config, kind, head, normalisation, jets):
-    objects = extreme_events()
-    objects = objects._replace(jet_mask=objects.jet_mask & jets)
-    model = build_network(small_config(kind, head=head, normalisation={"kind": normalisation}))
-    check_finite(model, objects)
+    inputs = extreme_events()
+    inputs = inputs._replace(jet_mask=inputs.jet_mask & jets)
+    model = TopNetwork(small_config(kind, head=head, normalisation={"kind": normalisation}))
+    check_finite(model, inputs)
 
 
 @pytest.mark.parametrize("b_candidates", ["token", "flag", "none"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_events_without_b_candidates(network, objects, readout, kind, b_candidates):
+def test_events_without_b_candidates(network, inputs, readout, kind, b_candidates):
     model = network(kind, readout=readout, tokens={"b_candidates": b_candidates})
-    absent = torch.full_like(objects.b_candidates, -1)
-    none = model(objects._replace(b_candidates=absent))
+    absent = torch.full_like(inputs.b_candidates, -1)
+    none = model(inputs._replace(b_candidates=absent))
     one = model(
-        objects._replace(b_candidates=torch.where(torch.tensor([True, False]), objects.b_candidates, -1))
+        inputs._replace(b_candidates=torch.where(torch.tensor([True, False]), inputs.b_candidates, -1))
     )
-    both = model(objects)
+    both = model(inputs)
     assert none.isfinite().all()
     assert one.isfinite().all()
     assert torch.equal(none, both) == torch.equal(one, both) == (b_candidates == "none")
@@ -427,8 +427,8 @@ def test_events_without_b_candidates(network, objects, readout, kind, b_candidat
 
 
 def raw_input(n=200, dtype=torch.float64):
-    objects = Objects.from_events(toy_events(n), dtype)
-    visible = build_tokens(objects, ModelConfig().tokens).p4[:, :9].sum(1)
+    inputs = Inputs.from_events(toy_events(n), dtype)
+    visible = build_tokens(inputs, ModelConfig().tokens).p4[:, :9].sum(1)
     return 3 * torch.randn(n, 2, 4, dtype=dtype), torch.randn(n, 2, 1, dtype=dtype), visible
 
 
@@ -447,8 +447,8 @@ def test_head_is_its_formula():
 
 def decay_products(n=200, dtype=torch.float64):
     """Lepton and leading jets of toy events."""
-    objects = Objects.from_events(toy_events(n), dtype)
-    return torch.stack([objects.lepton_plus, objects.lepton_minus], 1) + objects.jets[:, :2]
+    inputs = Inputs.from_events(toy_events(n), dtype)
+    return torch.stack([inputs.lepton_plus, inputs.lepton_minus], 1) + inputs.jets[:, :2]
 
 
 @pytest.mark.parametrize("kind", COVARIANT_HEADS)
@@ -557,7 +557,7 @@ def test_soft_assignment_by_hand():
 
 
 def test_head_reaches_every_momentum():
-    """With visible objects at rest the raw momentum is that of the top."""
+    """With visible inputs at rest the raw momentum is that of the top."""
     raw, scalars, _ = raw_input()
     visible = torch.tensor([500.0, 0.0, 0.0, 0.0], dtype=torch.float64).expand(200, 4)
     scale = torch.full((200,), 100.0, dtype=torch.float64)
@@ -580,57 +580,57 @@ def test_head_in_single_precision():
 
 
 @pytest.mark.parametrize("include_met", [False, True], ids=["visible", "with-met"])
-def test_event_mass(network, objects, include_met):
+def test_event_mass(network, inputs, include_met):
     model = network(
         "lgatr_slim",
         tokens={"max_jets": 4},
         normalisation={"kind": "event_mass", "include_met": include_met},
     )
-    total = objects.lepton_plus + objects.lepton_minus + objects.jets[:, :4].sum(1)
+    total = inputs.lepton_plus + inputs.lepton_minus + inputs.jets[:, :4].sum(1)
     if include_met:
-        x, y = objects.met.unbind(1)
-        total = total + torch.stack([objects.met.norm(dim=1), x, y, 0 * x], 1)
-    scale = model.scale(objects)
+        x, y = inputs.met.unbind(1)
+        total = total + torch.stack([inputs.met.norm(dim=1), x, y, 0 * x], 1)
+    scale = model.scale(inputs)
     assert scale.shape == (16,)
     torch.testing.assert_close(scale, fourvector.mass(total))
     # Invertible: dividing a target and multiplying again gives it back.
-    target = model(objects)
+    target = model(inputs)
     torch.testing.assert_close(target / scale[:, None, None] * scale[:, None, None], target)
 
 
-def test_constant_scale(network, objects):
+def test_constant_scale(network, inputs):
     model = network("lgatr_slim", normalisation={"scale": 80.0})
-    assert torch.equal(model.scale(objects), torch.full((16,), 80.0, dtype=torch.float64))
+    assert torch.equal(model.scale(inputs), torch.full((16,), 80.0, dtype=torch.float64))
 
 
-def test_event_mass_has_a_floor(network, objects):
+def test_event_mass_has_a_floor(network, inputs):
     model = network("lgatr_slim", normalisation={"kind": "event_mass"})
     light = torch.tensor([50.0, 30.0, 40.0, 0.0], dtype=torch.float64).expand(16, 4)
-    collinear = objects._replace(
-        lepton_plus=light, lepton_minus=light, jet_mask=torch.zeros_like(objects.jet_mask)
+    collinear = inputs._replace(
+        lepton_plus=light, lepton_minus=light, jet_mask=torch.zeros_like(inputs.jet_mask)
     )
     assert torch.equal(model.scale(collinear), torch.ones(16, dtype=torch.float64))
     assert model(collinear).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_mass_of_each_object_erases_energies(network, objects, kind):
+def test_mass_of_each_object_erases_energies(network, inputs, kind):
     """Why it is wrong: an electron of twice the four-momentum looks the same, as it does not otherwise."""
-    twice = objects._replace(lepton_plus=2 * objects.lepton_plus)
+    twice = inputs._replace(lepton_plus=2 * inputs.lepton_plus)
     answers = {}
     for normalisation in ("object_mass", "constant"):
         model = network(kind, normalisation={"kind": normalisation}, head="three_momentum")
-        assert torch.equal(model.scale(objects), torch.full((16,), 100.0, dtype=torch.float64))
-        answers[normalisation] = model(objects), model(twice)
+        assert torch.equal(model.scale(inputs), torch.full((16,), 100.0, dtype=torch.float64))
+        answers[normalisation] = model(inputs), model(twice)
     torch.testing.assert_close(*answers["object_mass"], rtol=1e-6, atol=1e-3)
     assert (answers["constant"][0] - answers["constant"][1]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_scale_is_known_to_the_network(network, objects, readout, kind):
+def test_the_scale_is_known_to_the_network(network, inputs, readout, kind):
     """Without log(scale), momenta twice as large would give a raw answer twice as large."""
     model = network(kind, readout=readout, normalisation={"kind": "event_mass"})
-    tokens = build_tokens(objects, model.config.tokens)
+    tokens = build_tokens(inputs, model.config.tokens)
     one = model.raw(tokens, model.scale_of(tokens), model.spurions)[0]
     tokens = tokens._replace(p4=2 * tokens.p4)
     two = model.raw(tokens, model.scale_of(tokens), model.spurions)[0]
@@ -638,7 +638,7 @@ def test_the_scale_is_known_to_the_network(network, objects, readout, kind):
 
 
 def test_standardisation(network):
-    objects = Objects.from_events(toy_events(400), torch.float64)
+    inputs = Inputs.from_events(toy_events(400), torch.float64)
     model = network(
         "lgatr_slim",
         tokens={"log_pt": True, "b_candidates": "token"},
@@ -646,11 +646,11 @@ def test_standardisation(network):
     )
     captured = []
     model.backbone.register_forward_pre_hook(lambda module, args: captured.append(args[1:]))
-    model.fit_standardisation(objects)
-    model(objects)
+    model.fit_standardisation(inputs)
+    model(inputs)
     scalars, mask = captured[0]
     features = model_features(model.config)
-    tokens = build_tokens(objects, model.config.tokens)
+    tokens = build_tokens(inputs, model.config.tokens)
     length = tokens.mask.shape[1]
     for name in ("btag", "log_pt", "log_scale"):
         column = features.index(name)
@@ -667,19 +667,19 @@ def test_standardisation(network):
     torch.testing.assert_close(log_scale[:, length:], log_scale[:, :1].expand(-1, mask.shape[1] - length))
 
 
-def test_standardisation_is_part_of_the_state(small_config, objects):
-    objects = Objects.from_events(toy_events(100))
+def test_standardisation_is_part_of_the_state(small_config, inputs):
+    inputs = Inputs.from_events(toy_events(100))
     config = small_config("lgatr_slim")
-    model, other = build_network(config).eval(), build_network(config).eval()
-    model.fit_standardisation(objects)
+    model, other = TopNetwork(config).eval(), TopNetwork(config).eval()
+    model.fit_standardisation(inputs)
     assert model.feature_mean.any()
     other.load_state_dict(model.state_dict())
-    assert torch.equal(other(objects), model(objects))
+    assert torch.equal(other(inputs), model(inputs))
 
 
-def test_standardisation_of_a_constant(small_config, objects):
-    constant = objects._replace(jet_btag=torch.full_like(objects.jet_btag, -1.0))
-    model = build_network(small_config("lgatr_slim")).double()
+def test_standardisation_of_a_constant(small_config, inputs):
+    constant = inputs._replace(jet_btag=torch.full_like(inputs.jet_btag, -1.0))
+    model = TopNetwork(small_config("lgatr_slim")).double()
     model.fit_standardisation(constant)
     assert model(constant).isfinite().all()
     column = model_features(model.config).index("btag")
@@ -692,21 +692,21 @@ def test_standardisation_of_a_constant(small_config, objects):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_precisions_agree(small_config, kind):
-    model = build_network(small_config(kind)).eval()
+    model = TopNetwork(small_config(kind)).eval()
     events = toy_events(50)
-    single = model(Objects.from_events(events))
+    single = model(Inputs.from_events(events))
     assert single.dtype == torch.float32
-    double = model.double()(Objects.from_events(events, torch.float64))
+    double = model.double()(Inputs.from_events(events, torch.float64))
     assert double.dtype == torch.float64
     torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_inside_keeps_the_mass(small_config, kind):
-    model = build_network(small_config(kind))
-    objects = Objects.from_events(toy_events(50))
+    model = TopNetwork(small_config(kind))
+    inputs = Inputs.from_events(toy_events(50))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        p4 = model(objects)
+        p4 = model(inputs)
     assert p4.dtype == torch.float32
     assert (fourvector.mass(p4) / M_TOP - 1).abs().max() < 1e-3
     p4.mean().backward()
@@ -714,11 +714,11 @@ def test_half_precision_inside_keeps_the_mass(small_config, kind):
 
 def test_half_precision_inside_spares_the_jets():
     """The weights may be rough, not the momenta that they multiply."""
-    objects = Objects.from_events(toy_events(50))
+    inputs = Inputs.from_events(toy_events(50))
     logits = torch.randn(50, 2, 12)
-    expected = soft_assignment(logits, objects.jets, objects.jet_mask)
+    expected = soft_assignment(logits, inputs.jets, inputs.jet_mask)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assigned = soft_assignment(logits, objects.jets, objects.jet_mask)
+        assigned = soft_assignment(logits, inputs.jets, inputs.jet_mask)
     assert assigned.dtype == torch.float32
     torch.testing.assert_close(assigned, expected)
 
@@ -727,8 +727,8 @@ def test_half_precision_inside_spares_the_jets():
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_is_used(small_config, readout, kind, head):
     """Parameters that never get a gradient would stop distributed training."""
-    model = build_network(small_config(kind, readout=readout, head=head))
-    model(Objects.from_events(toy_events(8))).square().mean().backward()
+    model = TopNetwork(small_config(kind, readout=readout, head=head))
+    model(Inputs.from_events(toy_events(8))).square().mean().backward()
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
@@ -736,18 +736,18 @@ def test_every_parameter_is_used(small_config, readout, kind, head):
 def test_dropout_acts_in_training_only(kind, small_config):
     config = small_config(kind)
     backbone = config.backbone.model_copy(update={"dropout": 0.5})
-    model = build_network(config.model_copy(update={"backbone": backbone}))
-    objects = Objects.from_events(toy_events(8))
-    assert not torch.equal(model(objects), model(objects))
+    model = TopNetwork(config.model_copy(update={"backbone": backbone}))
+    inputs = Inputs.from_events(toy_events(8))
+    assert not torch.equal(model(inputs), model(inputs))
     model.eval()
-    assert torch.equal(model(objects), model(objects))
+    assert torch.equal(model(inputs), model(inputs))
 
 
 @pytest.mark.parametrize("head", OTHER_HEADS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_is_used_by_other_heads(small_config, kind, head):
-    model = build_network(small_config(kind, head=head))
-    model(Objects.from_events(toy_events(8))).square().mean().backward()
+    model = TopNetwork(small_config(kind, head=head))
+    model(Inputs.from_events(toy_events(8))).square().mean().backward()
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
@@ -755,7 +755,7 @@ def test_every_parameter_is_used_by_other_heads(small_config, kind, head):
 def test_weights_depend_on_the_head_only_through_its_scalars(small_config, head):
     """Files of one head must not become unreadable because there are others."""
     shapes = {
-        name: {key: tensor.shape for key, tensor in build_network(config).state_dict().items()}
+        name: {key: tensor.shape for key, tensor in TopNetwork(config).state_dict().items()}
         for name, config in ((name, small_config("lgatr_slim", head=name)) for name in (head, "on_shell"))
     }
     differing = {key for key in shapes[head] if shapes[head][key] != shapes["on_shell"].get(key)}
@@ -784,14 +784,14 @@ def check_export(config):
             self.network = network
 
         def forward(self, *fields):
-            return self.network(Objects(*fields))
+            return self.network(Inputs(*fields))
 
     backbone = config.backbone.model_copy(update={"blocks": 1})
-    model = build_network(config.model_copy(update={"backbone": backbone})).eval()
-    objects, other = Objects.from_events(toy_events(4)), Objects.from_events(toy_events(9, seed=1))
-    dynamic = (tuple({0: torch.export.Dim.DYNAMIC} for _ in objects),)
+    model = TopNetwork(config.model_copy(update={"backbone": backbone})).eval()
+    inputs, other = Inputs.from_events(toy_events(4)), Inputs.from_events(toy_events(9, seed=1))
+    dynamic = (tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),)
     with torch.no_grad():
-        program = torch.export.export(Flat(model), tuple(objects), dynamic_shapes=dynamic)
+        program = torch.export.export(Flat(model), tuple(inputs), dynamic_shapes=dynamic)
         torch.testing.assert_close(program.module()(*other), model(other), rtol=1e-4, atol=1e-2)
 
 
@@ -800,22 +800,22 @@ def check_export(config):
 @pytest.mark.parametrize("kind", KINDS)
 def test_graph_is_unbroken(small_config, kind):
     """What torch.compile needs, checked without a compiler."""
-    model = build_network(small_config(kind)).eval()
-    objects = Objects.from_events(toy_events(4))
+    model = TopNetwork(small_config(kind)).eval()
+    inputs = Inputs.from_events(toy_events(4))
     with torch.no_grad():
         compiled = torch.compile(model, backend="eager", fullgraph=True)
-        torch.testing.assert_close(compiled(objects), model(objects), rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(compiled(inputs), model(inputs), rtol=1e-4, atol=1e-2)
     torch.compiler.reset()
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 @pytest.mark.parametrize("head", OTHER_HEADS)
 def test_graph_is_unbroken_with_other_heads(small_config, head):
-    model = build_network(small_config("lgatr_slim", head=head)).eval()
-    objects = Objects.from_events(toy_events(4))
+    model = TopNetwork(small_config("lgatr_slim", head=head)).eval()
+    inputs = Inputs.from_events(toy_events(4))
     with torch.no_grad():
         compiled = torch.compile(model, backend="eager", fullgraph=True)
-        torch.testing.assert_close(compiled(objects), model(objects), rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(compiled(inputs), model(inputs), rtol=1e-4, atol=1e-2)
     torch.compiler.reset()
 
 
@@ -829,35 +829,35 @@ def test_graph_is_unbroken_with_other_heads(small_config, head):
     ids=KINDS,
 )
 def test_overfits_one_batch(sizes):
-    model = build_network(ModelConfig.model_validate({"backbone": sizes}))
-    objects = Objects.from_events(toy_events(4))
-    model.fit_standardisation(objects)
+    model = TopNetwork(ModelConfig.model_validate({"backbone": sizes}))
+    inputs = Inputs.from_events(toy_events(4))
+    model.fit_standardisation(inputs)
     target = fourvector.from_three_momentum(150 * torch.randn(4, 2, 3), M_TOP)
-    check_overfits(model, objects, target)
+    check_overfits(model, inputs, target)
 
 
 @pytest.mark.parametrize("head", OTHER_HEADS)
 def test_other_heads_overfit_one_batch(head):
     sizes = {"kind": "lgatr_slim", "blocks": 2, "vector_channels": 16, "scalar_channels": 32}
-    model = build_network(ModelConfig.model_validate({"backbone": sizes, "head": head}))
-    objects = Objects.from_events(toy_events(4))
-    model.fit_standardisation(objects)
+    model = TopNetwork(ModelConfig.model_validate({"backbone": sizes, "head": head}))
+    inputs = Inputs.from_events(toy_events(4))
+    model.fit_standardisation(inputs)
     target = fourvector.from_three_momentum(150 * torch.randn(4, 2, 3), M_TOP)
     if head == "neutrinos":
         # Its tops are made of what is seen: here of one jet each and a neutrino.
-        leptons = torch.stack([objects.lepton_plus, objects.lepton_minus], 1)
+        leptons = torch.stack([inputs.lepton_plus, inputs.lepton_minus], 1)
         target = (
-            leptons + objects.jets[:, :2] + fourvector.from_three_momentum(80 * torch.randn(4, 2, 3), 0.0)
+            leptons + inputs.jets[:, :2] + fourvector.from_three_momentum(80 * torch.randn(4, 2, 3), 0.0)
         )
-    check_overfits(model, objects, target)
+    check_overfits(model, inputs, target)
 
 
-def check_overfits(model, objects, target):
+def check_overfits(model, inputs, target):
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 300)
     losses = []
     for _ in range(300):
-        loss = ((model(objects) - target) / model.scale(objects)[:, None, None]).square().mean()
+        loss = ((model(inputs) - target) / model.scale(inputs)[:, None, None]).square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -870,17 +870,17 @@ def test_transformer_heads_must_divide_channels(small_config):
     config = small_config("transformer")
     backbone = config.backbone.model_copy(update={"channels": 30, "heads": 4})
     with pytest.raises(ValueError, match=r"backbone.channels: 30 found, a multiple of backbone.heads \(4\)"):
-        build_network(config.model_copy(update={"backbone": backbone}))
+        TopNetwork(config.model_copy(update={"backbone": backbone}))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_default_sizes_are_comparable(kind):
-    model = build_network(ModelConfig.model_validate({"backbone": {"kind": kind}}))
+    model = TopNetwork(ModelConfig.model_validate({"backbone": {"kind": kind}}))
     assert 100_000 < sum(p.numel() for p in model.parameters()) < 310_000
 
 
 def test_spurions_belong_to_the_model(small_config):
     config = small_config("lgatr", spurions={"beam": "xyplane"})
-    model = build_network(config)
+    model = TopNetwork(config)
     assert torch.equal(model.state_dict()["spurions"], build_spurions(config.spurions))
     assert model.config is config

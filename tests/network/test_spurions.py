@@ -8,7 +8,7 @@ from lgatr import embed_vector
 
 from topreco.config import LGATrSlimConfig, ModelConfig, SpurionConfig, TransformerConfig
 from topreco.network.spurions import build_spurions, spurion_types, vector_spurions
-from topreco.network.tasks.tops import build_network
+from topreco.network.tasks.tops import TopNetwork
 
 BEAMS = {"lightlike": (1.0, 1.0), "spacelike": (0.0, 1.0), "timelike": (math.sqrt(2), 1.0)}
 
@@ -69,4 +69,4 @@ def test_bivector_is_refused_when_built_past_validation(backbone):
         ModelConfig(backbone=backbone, spurions=spurions)
     unchecked = ModelConfig().model_copy(update={"backbone": backbone, "spurions": spurions})
     with pytest.raises(ValueError, match="'xyplane' is a bivector"):
-        build_network(unchecked)
+        TopNetwork(unchecked)

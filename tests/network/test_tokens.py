@@ -11,7 +11,7 @@ from topreco.core import fourvector
 from topreco.core.events import toy_events
 from topreco.network.tokens import (
     TOKEN_TYPES,
-    Objects,
+    Inputs,
     build_tokens,
     charge_exchange,
     model_features,
@@ -35,37 +35,37 @@ def feature(tokens, config, name):
 
 def test_objects_of_events():
     events = toy_events(5)
-    objects = Objects.from_events(events, torch.float64)
-    for name, value in objects._asdict().items():
+    inputs = Inputs.from_events(events, torch.float64)
+    for name, value in inputs._asdict().items():
         np.testing.assert_array_equal(value.numpy(), getattr(events, name))
-    assert objects.jets.dtype == objects.met.dtype == objects.jet_btag.dtype == torch.float64
-    assert objects.jet_mask.dtype == objects.jet_tagged.dtype == torch.bool
-    assert objects.b_candidates.dtype == objects.lepton_flavour.dtype == torch.int64
-    assert Objects.from_events(events).jets.dtype == torch.float32
-    objects.jets.zero_()
+    assert inputs.jets.dtype == inputs.met.dtype == inputs.jet_btag.dtype == torch.float64
+    assert inputs.jet_mask.dtype == inputs.jet_tagged.dtype == torch.bool
+    assert inputs.b_candidates.dtype == inputs.lepton_flavour.dtype == torch.int64
+    assert Inputs.from_events(events).jets.dtype == torch.float32
+    inputs.jets.zero_()
     assert events.jets.any()
 
 
 def test_objects_hold_nothing_but_reconstruction():
-    assert set(Objects._fields) == {
+    assert set(Inputs._fields) == {
         "lepton_plus", "lepton_minus", "lepton_flavour", "jets", "jet_mask", "jet_btag", "jet_tagged",
         "b_candidates", "met",
     }  # fmt: skip
 
 
-def test_objects_by_batch(objects):
+def test_objects_by_batch(inputs):
     index = torch.tensor([3, 0, 3])
-    taken = objects.take(index)
-    for before, after in zip(objects, taken, strict=True):
+    taken = inputs.take(index)
+    for before, after in zip(inputs, taken, strict=True):
         assert torch.equal(after, before[index])
-    assert len(objects.take(slice(2, 6)).met) == 4
-    assert objects.to("cpu").jets.device.type == "cpu"
+    assert len(inputs.take(slice(2, 6)).met) == 4
+    assert inputs.to("cpu").jets.device.type == "cpu"
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_shapes(objects, config):
-    tokens = build_tokens(objects, config)
-    n, length, width = len(objects.met), len(token_types(config)), len(token_features(config))
+def test_shapes(inputs, config):
+    tokens = build_tokens(inputs, config)
+    n, length, width = len(inputs.met), len(token_types(config)), len(token_features(config))
     assert tokens.p4.shape == (n, length, 4)
     assert tokens.scalars.shape == (n, length, width)
     assert tokens.mask.shape == (n, length)
@@ -76,65 +76,65 @@ def test_shapes(objects, config):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_types(objects, config):
-    tokens = build_tokens(objects, config)
+def test_types(inputs, config):
+    tokens = build_tokens(inputs, config)
     one_hot = tokens.scalars[..., : len(TOKEN_TYPES)]
     expected = torch.tensor([TOKEN_TYPES.index(name) for name in token_types(config)])
     assert torch.equal(one_hot.sum(-1), tokens.mask.to(one_hot))
     assert torch.equal(one_hot.argmax(-1)[tokens.mask], expected.expand_as(tokens.mask)[tokens.mask])
 
 
-def test_momenta(objects):
+def test_momenta(inputs):
     config = TokensConfig(max_jets=5, b_candidates="token")
-    tokens = build_tokens(objects, config)
-    assert torch.equal(tokens.p4[:, 0], objects.lepton_plus)
-    assert torch.equal(tokens.p4[:, 1], objects.lepton_minus)
-    assert torch.equal(tokens.p4[:, 2:7], objects.jets[:, :5])
-    assert torch.equal(tokens.mask[:, 2:7], objects.jet_mask[:, :5])
+    tokens = build_tokens(inputs, config)
+    assert torch.equal(tokens.p4[:, 0], inputs.lepton_plus)
+    assert torch.equal(tokens.p4[:, 1], inputs.lepton_minus)
+    assert torch.equal(tokens.p4[:, 2:7], inputs.jets[:, :5])
+    assert torch.equal(tokens.mask[:, 2:7], inputs.jet_mask[:, :5])
     met = tokens.p4[:, 7]
-    assert torch.equal(met[:, 1:3], objects.met)
+    assert torch.equal(met[:, 1:3], inputs.met)
     assert not met[:, 3].any()
-    torch.testing.assert_close(met[:, 0], objects.met.norm(dim=-1))
+    torch.testing.assert_close(met[:, 0], inputs.met.norm(dim=-1))
     for leg in range(2):
-        picked = objects.jets[torch.arange(16), objects.b_candidates[:, leg]]
+        picked = inputs.jets[torch.arange(16), inputs.b_candidates[:, leg]]
         assert torch.equal(tokens.p4[:, 8 + leg], picked)
 
 
-def test_scalars(objects):
+def test_scalars(inputs):
     config = TokensConfig(max_jets=7, b_candidates="flag", log_pt=True)
-    tokens = build_tokens(objects, config)
+    tokens = build_tokens(inputs, config)
     charge = feature(tokens, config, "charge")
     assert (charge[:, 0] == 1).all()
     assert (charge[:, 1] == -1).all()
     assert not charge[:, 2:].any()
     muon = feature(tokens, config, "muon")
-    assert torch.equal(muon[:, :2] == 1, objects.lepton_flavour == 13)
+    assert torch.equal(muon[:, :2] == 1, inputs.lepton_flavour == 13)
     assert not muon[:, 2:].any()
-    assert torch.equal(feature(tokens, config, "btag")[:, 2:9], objects.jet_btag)
+    assert torch.equal(feature(tokens, config, "btag")[:, 2:9], inputs.jet_btag)
     assert not feature(tokens, config, "btag")[:, [0, 1, 9]].any()
-    assert torch.equal(feature(tokens, config, "tagged")[:, 2:9] == 1, objects.jet_tagged)
+    assert torch.equal(feature(tokens, config, "tagged")[:, 2:9] == 1, inputs.jet_tagged)
     for leg, name in enumerate(("b_candidate_plus", "b_candidate_minus")):
         flags = feature(tokens, config, name)
-        assert torch.equal(flags[:, 2:9].argmax(1), objects.b_candidates[:, leg])
+        assert torch.equal(flags[:, 2:9].argmax(1), inputs.b_candidates[:, leg])
         assert (flags.sum(1) == 1).all()
     expected = fourvector.pt(tokens.p4).clamp(min=1).log()
     assert torch.equal(feature(tokens, config, "log_pt")[tokens.mask], expected[tokens.mask])
 
 
-def test_candidate_tokens_carry_the_score_of_their_jet(objects):
+def test_candidate_tokens_carry_the_score_of_their_jet(inputs):
     config = TokensConfig(max_jets=7, b_candidates="token")
-    tokens = build_tokens(objects, config)
+    tokens = build_tokens(inputs, config)
     for leg in range(2):
-        index = objects.b_candidates[:, leg]
+        index = inputs.b_candidates[:, leg]
         rows = torch.arange(len(index))
-        assert torch.equal(feature(tokens, config, "btag")[:, 10 + leg], objects.jet_btag[rows, index])
+        assert torch.equal(feature(tokens, config, "btag")[:, 10 + leg], inputs.jet_btag[rows, index])
         assert torch.equal(
-            feature(tokens, config, "tagged")[:, 10 + leg] == 1, objects.jet_tagged[rows, index]
+            feature(tokens, config, "tagged")[:, 10 + leg] == 1, inputs.jet_tagged[rows, index]
         )
 
 
-def test_missing_candidates(objects):
-    absent = objects._replace(b_candidates=torch.full_like(objects.b_candidates, -1))
+def test_missing_candidates(inputs):
+    absent = inputs._replace(b_candidates=torch.full_like(inputs.b_candidates, -1))
     config = TokensConfig(b_candidates="token")
     tokens = build_tokens(absent, config)
     assert not tokens.mask[:, -2:].any()
@@ -146,61 +146,61 @@ def test_missing_candidates(objects):
 
 
 def test_candidate_behind_the_leading_jets():
-    objects = Objects.from_events(toy_events(200), torch.float64)
-    objects = objects.take(objects.jet_mask[:, 4])
-    objects = objects._replace(b_candidates=torch.tensor([[4, 0]]).expand(len(objects.met), 2))
+    inputs = Inputs.from_events(toy_events(200), torch.float64)
+    inputs = inputs.take(inputs.jet_mask[:, 4])
+    inputs = inputs._replace(b_candidates=torch.tensor([[4, 0]]).expand(len(inputs.met), 2))
     config = TokensConfig(max_jets=3, b_candidates="token")
-    tokens = build_tokens(objects, config)
+    tokens = build_tokens(inputs, config)
     assert tokens.mask[:, -2].all()
-    assert torch.equal(tokens.p4[:, -2], objects.jets[:, 4])
+    assert torch.equal(tokens.p4[:, -2], inputs.jets[:, 4])
     config = TokensConfig(max_jets=3, b_candidates="flag")
-    assert not feature(build_tokens(objects, config), config, "b_candidate_plus").any()
+    assert not feature(build_tokens(inputs, config), config, "b_candidate_plus").any()
 
 
 @pytest.mark.parametrize("length", [2, 7, 15])
-def test_padded_length_of_the_jets_is_free(objects, length):
-    objects = objects.take(objects.jet_mask.sum(1) == 2)
-    jets = torch.nn.functional.pad(objects.jets, (0, 0, 0, 10))[:, :length]
+def test_padded_length_of_the_jets_is_free(inputs, length):
+    inputs = inputs.take(inputs.jet_mask.sum(1) == 2)
+    jets = torch.nn.functional.pad(inputs.jets, (0, 0, 0, 10))[:, :length]
 
     def resized(values):
         return torch.nn.functional.pad(values, (0, 10))[:, :length]
 
-    other = objects._replace(
+    other = inputs._replace(
         jets=jets,
-        jet_mask=resized(objects.jet_mask),
-        jet_btag=resized(objects.jet_btag),
-        jet_tagged=resized(objects.jet_tagged),
+        jet_mask=resized(inputs.jet_mask),
+        jet_btag=resized(inputs.jet_btag),
+        jet_tagged=resized(inputs.jet_tagged),
     )
-    for a, b in zip(build_tokens(objects, TokensConfig()), build_tokens(other, TokensConfig()), strict=True):
+    for a, b in zip(build_tokens(inputs, TokensConfig()), build_tokens(other, TokensConfig()), strict=True):
         assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("garbage", [1e30, torch.nan, torch.inf], ids=str)
-def test_content_of_masked_jets_is_ignored(objects, config, garbage):
-    absent = ~objects.jet_mask
-    dirty = objects._replace(
-        jets=torch.where(absent[..., None], garbage, objects.jets),
-        jet_btag=torch.where(absent, garbage, objects.jet_btag),
-        jet_tagged=objects.jet_tagged | absent,
+def test_content_of_masked_jets_is_ignored(inputs, config, garbage):
+    absent = ~inputs.jet_mask
+    dirty = inputs._replace(
+        jets=torch.where(absent[..., None], garbage, inputs.jets),
+        jet_btag=torch.where(absent, garbage, inputs.jet_btag),
+        jet_tagged=inputs.jet_tagged | absent,
     )
-    for clean, other in zip(build_tokens(objects, config), build_tokens(dirty, config), strict=True):
+    for clean, other in zip(build_tokens(inputs, config), build_tokens(dirty, config), strict=True):
         assert torch.equal(clean, other)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_charge_exchange(objects, config):
+def test_charge_exchange(inputs, config):
     rows, columns, signs = charge_exchange(config)
-    tokens = build_tokens(objects, config)
-    exchanged = build_tokens(objects.charge_exchanged(), config)
+    tokens = build_tokens(inputs, config)
+    exchanged = build_tokens(inputs.charge_exchanged(), config)
     assert torch.equal(exchanged.p4, tokens.p4[:, rows])
     assert torch.equal(exchanged.mask, tokens.mask[:, rows])
     assert torch.equal(exchanged.scalars, tokens.scalars[:, rows][..., columns] * torch.tensor(signs))
     assert not torch.equal(exchanged.p4, tokens.p4)
 
 
-def test_charge_exchange_twice_is_nothing(objects):
-    for before, after in zip(objects, objects.charge_exchanged().charge_exchanged(), strict=True):
+def test_charge_exchange_twice_is_nothing(inputs):
+    for before, after in zip(inputs, inputs.charge_exchanged().charge_exchanged(), strict=True):
         assert torch.equal(before, after)
 
 

@@ -108,10 +108,10 @@ def test_a_model_is_its_content(toy_model, tmp_path):
     import torch
 
     from topreco.network.model_file import load_model, save_model
-    from topreco.network.tasks.tops import build_network
+    from topreco.network.tasks.tops import TopNetwork
 
     torch.manual_seed(99)
-    save_model(copy, [build_network(load_model(toy_model).config)], {})
+    save_model(copy, [TopNetwork(load_model(toy_model).config)], {})
     assert describe(copy) != describe(toy_model)
 
 

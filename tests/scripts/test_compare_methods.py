@@ -205,13 +205,13 @@ def test_table_and_figures(script, skim, tmp_path, capsys):
 def trained(tmp_path_factory):
     """Model file that says it was trained on the dataset "tt" with half of the events for tests, by folds."""
     from topreco.network.model_file import save_model
-    from topreco.network.tasks.tops import build_network
+    from topreco.network.tasks.tops import TopNetwork
 
     folder = tmp_path_factory.mktemp("trained")
     backbone = LGATrSlimConfig(blocks=1, vector_channels=4, scalar_channels=4, heads=1)
     for folds in (1, 2):
         config = TrainConfig(data=DataConfig(test_fraction=0.5, folds=folds))
-        networks = [build_network(ModelConfig(backbone=backbone)) for _ in range(folds)]
+        networks = [TopNetwork(ModelConfig(backbone=backbone)) for _ in range(folds)]
         metadata = {
             "training": config.model_dump(mode="json"),
             "data": {"dataset_ids": [str(dataset_id("tt"))]},

@@ -17,7 +17,7 @@ from topreco.config import ConfigError, StudyConfig, load_config, load_study, sh
 from topreco.core.errors import TopRecoError
 from topreco.core.events import Truth, toy_events
 from topreco.core.skim import SkimWriter
-from topreco.network.tasks.tops import build_network
+from topreco.network.tasks.tops import TopNetwork
 from topreco.reconstruction.load import load
 from topreco.studies import study as module
 from topreco.studies.study import study
@@ -151,7 +151,7 @@ def test_every_training_of_a_shipped_study_can_be_built(name, size):
             continue
         training = config.training(point, 1)
         if training.model.backbone.kind != "lloca" or importlib.util.find_spec("lloca"):
-            n = sum(parameter.numel() for parameter in build_network(training.model).parameters())
+            n = sum(parameter.numel() for parameter in TopNetwork(training.model).parameters())
             if name == "study/parameters.yaml":
                 wanted = {"10k": 1e4, "50k": 5e4, "200k": 2e5, "300k": 3e5, "1M": 1e6, "5M": 5e6}
                 assert n == pytest.approx(wanted[point.rpartition("_")[2]], rel=0.25)

@@ -9,8 +9,8 @@ from topreco.config import ConfigError, ModelConfig, build_config
 from topreco.core.errors import TopRecoError
 from topreco.core.events import toy_events
 from topreco.network.model_file import load_model, save_model
-from topreco.network.tasks.tops import build_network
-from topreco.network.tokens import Objects, build_tokens
+from topreco.network.tasks.tops import TopNetwork
+from topreco.network.tokens import Inputs, build_tokens
 
 TIGHT = {"rtol": 1e-7, "atol": 1e-5}
 SPURIONS = {
@@ -34,7 +34,7 @@ def network():
     pytest.importorskip("lloca", reason="needs the extra `lloca`")
 
     def make(**fields):
-        return build_network(configure(**fields)).double().eval().requires_grad_(False)
+        return TopNetwork(configure(**fields)).double().eval().requires_grad_(False)
 
     return make
 
@@ -42,10 +42,10 @@ def network():
 @pytest.mark.parametrize("readout", ["first_token", "mean", "sum", "query_tokens"])
 @pytest.mark.parametrize("spurions", SPURIONS.values(), ids=SPURIONS)
 def test_lorentz_transformation_of_everything(
-    network, objects, lorentz, transform_multivectors, readout, spurions
+    network, inputs, lorentz, transform_multivectors, readout, spurions
 ):
     model = network(spurions=spurions, readout=readout)
-    tokens, scale = build_tokens(objects, model.config.tokens), model.scale(objects)
+    tokens, scale = build_tokens(inputs, model.config.tokens), model.scale(inputs)
     moved = model.forward_tokens(
         tokens._replace(p4=tokens.p4 @ lorentz.T), scale, transform_multivectors(lorentz, model.spurions)
     )
@@ -57,9 +57,9 @@ def test_lorentz_transformation_of_everything(
         assert (alone - expected).abs().max() > 1e-3
 
 
-def test_frames_are_lorentz_transformations(network, objects):
+def test_frames_are_lorentz_transformations(network, inputs):
     model = network()
-    tokens = build_tokens(objects, model.config.tokens)
+    tokens = build_tokens(inputs, model.config.tokens)
     p4 = tokens.p4 / 100
     scalars = torch.randn(*tokens.mask.shape, model.backbone.frames.own.in_features, dtype=p4.dtype)
     frames = model.backbone.frames(p4, scalars, tokens.mask)
@@ -75,23 +75,23 @@ def test_frames_are_lorentz_transformations(network, objects):
 def test_permutation_and_padding_of_jets(network):
     model = network(tokens={"max_jets": 6, "b_candidates": "none"})
     events = toy_events(16, max_jets=6, seed=1)
-    objects = Objects.from_events(events, torch.float64)
-    answer = model(objects)
+    inputs = Inputs.from_events(events, torch.float64)
+    answer = model(inputs)
     order = torch.tensor([3, 0, 5, 1, 2, 4])
-    shuffled = objects._replace(
-        **{name: getattr(objects, name)[:, order] for name in ("jets", "jet_mask", "jet_btag", "jet_tagged")}
+    shuffled = inputs._replace(
+        **{name: getattr(inputs, name)[:, order] for name in ("jets", "jet_mask", "jet_btag", "jet_tagged")}
     )
     torch.testing.assert_close(model(shuffled), answer, **TIGHT)
-    longer = build_network(configure(tokens={"max_jets": 9, "b_candidates": "none"})).double().eval()
+    longer = TopNetwork(configure(tokens={"max_jets": 9, "b_candidates": "none"})).double().eval()
     longer.load_state_dict(model.state_dict())
-    torch.testing.assert_close(longer(objects), answer, **TIGHT)
+    torch.testing.assert_close(longer(inputs), answer, **TIGHT)
 
 
 def test_single_precision_is_near_double(network):
     model = network()
-    objects = Objects.from_events(toy_events(256, max_jets=7, seed=2), torch.float64)
-    single = model.float()(Objects.from_events(toy_events(256, max_jets=7, seed=2)))
-    difference = (single - model.double()(objects)).abs() / single[..., :1]
+    inputs = Inputs.from_events(toy_events(256, max_jets=7, seed=2), torch.float64)
+    single = model.float()(Inputs.from_events(toy_events(256, max_jets=7, seed=2)))
+    difference = (single - model.double()(inputs)).abs() / single[..., :1]
     assert difference.quantile(0.99) < 1e-2
     assert single.isfinite().all()
 
@@ -99,14 +99,14 @@ def test_single_precision_is_near_double(network):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_it_learns(dtype):
     pytest.importorskip("lloca", reason="needs the extra `lloca`")
-    model = build_network(configure())
-    objects = Objects.from_events(toy_events(32, max_jets=4, seed=3))
-    target = torch.stack([objects.lepton_plus, objects.lepton_minus], 1) + objects.jets[:, :2]
+    model = TopNetwork(configure())
+    inputs = Inputs.from_events(toy_events(32, max_jets=4, seed=3))
+    target = torch.stack([inputs.lepton_plus, inputs.lepton_minus], 1) + inputs.jets[:, :2]
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
     losses = []
     for _ in range(60):
         with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
-            pred = model(objects)
+            pred = model(inputs)
         loss = torch.nn.functional.smooth_l1_loss(pred[..., 1:] / 100, target[..., 1:] / 100)
         optimiser.zero_grad()
         loss.backward()
@@ -116,12 +116,12 @@ def test_it_learns(dtype):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_round_trip(network, objects, tmp_path):
+def test_round_trip(network, inputs, tmp_path):
     model = network().float()
     save_model(tmp_path / "model.safetensors", [model], {})
     loaded = load_model(tmp_path / "model.safetensors").networks[0]
-    objects = Objects(*(x.float() if x.is_floating_point() else x for x in objects))
-    assert torch.equal(loaded(objects), model(objects))
+    inputs = Inputs(*(x.float() if x.is_floating_point() else x for x in inputs))
+    assert torch.equal(loaded(inputs), model(inputs))
 
 
 def test_what_it_cannot_be(monkeypatch):
@@ -132,7 +132,7 @@ def test_what_it_cannot_be(monkeypatch):
     for name in ("lloca", "lloca.backbone", "lloca.backbone.transformer"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(TopRecoError, match=r"needs the extra: pip install 'topreco\[lloca\]'"):
-        build_network(configure())
+        TopNetwork(configure())
 
 
 def test_channels_are_shared_among_heads():
@@ -140,4 +140,4 @@ def test_channels_are_shared_among_heads():
     with pytest.raises(
         ValueError, match=r"backbone.channels: 24 found, a multiple of 8 · .* \(16\) expected"
     ):
-        build_network(configure(backbone={"channels": 24}))
+        TopNetwork(configure(backbone={"channels": 24}))

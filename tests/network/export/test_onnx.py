@@ -19,8 +19,8 @@ from topreco.network.export.reader import INPUTS, ModelError, TopModel
 from topreco.network.inference import predict
 from topreco.network.model_file import load_model, save_model
 from topreco.network.splits import fold_of
-from topreco.network.tasks.tops import build_network
-from topreco.network.tokens import Objects
+from topreco.network.tasks.tops import TopNetwork
+from topreco.network.tokens import Inputs
 from topreco.reconstruction.onnx import OnnxMethod
 
 onnx = pytest.importorskip("onnx")
@@ -93,7 +93,7 @@ def exported(tmp_path_factory):
     config = ModelConfig.model_validate({"backbone": backbone, "quantiles": quantiles})
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        networks = [build_network(config) for _ in range(2)]
+        networks = [TopNetwork(config) for _ in range(2)]
         for network in networks:
             network.quantiles.knots.copy_(torch.linspace(5.9, 6.8, 8))
             network.quantiles.shift.uniform_(-0.3, 0.3)
@@ -108,7 +108,7 @@ def exported(tmp_path_factory):
 def not_exported(tmp_path):
     """A network to export, and what would be exported were it not replaced."""
     backbone = {"kind": "transformer", "blocks": 1, "channels": 8, "heads": 1}
-    return artefact_of(tmp_path, build_network(ModelConfig.model_validate({"backbone": backbone})))
+    return artefact_of(tmp_path, TopNetwork(ModelConfig.model_validate({"backbone": backbone})))
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def not_exported(tmp_path):
 def test_agrees_with_torch(assert_agrees, small_config, tmp_path, kind, fields):
     config = small_config(kind, **fields)
     backbone = config.backbone.model_copy(update={"blocks": 1})
-    network = build_network(config.model_copy(update={"backbone": backbone}))
+    network = TopNetwork(config.model_copy(update={"backbone": backbone}))
     network.feature_mean += 0.1
     network.feature_std *= 1.3
     saved = artefact_of(tmp_path, network)
@@ -129,10 +129,10 @@ def test_agrees_with_torch(assert_agrees, small_config, tmp_path, kind, fields):
 
 
 def test_inputs_are_those_of_the_networks():
-    assert tuple(INPUTS) == Objects._fields
-    objects = Objects.from_events(toy_events(2))
+    assert tuple(INPUTS) == Inputs._fields
+    inputs = Inputs.from_events(toy_events(2))
     for name, kind in INPUTS.items():
-        assert getattr(objects, name).numpy().dtype == kind
+        assert getattr(inputs, name).numpy().dtype == kind
 
 
 @pytest.mark.parametrize("places", [0, 1, 2, 5, 20])

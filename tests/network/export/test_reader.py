@@ -37,7 +37,7 @@ def plain_arrays(events):
     return arrays | {"met_pt": fourvector.pt(met), "met_phi": fourvector.phi(met)}
 
 
-def objects(arrays, **settings):
+def inputs(arrays, **settings):
     return make_objects(**arrays, **({"btag_threshold": 0.2783} | settings))
 
 
@@ -84,13 +84,13 @@ def test_folds_are_those_of_the_package(folds):
     assert set(found) == set(range(folds))
 
 
-# ---- objects ---------------------------------------------------------------------------------------------
+# ---- inputs ---------------------------------------------------------------------------------------------
 
 
 def test_objects_are_those_of_the_events():
     """Signs, orders, masses and padding, back from coordinates."""
     events = toy_events(500, seed=2)
-    found = objects(plain_arrays(events))
+    found = inputs(plain_arrays(events))
     p4 = {"lepton_plus", "lepton_minus", "jets", "met"}
     for name in reader.INPUTS:
         if name in p4:
@@ -109,7 +109,7 @@ def test_objects_are_those_of_the_events():
 
 def test_order_and_empty_slots_of_jets_do_not_matter():
     arrays = plain_arrays(toy_events(200, seed=3))
-    expected = objects(arrays)
+    expected = inputs(arrays)
     order = np.random.default_rng(1).permuted(np.tile(np.arange(12), (200, 1)), axis=1)
     shuffled = arrays | {
         f"jet_{name}": np.take_along_axis(arrays[f"jet_{name}"], order, axis=1) for name in JET
@@ -119,22 +119,22 @@ def test_order_and_empty_slots_of_jets_do_not_matter():
         shuffled[f"jet_{name}"] = np.where(empty, np.nan, shuffled[f"jet_{name}"])
     hidden = {f"jet_{name}": np.ma.masked_array(shuffled[f"jet_{name}"], empty) for name in JET}
     for variant in (shuffled, shuffled | hidden):
-        for name, values in objects(variant).items():
+        for name, values in inputs(variant).items():
             np.testing.assert_array_equal(values, expected[name])
 
 
 def test_only_the_leading_jets_count():
     arrays = plain_arrays(toy_events(200, seed=4))
-    found = objects(arrays, max_jets=3)
+    found = inputs(arrays, max_jets=3)
     assert found["jets"].shape == (200, 3, 4)
-    np.testing.assert_array_equal(found["jets"], objects(arrays)["jets"][:, :3])
+    np.testing.assert_array_equal(found["jets"], inputs(arrays)["jets"][:, :3])
     assert found["b_candidates"].max() == 2
 
 
 def test_a_broken_jet_does_not_hide_behind_the_leading_ones():
     arrays = plain_arrays(toy_events(3, seed=5))
     arrays["jet_pt"][1, 1] = np.nan
-    found = objects(arrays, max_jets=2)
+    found = inputs(arrays, max_jets=2)
     broken = ~np.isfinite(found["jets"]).all(axis=(1, 2))
     assert broken.tolist() == [False, True, False]
     assert found["jet_mask"].all()
@@ -143,7 +143,7 @@ def test_a_broken_jet_does_not_hide_behind_the_leading_ones():
 def test_leptons_of_equal_charge_have_no_answer():
     arrays = plain_arrays(toy_events(4))
     arrays["lepton_charge"][2] = 1
-    found = objects(arrays)
+    found = inputs(arrays)
     assert np.isnan(found["lepton_plus"]).all(axis=1).tolist() == [False, False, True, False]
 
 
@@ -152,7 +152,7 @@ def test_no_events(shapes):
     """Awkward arrays of no events have no length on their other axes."""
     lepton, jet, met = (np.zeros(shape) for shape in shapes)
     arrays = {f"lepton_{name}": lepton for name in LEPTON} | {f"jet_{name}": jet for name in JET}
-    found = objects(arrays | {"met_pt": met, "met_phi": met})
+    found = inputs(arrays | {"met_pt": met, "met_phi": met})
     assert found["lepton_plus"].shape == (0, 4)
     assert found["jets"].shape[0] == 0
     assert found["b_candidates"].shape == (0, 2)
@@ -172,7 +172,7 @@ def test_no_events(shapes):
 )
 def test_arrays_that_do_not_fit_are_refused(name, value, message):
     with pytest.raises(ModelError, match=message):
-        objects(plain_arrays(toy_events(4)) | {name: value})
+        inputs(plain_arrays(toy_events(4)) | {name: value})
 
 
 # ---- models ----------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_answers_from_plain_arrays(toy_onnx):
     tops = model(**arrays)
     assert np.flatnonzero(~tops.valid).tolist() == [7, 8]
     assert np.isnan(tops.top[[7, 8]]).all()
-    p4, valid, *_ = model.run(objects(arrays))
+    p4, valid, *_ = model.run(inputs(arrays))
     np.testing.assert_array_equal(np.stack([tops.top, tops.antitop], axis=1), p4)
     np.testing.assert_array_equal(tops.valid, valid)
     assert tops.top.dtype == np.float64

@@ -21,8 +21,8 @@ from topreco.network.fit import data as training_data
 from topreco.network.fit.data import TrainingError, augment, read_training_data, share_training_data
 from topreco.network.fit.rows import Rows, moved
 from topreco.network.splits import fold_of, split_of
-from topreco.network.tasks.tops import build_network
-from topreco.network.tokens import Objects
+from topreco.network.tasks.tops import TopNetwork
+from topreco.network.tokens import Inputs
 
 
 def toy_truth(events: DileptonEvents) -> Truth:
@@ -66,7 +66,7 @@ def test_reads_events_truth_and_splits(skim, events):
     config = DataConfig(files=(skim,), folds=3)
     data = read_training_data(config)
     assert len(data) == 100
-    for field, expected in zip(data.objects, Objects.from_events(events), strict=True):
+    for field, expected in zip(data.inputs, Inputs.from_events(events), strict=True):
         assert torch.equal(field, expected)
     np.testing.assert_allclose(data.tops, toy_truth(events).tops, rtol=1e-6)
     assert data.tops.dtype == data.weight.dtype == torch.float32
@@ -213,7 +213,7 @@ def test_weights_of_zero_stay_zero(tmp_path, events):
 
 def columns(data):
     return {
-        **data.objects._asdict(),
+        **data.inputs._asdict(),
         **{n: getattr(data, n) for n in ("tops", "c_hel", "weight", "split", "fold")},
     }
 
@@ -363,8 +363,8 @@ before = anonymous()
 data = read_training_data(DataConfig(files=(large,), stream=stream), Path(scratch))
 total = 0.0
 for part in torch.arange(len(data)).split(1000):
-    objects, tops, _ = data.take(part, part.device)
-    total += float(objects.jets.sum() + tops.sum())
+    inputs, tops, _ = data.take(part, part.device)
+    total += float(inputs.jets.sum() + tops.sum())
 print(json.dumps([len(data), anonymous() - before, total]))
 """
 
@@ -428,46 +428,46 @@ def test_columns_move_whole(monkeypatch):
 
 
 def test_augmentation_by_hand(events):
-    objects, tops = Objects.from_events(events[:2]), torch.from_numpy(toy_truth(events[:2]).tops).float()
+    inputs, tops = Inputs.from_events(events[:2]), torch.from_numpy(toy_truth(events[:2]).tops).float()
     # A quarter turn of the first event takes x to y; the second is reflected.
     turned, turned_tops = augment(
-        objects, tops, torch.tensor([math.pi / 2, 0.0]), torch.tensor([False, True])
+        inputs, tops, torch.tensor([math.pi / 2, 0.0]), torch.tensor([False, True])
     )
     e, x, y, z = tops[0].unbind(-1)
     torch.testing.assert_close(turned_tops[0], torch.stack([e, -y, x, z], -1), rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(turned_tops[1], tops[1] * torch.tensor([1.0, 1.0, 1.0, -1.0]))
     torch.testing.assert_close(
-        turned.met[0], torch.stack([-objects.met[0, 1], objects.met[0, 0]]), rtol=1e-5, atol=1e-3
+        turned.met[0], torch.stack([-inputs.met[0, 1], inputs.met[0, 0]]), rtol=1e-5, atol=1e-3
     )
-    torch.testing.assert_close(turned.met[1], objects.met[1])
+    torch.testing.assert_close(turned.met[1], inputs.met[1])
     for name in ("lepton_flavour", "jet_mask", "jet_btag", "jet_tagged", "b_candidates"):
-        assert torch.equal(getattr(turned, name), getattr(objects, name))
+        assert torch.equal(getattr(turned, name), getattr(inputs, name))
 
 
 def test_charge_exchange_by_hand(events):
-    objects, tops = Objects.from_events(events[:2]), torch.from_numpy(toy_truth(events[:2]).tops).float()
-    exchanged, exchanged_tops = augment(objects, tops, exchange=torch.tensor([False, True]))
-    other = objects.charge_exchanged()
-    for own, swapped, found in zip(objects, other, exchanged, strict=True):
+    inputs, tops = Inputs.from_events(events[:2]), torch.from_numpy(toy_truth(events[:2]).tops).float()
+    exchanged, exchanged_tops = augment(inputs, tops, exchange=torch.tensor([False, True]))
+    other = inputs.charge_exchanged()
+    for own, swapped, found in zip(inputs, other, exchanged, strict=True):
         assert torch.equal(found[0], own[0])
         assert torch.equal(found[1], swapped[1])
-    assert not torch.equal(exchanged.lepton_plus[1], objects.lepton_plus[1])
+    assert not torch.equal(exchanged.lepton_plus[1], inputs.lepton_plus[1])
     assert torch.equal(exchanged_tops[0], tops[0])
     assert torch.equal(exchanged_tops[1], tops[1].flip(0))
 
 
 def test_augmentation_transforms_input_and_target_alike(events, small_config):
-    """A network with these symmetries predicts the transformed tops from the transformed objects."""
-    network = build_network(small_config("lgatr_slim")).double()
-    objects = Objects.from_events(events, torch.float64)
+    """A network with these symmetries predicts the transformed tops from the transformed inputs."""
+    network = TopNetwork(small_config("lgatr_slim")).double()
+    inputs = Inputs.from_events(events, torch.float64)
     angle, reflect = torch.rand(100, dtype=torch.float64) * 6, torch.rand(100) < 0.5
     with torch.no_grad():
-        turned, expected = augment(objects, network(objects), angle, reflect)
+        turned, expected = augment(inputs, network(inputs), angle, reflect)
         torch.testing.assert_close(network(turned), expected, rtol=1e-6, atol=1e-4)
 
 
 def test_no_augmentation_is_the_identity(events):
-    objects, tops = Objects.from_events(events), torch.from_numpy(toy_truth(events).tops).float()
-    same, same_tops = augment(objects, tops)
+    inputs, tops = Inputs.from_events(events), torch.from_numpy(toy_truth(events).tops).float()
+    same, same_tops = augment(inputs, tops)
     assert torch.equal(same_tops, tops)
-    assert all(torch.equal(a, b) for a, b in zip(same, objects, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(same, inputs, strict=True))

@@ -23,8 +23,8 @@ from topreco.network.fit.loop import TrainingError, learning_rate, pair_metrics,
 from topreco.network.inference import predict
 from topreco.network.model_file import load_model
 from topreco.network.splits import TEST, TRAIN, VALIDATION, fold_of, split_of
-from topreco.network.tasks.tops import TopNetwork, build_network
-from topreco.network.tokens import Objects
+from topreco.network.tasks.tops import TopNetwork
+from topreco.network.tokens import Inputs
 
 N_EVENTS = 160
 
@@ -353,7 +353,7 @@ def test_what_an_interruption_wrote_too_early_is_gone_after_resuming(config, mon
 def test_finished_training_is_not_repeated(config, monkeypatch, capsys):
     path = quiet(config())
     before = path.read_bytes()
-    monkeypatch.setattr(training, "build_network", None)
+    monkeypatch.setattr(training, "TopNetwork", None)
     assert train(config()) == path
     assert "already trained" in capsys.readouterr().err
     assert path.read_bytes() == before
@@ -440,14 +440,14 @@ class Recording(TopNetwork):
         other.load_state_dict(self.state_dict())
         return other
 
-    def forward(self, objects):
+    def forward(self, inputs):
         if self.training:
-            self.trained |= set(objects.lepton_plus[:, 0].tolist())
-        return super().forward(objects)
+            self.trained |= set(inputs.lepton_plus[:, 0].tolist())
+        return super().forward(inputs)
 
-    def fit_standardisation(self, objects):
-        self.standardised |= set(objects.lepton_plus[:, 0].tolist())
-        super().fit_standardisation(objects)
+    def fit_standardisation(self, inputs):
+        self.standardised |= set(inputs.lepton_plus[:, 0].tolist())
+        super().fit_standardisation(inputs)
 
 
 @pytest.mark.parametrize("folds", [1, 3])
@@ -458,7 +458,7 @@ def test_no_network_has_seen_the_events_it_is_tested_on(config, monkeypatch, fol
         built.append(Recording(config))
         return built[-1]
 
-    monkeypatch.setattr(training, "build_network", recording)
+    monkeypatch.setattr(training, "TopNetwork", recording)
     settings = config(data={"folds": folds})
     quiet(settings)
     trained = built[:folds]
@@ -908,18 +908,18 @@ def test_metrics_of_failures_and_of_nothing():
 
 def test_evaluation_uses_no_dropout_and_restores_the_mode(config, skim):
     data = training.read_training_data(config().data)
-    network = build_network(config().model).train()
+    network = TopNetwork(config().model).train()
     index = torch.arange(len(data))
     first, second = (training._evaluate(network, data, index, data.weight.abs(), config()) for _ in range(2))
     assert first == second
     assert network.training
-    assert len(Objects._fields) == len(data.objects)
+    assert len(Inputs._fields) == len(data.inputs)
 
 
 @pytest.mark.parametrize("kind", ["lgatr", "lgatr_slim", "transformer"])
 def test_muon_takes_the_hidden_matrices_and_nothing_else(kind):
     backbone = {"kind": kind, "blocks": 1}
-    network = build_network(TrainConfig.model_validate({"model": {"backbone": backbone}}).model)
+    network = TopNetwork(TrainConfig.model_validate({"model": {"backbone": backbone}}).model)
     muon, adamw = training._optimisers(OptimiserConfig(kind="muon"), network, 10)
     owners = {
         id(p): optimiser

@@ -10,8 +10,8 @@ from topreco.core.events import toy_events
 from topreco.network.backbones.lgatr import LGATrBackbone
 from topreco.network.inference import predict
 from topreco.network.kernels import lgatr_packed
-from topreco.network.tasks.tops import build_network
-from topreco.network.tokens import Objects
+from topreco.network.tasks.tops import TopNetwork
+from topreco.network.tokens import Inputs
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_where_kernels_apply(network):
 
 @pytest.mark.parametrize("readout", ["query_tokens", "mean"])
 def test_whole_network_and_its_uncertainties(small_config, readout):
-    network = build_network(small_config("lgatr", readout=readout, quantiles={})).eval()
+    network = TopNetwork(small_config("lgatr", readout=readout, quantiles={})).eval()
     events = toy_events(100, max_jets=8, seed=3)
     found = predict([network], events)
     for part in network.modules():
@@ -146,7 +146,7 @@ def test_whole_network_and_its_uncertainties(small_config, readout):
 
 
 def test_export_sees_operations_of_the_package_alone(small_config):
-    network = build_network(small_config("lgatr")).eval()
-    objects = Objects.from_events(toy_events(4, seed=1), torch.float32)
-    program = torch.export.export(network, (objects,))
-    torch.testing.assert_close(program.module()(objects), network(objects), rtol=1e-4, atol=1e-2)
+    network = TopNetwork(small_config("lgatr")).eval()
+    inputs = Inputs.from_events(toy_events(4, seed=1), torch.float32)
+    program = torch.export.export(network, (inputs,))
+    torch.testing.assert_close(program.module()(inputs), network(inputs), rtol=1e-4, atol=1e-2)

@@ -18,7 +18,7 @@ from topreco.network.fit.loop import train
 from topreco.network.inference import predict
 from topreco.network.model_file import load_model, save_model
 from topreco.network.tasks.quantiles import Calibration, calibrated, fit_calibration, pinball_loss
-from topreco.network.tasks.tops import build_network
+from topreco.network.tasks.tops import TopNetwork
 
 SMALL = {"kind": "lgatr_slim", "blocks": 1, "vector_channels": 4, "scalar_channels": 8, "heads": 1}
 MODEL = {"backbone": SMALL, "head": "direct", "tokens": {"max_jets": 6}, "spurions": {"embed": "channel"}}
@@ -27,7 +27,7 @@ QUANTILES = {"backbone": SMALL, "hidden": 16, "calibration_bins": 3}
 
 def network_with_quantiles(**changes):
     """Untrained, with scales and a calibration that are none of the trivial ones."""
-    network = build_network(ModelConfig.model_validate(MODEL | {"quantiles": QUANTILES | changes}))
+    network = TopNetwork(ModelConfig.model_validate(MODEL | {"quantiles": QUANTILES | changes}))
     quantiles = network.quantiles
     k = len(quantiles.unit)
     quantiles.unit.copy_(torch.linspace(0.1, 0.5, k))
@@ -37,18 +37,18 @@ def network_with_quantiles(**changes):
     return network.double().eval()
 
 
-def answers(network, objects):
+def answers(network, inputs):
     with torch.no_grad():
-        p4, quantiles, std = network.answers(objects)
+        p4, quantiles, std = network.answers(inputs)
     return p4, quantiles, std
 
 
 # ---- the network -----------------------------------------------------------------------------------------
 
 
-def test_quantiles_rise_and_stay_in_range(objects):
+def test_quantiles_rise_and_stay_in_range(inputs):
     network = network_with_quantiles()
-    p4, quantiles, std = answers(network, objects)
+    p4, quantiles, std = answers(network, inputs)
     names = network.quantiles.observables
     assert quantiles.shape == (len(p4), len(names), len(QUANTILE_LEVELS))
     assert (quantiles.diff(dim=-1) >= 0).all()
@@ -60,27 +60,27 @@ def test_quantiles_rise_and_stay_in_range(objects):
             assert (values.abs() <= 1).all()
 
 
-def test_tops_do_not_know_of_quantiles(objects):
+def test_tops_do_not_know_of_quantiles(inputs):
     torch.manual_seed(5)
-    plain = build_network(ModelConfig.model_validate(MODEL)).double()
+    plain = TopNetwork(ModelConfig.model_validate(MODEL)).double()
     torch.manual_seed(5)
-    rich = build_network(ModelConfig.model_validate(MODEL | {"quantiles": QUANTILES})).double()
+    rich = TopNetwork(ModelConfig.model_validate(MODEL | {"quantiles": QUANTILES})).double()
     with torch.no_grad():
-        assert (plain(objects) == rich(objects)).all()
-    assert plain.answers(objects)[0].shape == (len(objects.met), 2, 4)
-    assert len(plain.answers(objects)) == 1
+        assert (plain(inputs) == rich(inputs)).all()
+    assert plain.answers(inputs)[0].shape == (len(inputs.met), 2, 4)
+    assert len(plain.answers(inputs)) == 1
 
 
-def test_rotation_about_the_beam(objects, rotation):
+def test_rotation_about_the_beam(inputs, rotation):
     """Observables do not change; the uncertainty of a momentum has no direction of its own but the top's."""
     network = network_with_quantiles()
-    rotated = objects._replace(
-        lepton_plus=objects.lepton_plus @ rotation.T,
-        lepton_minus=objects.lepton_minus @ rotation.T,
-        jets=objects.jets @ rotation.T,
-        met=objects.met @ rotation[1:3, 1:3].T,
+    rotated = inputs._replace(
+        lepton_plus=inputs.lepton_plus @ rotation.T,
+        lepton_minus=inputs.lepton_minus @ rotation.T,
+        jets=inputs.jets @ rotation.T,
+        met=inputs.met @ rotation[1:3, 1:3].T,
     )
-    _, quantiles, std = answers(network, objects)
+    _, quantiles, std = answers(network, inputs)
     _, turned, turned_std = answers(network, rotated)
     torch.testing.assert_close(turned, quantiles, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(turned_std[..., [0, 3]], std[..., [0, 3]], rtol=1e-6, atol=1e-6)
@@ -88,7 +88,7 @@ def test_rotation_about_the_beam(objects, rotation):
     torch.testing.assert_close((turned_std[..., 1:3] ** 2).sum(-1), total, rtol=1e-6, atol=1e-6)
 
 
-def test_quantiles_move_with_the_prediction(objects):
+def test_quantiles_move_with_the_prediction(inputs):
     """They are those of the residual: with all of it constant, a shifted prediction shifts them alike."""
     quantiles = network_with_quantiles().quantiles
     with torch.no_grad():
@@ -96,28 +96,28 @@ def test_quantiles_move_with_the_prediction(objects):
         quantiles.set_calibration(Calibration.none(len(quantiles.unit), 3))
         p4 = fourvector.from_pt_eta_phi_mass(
             *torch.tensor([[100.0, 250.0], [0.3, -1.0], [1.0, -2.0], [170.0, 170.0]], dtype=torch.float64)
-        ).expand(len(objects.met), 2, 4)
-        first = quantiles(objects, p4).quantiles[:, 0]
-        second = quantiles(objects, 2 * p4).quantiles[:, 0]
+        ).expand(len(inputs.met), 2, 4)
+        first = quantiles(inputs, p4).quantiles[:, 0]
+        second = quantiles(inputs, 2 * p4).quantiles[:, 0]
     torch.testing.assert_close(second, 2 * first)
 
 
 @pytest.mark.parametrize("observables", [("m_tt",), ("c_hel", "cos_theta_star"), ("y_top", "pt_tt")])
-def test_any_observables(objects, observables):
+def test_any_observables(inputs, observables):
     network = network_with_quantiles(observables=observables)
-    _, quantiles, _ = answers(network, objects)
+    _, quantiles, _ = answers(network, inputs)
     assert network.quantiles.observables == observables
     assert quantiles.isfinite().all()
 
 
-def test_a_bivector_needs_other_spurions_beside_it(objects):
+def test_a_bivector_needs_other_spurions_beside_it(inputs):
     model = MODEL | {"backbone": {"kind": "lgatr", "blocks": 1}, "spurions": {"beam": "xyplane"}}
     with pytest.raises(ValueError, match=r"quantiles\.spurions\.beam: 'xyplane' is a bivector"):
         ModelConfig.model_validate(model | {"quantiles": QUANTILES})
     config = ModelConfig.model_validate(
         model | {"quantiles": QUANTILES | {"spurions": {"beam": "spacelike"}}}
     )
-    _, quantiles, _ = answers(build_network(config).double(), objects)
+    _, quantiles, _ = answers(TopNetwork(config).double(), inputs)
     assert quantiles.isfinite().all()
 
 
