@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from topreco.solvers.solutions import Floats, kernel
+from topreco.solvers.per_event import Floats, kernel
 
 _STEPS = 80
 _PRECISION = 1e-15

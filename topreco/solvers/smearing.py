@@ -24,25 +24,17 @@ from functools import cache
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from numba import prange
 from numpy.typing import ArrayLike, NDArray
 
 from topreco.core.constants import M_TOP, M_W, PDG_MUON
 from topreco.core.errors import TopRecoError
 from topreco.core.events import QUANTILE_LEVELS, DileptonEvents
 from topreco.solvers import ellipse, sonnenschein
+from topreco.solvers.per_event import Event, Floats, Ints, inlined_kernel, kernel, on_threads, rows
 from topreco.solvers.random import Keys, event_keys, uniform
 from topreco.solvers.response import OBJECTS, Density, Response, Table, load_response
-from topreco.solvers.solutions import (
-    MAX_SOLUTIONS,
-    Floats,
-    inlined_kernel,
-    kernel,
-    parallel_kernel,
-    thread_mask,
-)
+from topreco.solvers.solutions import MAX_SOLUTIONS
 
-Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 Method = Literal["sonnenschein", "ellipse"]
@@ -384,16 +376,13 @@ def _solve_pair(
             continue
         if draw_w:
             m_w_plus, m_w_minus = _draw_w_masses(key, draw, w_masses)
+        event = Event(
+            lepton_plus, lepton_minus, b, bbar, x, y, settings.m_top, settings.m_top, m_w_plus, m_w_minus
+        )
         if settings.ellipse:
-            count = ellipse.solve_event(
-                lepton_plus, lepton_minus, b, bbar, x, y,
-                settings.m_top, settings.m_top, m_w_plus, m_w_minus, neutrinos,
-            )  # fmt: skip
+            count = ellipse.solve_event(event, neutrinos)
         else:
-            count = sonnenschein.solve_event(
-                lepton_plus, lepton_minus, b, bbar, x, y,
-                settings.m_top, settings.m_top, m_w_plus, m_w_minus, neutrinos,
-            )  # fmt: skip
+            count = sonnenschein.solve_event(event, neutrinos)
         if count == 0:
             continue
         if settings.quantiles:
@@ -549,7 +538,7 @@ def _solve_event(
 
 
 @kernel
-def _solve_serial(
+def _solve_events(
     chunk: _Chunk,
     energy: Table,
     angle: Table,
@@ -559,20 +548,6 @@ def _solve_serial(
     out: Smeared,
 ) -> None:
     for i in range(len(chunk.keys)):
-        _solve_event(i, chunk, energy, angle, m_lb, w_masses, settings, out)
-
-
-@parallel_kernel
-def _solve_parallel(
-    chunk: _Chunk,
-    energy: Table,
-    angle: Table,
-    m_lb: Density,
-    w_masses: Table,
-    settings: _Settings,
-    out: Smeared,
-) -> None:
-    for i in prange(len(chunk.keys)):
         _solve_event(i, chunk, energy, angle, m_lb, w_masses, settings, out)
 
 
@@ -735,24 +710,12 @@ def smear_and_solve(
         np.empty((n, _N_DRAWN if quantiles else 0, _N_LEVELS)),
     )
     tables = (response.energy, response.angle, response.m_lb, response.m_w)
-    with thread_mask("smear_and_solve", threads):
-        solve = _solve_serial if threads == 1 else _solve_parallel
-        for start in range(0, n, _CHUNK):
-            part = slice(start, start + _CHUNK)
-            solve(_chunk(events[part], seed), *tables, settings, _rows(out, part))
+
+    def solve(part: slice) -> None:
+        _solve_events(_chunk(events[part], seed), *tables, settings, rows(out, part))
+
+    on_threads("smear_and_solve", n, solve, threads=threads, largest=_CHUNK)
     return out
-
-
-def _rows(out: Smeared, part: slice) -> Smeared:
-    """Views of the events of a part."""
-    return Smeared(
-        out.p4[part],
-        out.weight[part],
-        out.n_solved[part],
-        out.spread[part],
-        out.b_candidates[part],
-        out.quantiles[part],
-    )
 
 
 def _chunk(events: DileptonEvents, seed: int) -> _Chunk:
