@@ -14,10 +14,10 @@ from topreco.core.fourvector import from_pt_eta_phi_mass, mass, pt
 from topreco.core.skim import SkimWriter
 from topreco.solvers.response import (
     OBJECTS,
-    derive_response,
-    load_response,
+    derive_detector_response,
+    load_detector_response,
     match_jets,
-    write_response,
+    write_detector_response,
 )
 
 N = 6000
@@ -76,7 +76,7 @@ def skim(tmp_path_factory):
 @pytest.fixture(scope="module")
 def file(skim, tmp_path_factory):
     path = tmp_path_factory.mktemp("response") / "response.json"
-    write_response(derive_response([skim], description="a toy"), path)
+    write_detector_response(derive_detector_response([skim], description="a toy"), path)
     return path
 
 
@@ -108,7 +108,7 @@ def test_masses(file):
 
 
 def test_correctionlib_gives_the_same_density(file):
-    response = load_response(file)
+    response = load_detector_response(file)
     corrections = correctionlib.CorrectionSet.from_file(str(file))
     for what, table in (("energy", response.energy), ("angle", response.angle)):
         for k, kind in enumerate(OBJECTS):
@@ -130,7 +130,7 @@ def test_correctionlib_gives_the_same_density(file):
 
 
 def test_tables_are_sound(file):
-    for response in (load_response(), load_response(file)):
+    for response in (load_detector_response(), load_detector_response(file)):
         for table in (response.energy, response.angle, response.m_w):
             assert (np.diff(table.cumulative, axis=1) >= 0).all()
             assert (table.cumulative[:, -1] == 1).all()
@@ -139,14 +139,14 @@ def test_tables_are_sound(file):
 
 
 def test_cells_have_enough_entries(skim):
-    corrections = derive_response([skim])
+    corrections = derive_detector_response([skim])
     jets = next(c for c in corrections.corrections if c.name == "jet_energy")
     cells = sum(len(row.content) for row in jets.data.content)
     assert 3 <= cells <= 2 * N / 800
 
 
 def test_shipped_response():
-    response = load_response()
+    response = load_detector_response()
     assert "generated" in response.description
     assert len(response.m_lb.values) > 20
     # Quarks radiate out of their jets, at low pT most of all.
@@ -169,7 +169,7 @@ def test_row_groups_and_files_add_up(tmp_path, skim):
         write_skim(tmp_path / f"{i}.parquet", events[part], truth[part], 700)
         for i, part in enumerate((slice(0, 2000), slice(2000, None)))
     ]
-    assert derive_response(parts).corrections == derive_response([skim]).corrections
+    assert derive_detector_response(parts).corrections == derive_detector_response([skim]).corrections
 
 
 def test_negative_weights(tmp_path, file):
@@ -181,13 +181,13 @@ def test_negative_weights(tmp_path, file):
         "weight": signs
     }
     skim = write_skim(tmp_path / "signed.parquet", cls(**fields), Truth.concatenate([truth] * 3))
-    write_response(derive_response([skim], description=""), tmp_path / "signed.json")
-    signed, plain = load_response(tmp_path / "signed.json"), load_response(file)
+    write_detector_response(derive_detector_response([skim], description=""), tmp_path / "signed.json")
+    signed, plain = load_detector_response(tmp_path / "signed.json"), load_detector_response(file)
     assert signed.m_lb.values == pytest.approx(plain.m_lb.values, rel=1e-4)
     # All negative: nothing is left.
     skim = write_skim(tmp_path / "negative.parquet", cls(**fields | {"weight": -np.ones(3 * N)})[:N], truth)
     with pytest.raises(TopRecoError, match="no matched object"):
-        derive_response([skim])
+        derive_detector_response([skim])
 
 
 def test_matching_is_unique():
@@ -220,8 +220,8 @@ def test_unmatched_leptons_do_not_count(tmp_path):
     wrong = np.where(np.arange(N)[:, None] < half, fields["lepton_plus"], -fields["lepton_plus"])
     wrong[:, 0] = np.abs(wrong[:, 0])
     skim = write_skim(tmp_path / "s.parquet", cls(**fields | {"lepton_plus": wrong}), truth)
-    write_response(derive_response([skim]), tmp_path / "s.json")
-    table = load_response(tmp_path / "s.json").angle
+    write_detector_response(derive_detector_response([skim]), tmp_path / "s.json")
+    table = load_detector_response(tmp_path / "s.json").angle
     assert table.edges.max() <= 0.4
     assert set(np.unique(events.lepton_flavour)) == {PDG_ELECTRON, PDG_MUON}
     assert pt(events.jets[:, 0]).min() > 0
@@ -229,20 +229,20 @@ def test_unmatched_leptons_do_not_count(tmp_path):
 
 
 def test_description_tells_the_sample(skim):
-    text = derive_response([skim]).description
+    text = derive_detector_response([skim]).description
     assert f"{N} selected" in text
     assert "topreco" in text
 
 
 def test_bad_skims(tmp_path, skim):
     with pytest.raises(TopRecoError, match="no skim given"):
-        derive_response([])
+        derive_detector_response([])
     with pytest.raises(TopRecoError, match="no such file"):
-        derive_response([tmp_path / "absent.parquet"])
+        derive_detector_response([tmp_path / "absent.parquet"])
     events, _ = simulated(n=10)
     data = write_skim(tmp_path / "data.parquet", events, None)
     with pytest.raises(TopRecoError, match="has no truth"):
-        derive_response([skim, data])
+        derive_detector_response([skim, data])
 
 
 def edited(file, tmp_path, edit):
@@ -293,13 +293,13 @@ def inputs(corrections, _):
 )
 def test_bad_payload(file, tmp_path, edit, message):
     with pytest.raises(TopRecoError, match=message) as error:
-        load_response(edited(file, tmp_path, edit))
+        load_detector_response(edited(file, tmp_path, edit))
     assert "\n" not in str(error.value)
 
 
 def test_bad_files(tmp_path):
     with pytest.raises(TopRecoError, match="cannot be read"):
-        load_response(tmp_path / "absent.json")
+        load_detector_response(tmp_path / "absent.json")
     for content, message in (
         ("{", "not JSON"),
         ("{}", "not a correctionlib payload"),
@@ -308,8 +308,8 @@ def test_bad_files(tmp_path):
         path = tmp_path / "bad.json"
         path.write_text(content)
         with pytest.raises(TopRecoError, match=message) as error:
-            load_response(path)
+            load_detector_response(path)
         assert "\n" not in str(error.value)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(TopRecoError, match="not a text file"):
-        load_response(path)
+        load_detector_response(path)

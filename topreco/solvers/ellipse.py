@@ -4,9 +4,9 @@ The W and the top mass confine the neutrino of each leg to an ellipse in momentu
 
 .. math:: \mathbf p_\nu = H\,(\cos τ, \sin τ, 1)^T,
 
-and the missing momentum asks the transverse projections of the two ellipses, one of them reflected at the
-missing momentum, to intersect: in 0, 2 or 4 points. Where they do not, the pair of points of closest approach
-still gives an answer, which violates the MET constraint.
+and the missing momentum requires that the transverse projections of the two ellipses, one of them reflected
+at the missing momentum, intersect: in 0, 2 or 4 points. Where they do not, the points of closest approach
+still give a neutrino pair, which violates the MET constraint.
 
 The columns of H are taken in a form without the singularity of the paper's coordinates at sin(b, ℓ) = 0:
 with the plane **n**·**p** = d and the constraint \|**p**\| = a + **v**·**p** of `solutions`, v⊥ the part of
@@ -260,7 +260,7 @@ def solve_event(event: Event, neutrinos: Floats) -> int:
     h = np.empty((2, 3, 3))
     if not _ellipses(event, h):
         return 0
-    lepton_plus, lepton_minus, b, bbar, mx, my, _, _, _, _ = event
+    mx, my = event.mx, event.my
     rx, ry = h[0, 0, 2] + h[1, 0, 2] - mx, h[0, 1, 2] + h[1, 1, 2] - my
     # Ellipses whose bounding boxes are apart do not intersect.
     for axis, r in ((0, rx), (1, ry)):
@@ -268,8 +268,8 @@ def solve_event(event: Event, neutrinos: Floats) -> int:
         reach += math.sqrt(h[1, axis, 0] ** 2 + h[1, axis, 1] ** 2)
         if not (abs(r) <= reach * (1.0 + 1e-9)):
             return 0
-    visible_energy = lepton_plus[0] + lepton_minus[0] + b[0] + bbar[0]
-    visible_pz = lepton_plus[3] + lepton_minus[3] + b[3] + bbar[3]
+    visible_energy = event.lepton_plus[0] + event.lepton_minus[0] + event.b[0] + event.bbar[0]
+    visible_pz = event.lepton_plus[3] + event.lepton_minus[3] + event.b[3] + event.bbar[3]
     # The larger ellipse gives the conic, the smaller is parametrised: its τ resolves the roots.
     area = abs(h[0, 0, 0] * h[0, 1, 1] - h[0, 0, 1] * h[0, 1, 0])
     area_bar = abs(h[1, 0, 0] * h[1, 1, 1] - h[1, 0, 1] * h[1, 1, 0])

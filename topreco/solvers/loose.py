@@ -26,9 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from topreco.core.constants import M_W
 from topreco.core.fourvector import mass_squared, pack, pt
 from topreco.solvers.per_event import Floats, check_arguments
-
-# As in `solutions`: farther into the spacelike region, relative to E², there is no particle.
-_SPACELIKE = 1e-5
+from topreco.solvers.solutions import SPACELIKE
 
 
 class Loose(NamedTuple):
@@ -39,7 +37,7 @@ class Loose(NamedTuple):
     ttbar
         Four-momentum (E, px, py, pz) in GeV, shape (n, 4); NaN where not valid.
     valid
-        Whether the input is finite and physical, shape (n,): all such events have an answer.
+        True where the input is finite and physical, shape (n,): all such events are solved.
     """
 
     ttbar: Floats
@@ -88,7 +86,7 @@ def solve(
     visible = np.stack(momenta)
     # Infinities and numbers too large to be squared end up as NaN or fail the conditions below.
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        real = (visible[..., 0] > 0) & (mass_squared(visible) >= -_SPACELIKE * visible[..., 0] ** 2)
+        real = (visible[..., 0] > 0) & (mass_squared(visible) >= -SPACELIKE * visible[..., 0] ** 2)
         dilepton = momenta[0] + momenta[1]
         energy, pz = dilepton[:, 0], dilepton[:, 3]
         valid = real.all(axis=0) & (abs(pz) < energy) & (mass_w > 0)

@@ -1,4 +1,4 @@
-r"""Dileptonic tt̄ by neutrino weighting: pseudorapidities are assumed, and the missing momentum judges them.
+r"""Dileptonic tt̄ by neutrino weighting: assumed pseudorapidities, weighted by the missing momentum.
 
 With the pseudorapidity of its neutrino assumed, the W and the top mass of a leg leave no freedom: in the
 frame in which lepton and b together have no p_z, and with **v**, a, the normal **n** and the distance d of
@@ -63,7 +63,7 @@ _CONVERGED = 1e-8
 _NEWTON_STEPS = 60
 # No step is larger, in θ.
 _LONGEST = 0.5
-# Deviations from MET below this, in GeV, tell of rounding only.
+# Deviations from MET below this, in GeV, come from rounding only.
 _EXACT = 0.01
 
 

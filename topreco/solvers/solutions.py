@@ -11,8 +11,8 @@ For t → b W → b ℓ ν with a massless neutrino the W and the top mass fix
 with **p** the momentum of the neutrino and **v** = **p**/E a velocity. Their difference,
 (**v**_b − **v**_ℓ)·**p** = a − b, is the plane in which the neutrino lies.
 
-Transverse momenta do not feel boosts along the beam, so each leg is treated in the frame in which its lepton
-and b together have no p_z. There a leg looks the same at every rapidity.
+Transverse momenta are invariant under boosts along the beam, so each leg is treated in the frame in which its
+lepton and b together have no p_z. There a leg looks the same at every rapidity.
 """
 
 import math
@@ -26,7 +26,7 @@ MAX_SOLUTIONS = 4
 
 # A lepton or jet stored with 32 bits has a squared mass of either sign at this fraction of its E² or below;
 # farther into the spacelike region there is no particle.
-_SPACELIKE = 1e-5
+SPACELIKE = 1e-5
 # Lepton and b of the same velocity leave one constraint, not two.
 _SAME_VELOCITY = 1e-9
 # Newton's method ends at steps of this relative size: the next would be its square. Near tangency, where it
@@ -51,7 +51,7 @@ class Solutions(NamedTuple):
     """
 
     neutrinos: Floats
-    count: Ints  # type: ignore[assignment]  # hides tuple.count, which nobody misses here
+    count: Ints  # type: ignore[assignment]  # hides tuple.count, which is not needed here
 
 
 class ClosestApproach(NamedTuple):
@@ -85,7 +85,7 @@ def leg_constraints(lepton: Floats, b: Floats, m_top: float, m_w: float) -> tupl
     Returns
     -------
     valid
-        Whether the input is physical and can have a solution.
+        True if the input is physical and can have a solution.
     leg
         In the frame in which lepton and b together have no p_z: velocity of the lepton (3 numbers), a, unit
         normal of the plane (3), distance of the plane from the origin. Then cosh and sinh of the rapidity
@@ -106,7 +106,7 @@ def leg_constraints(lepton: Floats, b: Floats, m_top: float, m_w: float) -> tupl
         return False, nothing
     mass2_l = energy_l * energy_l - (lx * lx + ly * ly + lz * lz)
     mass2_b = energy_b * energy_b - (bx * bx + by * by + bz * bz)
-    if not (mass2_l >= -_SPACELIKE * lepton[0] ** 2 and mass2_b >= -_SPACELIKE * b[0] ** 2):
+    if not (mass2_l >= -SPACELIKE * lepton[0] ** 2 and mass2_b >= -SPACELIKE * b[0] ** 2):
         return False, nothing
     product = energy_l * energy_b - (lx * bx + ly * by + lz * bz)
     inverse_l, inverse_b = 1.0 / energy_l, 1.0 / energy_b

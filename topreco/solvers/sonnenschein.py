@@ -73,7 +73,7 @@ _TOUCHING = 1e-9
 # p_y from the linear combination of the conics is not used where its denominator has lost this much to
 # cancellation.
 _CANCELLED = 1e-6
-# Roots that fill less than this fraction of the interval are looked for again in a part of it.
+# Roots that fill less than this fraction of the interval are searched for again in a part of it.
 _CLUSTERED = 0.02
 _ZOOMS = 3
 
@@ -155,7 +155,7 @@ def _crossings(c: Conic, d: Conic, low: float, high: float, thin: bool, roots: F
     h2 = k1 * k1 + 2.0 * k0 * k2 + w0 * m2 + w1 * m1 + w2 * m0
     h3 = 2.0 * k1 * k2 + w1 * m2 + w2 * m1
     h4 = k2 * k2 + w2 * m2
-    # The coefficients from thin conics have lost digits, of which radicals know nothing.
+    # The coefficients from thin conics have lost digits, which radicals cannot see.
     found = -1 if thin else roots_by_radicals(h0, h1, h2, h3, h4, roots)
     if found < 0:
         count = roots_in_unit_interval(h0, h1, h2, h3, h4, _TOUCHING, roots[:, 0])
@@ -178,7 +178,7 @@ def _longitudinal(leg: Leg, nz: float, x: float, y: float) -> tuple[int, float, 
         return 1, (distance - nx * x - ny * y) / nz, 0.0
     energy = a + vx * x + vy * y
     gamma2 = 1.0 / (1.0 - vz * vz)
-    # At a vanishing root, a fold of the ellipse, Newton's method could not tell which way to go.
+    # At a vanishing root, a fold of the ellipse, Newton's method has no direction.
     root = math.sqrt(max(energy * energy - (x * x + y * y) / gamma2, _FOLD * energy * energy))
     return 2, (energy * vz + root) * gamma2, (energy * vz - root) * gamma2
 
@@ -256,7 +256,7 @@ def solve_event(event: Event, neutrinos: Floats) -> int:
     valid, leg, leg_bar = constraints(event)
     if not valid:
         return 0
-    lepton_plus, lepton_minus, b, bbar, mx, my, _, _, _, _ = event
+    mx, my = event.mx, event.my
     nz = math.copysign(max(abs(leg[6]), _THIN), leg[6])
     nz_bar = math.copysign(max(abs(leg_bar[6]), _THIN), leg_bar[6])
 
@@ -291,8 +291,8 @@ def solve_event(event: Event, neutrinos: Floats) -> int:
         found = _crossings(conic, conic_bar, low, high, thin, roots[candidates:])
         candidates += found
 
-    visible_energy = lepton_plus[0] + lepton_minus[0] + b[0] + bbar[0]
-    visible_pz = lepton_plus[3] + lepton_minus[3] + b[3] + bbar[3]
+    visible_energy = event.lepton_plus[0] + event.lepton_minus[0] + event.b[0] + event.bbar[0]
+    visible_pz = event.lepton_plus[3] + event.lepton_minus[3] + event.b[3] + event.bbar[3]
     c00, c10, c11, c20, c21, c22 = conic
     d00, d10, d11, d20, d21, d22 = conic_bar
     count = 0
