@@ -451,8 +451,8 @@ def load_detector_response(path: str | Path | None = None) -> DetectorResponse:
     Parameters
     ----------
     path
-        correctionlib JSON as `write_detector_response` makes it; None for the one that ships with the package,
-        made from the package's own simulation.
+        correctionlib JSON as `write_detector_response` makes it; None for the one that ships with the
+        package, made from the package's own simulation.
 
     Returns
     -------
