@@ -123,6 +123,7 @@ def check_arguments(name: str, arguments: Mapping[str, ArrayLike]) -> list[Float
     """
     arrays: list[Floats] = []
     first, n = next(iter(arguments)), 0
+    shape: tuple[int, ...]
     for position, (argument, value) in enumerate(arguments.items()):
         try:
             # Writable, because numba compiles again for read-only arrays.
