@@ -20,7 +20,7 @@ References
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -362,15 +362,16 @@ def _density(sumw: Floats, edges: Floats, what: str) -> list[float]:
     return [float(f"{x:.6g}") for x in density]
 
 
+def _binned(variable: str, edges: Iterable[float], content: list[Any], flow: Any) -> Any:
+    """Node that is binned in a variable."""
+    edges = [float(edge) for edge in edges]
+    return schema.Binning(nodetype="binning", input=variable, edges=edges, content=content, flow=flow)
+
+
 def _value_node(sumw: Floats, edges: Floats, what: str) -> Any:
+    """Normalised density in the bins of the value, whose edges are rounded first."""
     rounded = [float(f"{x:.8g}") for x in edges]
-    return schema.Binning(
-        nodetype="binning",
-        input="value",
-        edges=rounded,
-        content=_density(sumw, np.array(rounded), what),
-        flow=0.0,
-    )
+    return _binned("value", rounded, _density(sumw, np.array(rounded), what), 0.0)
 
 
 def _object_correction(kind: str, what: str, filled: _Filled, files: str) -> Any:
@@ -379,48 +380,37 @@ def _object_correction(kind: str, what: str, filled: _Filled, files: str) -> Any
     rows = _groups(np.array([_effective(filled, slice(i, i + 1)).sum() for i in range(len(abseta) - 1)]))
     for row in rows:
         columns = _groups(_effective(filled, row))
+        cells = [filled.sumw[row, column].sum((0, 1)) for column in columns]
+        densities = [_value_node(cell, value, f"response {kind} {what} from {files}") for cell in cells]
         by_abseta.append(
-            schema.Binning(
-                nodetype="binning",
-                input="pt",
-                edges=[float(pt_edges[c.start]) for c in columns] + [float(pt_edges[-1])],
-                content=[
-                    _value_node(
-                        filled.sumw[row, column].sum((0, 1)), value, f"response {kind} {what} from {files}"
-                    )
-                    for column in columns
-                ],
-                flow="clamp",
-            )
+            _binned("pt", [*pt_edges[[c.start for c in columns]], pt_edges[-1]], densities, "clamp")
         )
-    return schema.Correction(
-        name=f"{kind}_{what}",
-        version=1,
-        description=f"Probability density of the {_MEANING[what]} of {kind}s",
-        inputs=[
-            schema.Variable(name="pt", type="real", description="reconstructed transverse momentum in GeV"),
-            schema.Variable(name="abseta", type="real", description="reconstructed |pseudorapidity|"),
-            schema.Variable(name="value", type="real", description=_MEANING[what]),
-        ],
-        output=schema.Variable(name="density", type="real", description="probability density"),
-        data=schema.Binning(
-            nodetype="binning",
-            input="abseta",
-            edges=[float(abseta[row.start]) for row in rows] + [float(abseta[-1])],
-            content=by_abseta,
-            flow="clamp",
-        ),
+    variables = {"pt": "reconstructed transverse momentum in GeV", "abseta": "reconstructed |pseudorapidity|"}
+    return _correction_of(
+        f"{kind}_{what}",
+        f"{_MEANING[what]} of {kind}s",
+        variables | {"value": _MEANING[what]},
+        "probability density",
+        _binned("abseta", [*abseta[[row.start for row in rows]], abseta[-1]], by_abseta, "clamp"),
     )
 
 
 def _mass_correction(name: str, meaning: str, filled: _Filled, files: str) -> Any:
+    density = _value_node(filled.sumw[0, 0], filled.edges[2], f"response {name} from {files}")
+    return _correction_of(
+        name, meaning, {"value": f"{meaning} in GeV"}, "probability density in 1/GeV", density
+    )
+
+
+def _correction_of(name: str, meaning: str, variables: dict[str, str], density: str, data: Any) -> Any:
+    """Correction that gives the probability density of a meaning, as a function of the described variables."""
     return schema.Correction(
         name=name,
         version=1,
         description=f"Probability density of the {meaning}",
-        inputs=[schema.Variable(name="value", type="real", description=f"{meaning} in GeV")],
-        output=schema.Variable(name="density", type="real", description="probability density in 1/GeV"),
-        data=_value_node(filled.sumw[0, 0], filled.edges[2], f"response {name} from {files}"),
+        inputs=[schema.Variable(name=v, type="real", description=d) for v, d in variables.items()],
+        output=schema.Variable(name="density", type="real", description=density),
+        data=data,
     )
 
 
