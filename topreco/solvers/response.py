@@ -403,7 +403,7 @@ def _mass_correction(name: str, meaning: str, filled: _Filled, files: str) -> An
 
 
 def _correction_of(name: str, meaning: str, variables: dict[str, str], density: str, data: Any) -> Any:
-    """Correction that gives the probability density of a meaning, as a function of the described variables."""
+    """Correction with a probability density, as a function of variables with their descriptions."""
     return schema.Correction(
         name=name,
         version=1,
