@@ -391,7 +391,7 @@ class TestAllPairs:
             right = (found.b_candidates == events.b_candidates).all(axis=1).mean()
             assert right - random > 5 * np.sqrt(random * (1 - random) / 400)
 
-    def test_answer_is_that_of_the_chosen_pair(self, reconstructed):
+    def test_result_is_that_of_the_chosen_pair(self, reconstructed):
         every = smear_and_solve(reconstructed, n_draws=10, pairing="all")
         solved = every.n_solved > 0
         chosen = replaced(reconstructed, b_candidates=every.b_candidates)[solved]
