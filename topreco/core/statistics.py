@@ -40,8 +40,8 @@ MOMENTS: tuple[str, ...] = (
 )
 """Sums from which all metrics but the quantiles follow; a name is the product that is summed, n counts."""
 
+# Sums of squared weights are needed for errors only.
 _VALUE_MOMENTS = tuple(name for name in MOMENTS if not name.startswith("ww"))
-# The others are needed for errors only.
 
 
 class Estimate(NamedTuple):
