@@ -293,9 +293,11 @@ def response(
     quiet: Quiet = False,
 ) -> None:
     """Derive the response histograms that the smearing of analytic methods draws from (correctionlib)."""
-    from topreco.solvers.response import derive_response, write_response
+    from topreco.solvers.response import derive_detector_response, write_detector_response
 
-    write_response(derive_response(skims, description=description, progress=not quiet), output)
+    write_detector_response(
+        derive_detector_response(skims, description=description, progress=not quiet), output
+    )
     typer.echo(f"response: {output}")
 
 

@@ -15,7 +15,7 @@ from measuring import alternate, parser, rates, report
 from topreco.core.constants import M_B
 from topreco.core.events import DileptonEvents, toy_events
 from topreco.core.fourvector import from_three_momentum
-from topreco.solvers.response import load_response
+from topreco.solvers.response import load_detector_response
 from topreco.solvers.smearing import smear_and_solve
 
 DRAWS = 100
@@ -50,7 +50,7 @@ def main() -> None:
     arguments.add_argument("--repeats", type=int, default=7)
     arguments.add_argument("--seed", type=int, default=1)
     options = arguments.parse_args()
-    response = load_response()
+    response = load_detector_response()
     rng = np.random.default_rng(options.seed)
     events = shaken_events(rng, options.events)
     n = len(events)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from topreco.core.constants import M_TOP, PDG_MUON
 from topreco.core.events import DileptonEvents
 from topreco.core.fourvector import eta, mass, mass_squared, pt
-from topreco.solvers.response import OBJECTS, Response, Table
+from topreco.solvers.response import OBJECTS, DetectorResponse, Table
 
 Floats = NDArray[np.float64]
 
@@ -57,7 +57,7 @@ def _smear(rng: np.random.Generator, p4: Floats, ratio: Floats, angle: Floats) -
 
 
 def smear_and_solve(
-    events: DileptonEvents, response: Response, rng: np.random.Generator, draws: int = 100
+    events: DileptonEvents, response: DetectorResponse, rng: np.random.Generator, draws: int = 100
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Mean tops (n, 2, 4), their sums of weights (n,) and numbers of solved draws (n,)."""
     n = len(events)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from topreco.core import statistics as metrics
-from topreco.core.statistics import Cumulative, Metrics, summarise_arrays
+from topreco.core.statistics import Cumulative, Metrics, metric_values, summarise_arrays
 
 ESTIMATES = [name for name in Metrics._fields if f"{name}_error" in Metrics._fields]
 
@@ -117,11 +117,59 @@ def test_a_single_event_has_a_bias_but_no_spread():
     assert math.isnan(found.slope)
 
 
-def test_arrays_are_checked():
+@pytest.mark.parametrize("summary", [summarise_arrays, metric_values])
+def test_arrays_are_checked(summary):
     with pytest.raises(ValueError, match=r"shapes \(3,\), \(2,\)"):
-        summarise_arrays(np.ones(3), np.ones(2), relative=True)
+        summary(np.ones(3), np.ones(2), relative=True)
     with pytest.raises(ValueError, match="1 of 3 weights are not finite"):
-        summarise_arrays(np.ones(3), np.ones(3), np.array([1.0, np.nan, 1.0]), relative=True)
+        summary(np.ones(3), np.ones(3), np.array([1.0, np.nan, 1.0]), relative=True)
+
+
+# ---- without errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_values_are_those_of_the_metrics(relative):
+    p, t, weight = gaussian_response(3000, relative=relative)
+    p[::7] = np.nan
+    found, full = (f(p, t, weight, relative=relative) for f in (metric_values, summarise_arrays))
+    for name in ("rb", "res", "correlation", "slope", "efficiency"):
+        assert getattr(found, name) == getattr(full, name), name
+    assert found.rms == pytest.approx(math.hypot(found.rb, found.res), rel=1e-12)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_values_by_two_passes(relative):
+    """The same from centred values, with signed weights and failed predictions."""
+    p, t, weight = gaussian_response(5000, relative=relative)
+    p[::7] = np.nan
+    found = metric_values(p, t, weight, relative=relative)
+    solved = np.isfinite(p)
+    assert found.efficiency == pytest.approx(weight[solved].sum() / weight.sum(), rel=1e-12)
+    p, t = p[solved], t[solved]
+    normalised = weight[solved] / weight[solved].sum()
+    r = p / t - 1 if relative else p - t
+    x, y = (np.log(t), np.log(p)) if relative else (t, p)
+    x, y = x - normalised @ x, y - normalised @ y
+    assert found.rb == pytest.approx(normalised @ r, rel=1e-12)
+    assert found.res == pytest.approx(math.sqrt(normalised @ r**2 - (normalised @ r) ** 2), rel=1e-12)
+    assert found.rms == pytest.approx(math.sqrt(normalised @ r**2), rel=1e-12)
+    covariance, var_x, var_y = normalised @ (x * y), normalised @ x**2, normalised @ y**2
+    assert found.correlation == pytest.approx(covariance / math.sqrt(var_x * var_y), rel=1e-12)
+    assert found.slope == pytest.approx(covariance / var_x, rel=1e-12)
+
+
+def test_values_of_both_tops_count_alike():
+    p, t, weight = gaussian_response(3000)
+    p[5] = np.nan
+    q = p + 0.1
+    found = metric_values(np.stack([p, q], axis=1), np.stack([t, t], axis=1), weight, relative=False)
+    both = metric_values(*(np.concatenate(x) for x in ((p, q), (t, t), (weight, weight))), relative=False)
+    assert np.array(found) == pytest.approx(np.array(both), rel=1e-12)
+
+
+def test_values_without_events_are_nan():
+    assert all(math.isnan(value) for value in metric_values(np.ones(0), np.ones(0), relative=True))
 
 
 # ---- efficiency ------------------------------------------------------------------------------------------

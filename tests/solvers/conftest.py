@@ -107,6 +107,21 @@ def exact_events() -> Callable[[int, int], Exact]:
 
 
 @pytest.fixture(scope="session")
+def smeared_events() -> Callable[[int, int], dict[str, Any]]:
+    """Function (n, seed) that draws arguments that no exact event has."""
+
+    def smear(n: int, seed: int) -> dict[str, Any]:
+        arguments = draw(n, seed).arguments
+        rng = np.random.default_rng(seed)
+        for name in ("lepton_plus", "lepton_minus", "b", "bbar"):
+            arguments[name] = arguments[name] * rng.normal(1, 0.15, (n, 1))
+        arguments["met"] = arguments["met"] + rng.normal(0, 25, (n, 2))
+        return arguments
+
+    return smear
+
+
+@pytest.fixture(scope="session")
 def events_of() -> Callable[..., Exact]:
     """Function of the fields of `Kinematics` that builds exact events."""
     return lambda **fields: build(Kinematics(**fields))

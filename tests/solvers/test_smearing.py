@@ -12,7 +12,7 @@ from topreco.core.events import QUANTILE_LEVELS, toy_events
 from topreco.core.fourvector import eta, from_three_momentum, mass, mass_squared, pt
 from topreco.core.observables import OBSERVABLES
 from topreco.solvers import ellipse, smearing, sonnenschein
-from topreco.solvers.response import SHIPPED, histogram, load_response, single_cell
+from topreco.solvers.response import SHIPPED, histogram, load_detector_response, single_cell
 from topreco.solvers.smearing import DRAWN_OBSERVABLES, smear, smear_and_solve
 
 SOLVERS = {"sonnenschein": sonnenschein, "ellipse": ellipse}
@@ -155,7 +155,7 @@ class TestDraws:
 
 
 def shipped_edges(kind, what):
-    table = getattr(load_response(), what)
+    table = getattr(load_detector_response(), what)
     n_pt = table.pt_edges.shape[2] - 1
     cell = ("jet", "electron", "muon").index(kind) * table.pt_edges.shape[1] * n_pt
     edges = table.edges[cell]
@@ -163,7 +163,7 @@ def shipped_edges(kind, what):
 
 
 def test_w_masses_follow_the_histogram(shipped, many_draws):
-    edges = load_response().m_w.edges[0]
+    edges = load_detector_response().m_w.edges[0]
     density = shipped["m_w"].evaluate((edges[1:] + edges[:-1]) / 2)
     assert_distribution(many_draws.m_w[0, :, 0], density, edges)
     assert_distribution(many_draws.m_w[0, :, 1], density, edges)
@@ -186,7 +186,7 @@ def test_met_takes_the_recoil(reconstructed):
 def test_energy_below_the_mass(one_event):
     """Where the drawn energy would not suffice for the mass, the momentum is scaled."""
     response = dataclasses.replace(
-        load_response(),
+        load_detector_response(),
         energy=constant(0.35),
         angle=constant(0.0),
     )
@@ -213,7 +213,7 @@ def constant(value):
 def perfect():
     """The response of a perfect detector."""
     return dataclasses.replace(
-        load_response(),
+        load_detector_response(),
         energy=constant(1.0),
         angle=constant(0.0),
         m_w=single_cell(np.array([M_W, M_W + 1e-12]), np.ones(1)),
@@ -229,7 +229,7 @@ def test_unsmeared_is_the_solution_of_the_smallest_mass(reconstructed, method):
     )
     visible = np.stack([reconstructed.lepton_plus, reconstructed.lepton_minus], axis=1) + b
     # Pairs beyond the end of the m_lb histogram have no weight.
-    possible = (mass(visible) < load_response().m_lb.edges[-1]).all(axis=1)
+    possible = (mass(visible) < load_detector_response().m_lb.edges[-1]).all(axis=1)
     expected = np.where(possible[:, None, None], solutions.neutrinos[:, 0] + visible, np.nan)
     assert np.array_equal(np.isfinite(found.p4), np.isfinite(expected))
     assert np.array_equal(found.n_solved, (solutions.count > 0) & possible)
@@ -256,7 +256,7 @@ def test_weights_and_mean(reconstructed):
     n_draws = 30
     events = reconstructed[:50]
     found = smear_and_solve(events, n_draws=n_draws, reset_energy=False, quantiles=True)
-    draws, m_lb = smear(events, n_draws=n_draws), load_response().m_lb
+    draws, m_lb = smear(events, n_draws=n_draws), load_detector_response().m_lb
     lepton_plus, lepton_minus, b, bbar = draws.p4.reshape(-1, 4, 4).transpose(1, 0, 2)
     m_w = draws.m_w.reshape(-1, 2)
     solutions = sonnenschein.solve(
@@ -315,7 +315,7 @@ def test_fixed_w_mass(reconstructed):
     drawn = smear_and_solve(reconstructed, n_draws=20)
     fixed = smear_and_solve(reconstructed, n_draws=20, m_w=80.4)
     at_80_4 = dataclasses.replace(
-        load_response(), m_w=single_cell(np.array([80.4, 80.4 + 1e-12]), np.ones(1))
+        load_detector_response(), m_w=single_cell(np.array([80.4, 80.4 + 1e-12]), np.ones(1))
     )
     same = smear_and_solve(reconstructed, at_80_4, n_draws=20)
     assert not np.array_equal(drawn.p4, fixed.p4, equal_nan=True)
@@ -391,7 +391,7 @@ class TestAllPairs:
             right = (found.b_candidates == events.b_candidates).all(axis=1).mean()
             assert right - random > 5 * np.sqrt(random * (1 - random) / 400)
 
-    def test_answer_is_that_of_the_chosen_pair(self, reconstructed):
+    def test_result_is_that_of_the_chosen_pair(self, reconstructed):
         every = smear_and_solve(reconstructed, n_draws=10, pairing="all")
         solved = every.n_solved > 0
         chosen = replaced(reconstructed, b_candidates=every.b_candidates)[solved]
@@ -499,7 +499,9 @@ def test_no_events_and_no_jets(exact):
 
 
 def test_without_weight_there_is_no_solution(exact):
-    nowhere = dataclasses.replace(load_response(), m_lb=histogram(np.array([500.0, 600.0]), np.ones(1)))
+    nowhere = dataclasses.replace(
+        load_detector_response(), m_lb=histogram(np.array([500.0, 600.0]), np.ones(1))
+    )
     assert not smear_and_solve(exact, nowhere, n_draws=5).n_solved.any()
 
 

@@ -21,7 +21,8 @@ References
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,9 @@ MOMENTS: tuple[str, ...] = (
     *("ww" + "u" * i + "v" * (order - i) for order in (1, 2, 3, 4) for i in range(order, -1, -1)),
 )
 """Sums from which all metrics but the quantiles follow; a name is the product that is summed, n counts."""
+
+# Sums of squared weights are needed for errors only.
+_VALUE_MOMENTS = tuple(name for name in MOMENTS if not name.startswith("ww"))
 
 
 class Estimate(NamedTuple):
@@ -93,6 +97,29 @@ class Metrics(NamedTuple):
     efficiency_error: float
 
 
+class MetricValues(NamedTuple):
+    """Metrics of one observable without their errors.
+
+    Attributes
+    ----------
+    rb, res
+        Mean and standard deviation of the residual, as in `Metrics`.
+    rms
+        Root mean square of the residual, √(RB² + Res²).
+    correlation, slope
+        Correlation of prediction and truth and slope of the response, as in `Metrics`.
+    efficiency
+        Fraction of the events with a prediction, as in `Metrics`.
+    """
+
+    rb: float
+    res: float
+    rms: float
+    correlation: float
+    slope: float
+    efficiency: float
+
+
 # ---- sums ------------------------------------------------------------------------------------------------
 
 
@@ -104,15 +131,17 @@ def response_coordinate(values: Array, *, relative: bool, reference: float) -> A
     values
         Values of an observable, shape (n,); positive if relative.
     relative
-        Whether the observable's residual is relative: the coordinate is ln(x/reference), else x − reference.
+        True if the observable's residual is relative: the coordinate is ln(x/reference), else x − reference.
     reference
-        Any value amid the distribution. It cancels in every metric, but keeps the fourth powers accurate.
+        Any value within the distribution. It cancels in every metric, but keeps the fourth powers accurate.
     """
     return np.log(values / reference) if relative else values - reference
 
 
-def event_moments(residual: Array, truth: Array, pred: Array, weight: Array) -> Iterator[tuple[str, Array]]:
-    """Each of `MOMENTS` with the contributions of the events to it.
+def event_moments(
+    residual: Array, truth: Array, pred: Array, weight: Array, names: Sequence[str] = MOMENTS
+) -> Iterator[tuple[str, Array]]:
+    """Moments by name, each with the contributions of the events to it.
 
     Parameters
     ----------
@@ -122,10 +151,12 @@ def event_moments(residual: Array, truth: Array, pred: Array, weight: Array) -> 
         True and predicted value in the response coordinate, shape (n,).
     weight
         Signed event weight, shape (n,).
+    names
+        Moments to compute.
     """
     factors = {"w": weight, "r": residual, "u": truth, "v": pred}
     products = {"n": np.ones_like(weight), **factors}
-    for name in MOMENTS:
+    for name in names:
         # From left to right, so that every beginning is a product that others share.
         for end in range(2, len(name) + 1):
             if name[:end] not in products:
@@ -195,14 +226,19 @@ def res(moments: Mapping[str, Array]) -> Estimate:
     moments
         Sums by name, of any one shape.
     """
+    w, mean, square, spread = _spread(moments)
+    c = _central_r(moments, mean)
+    influence = c[4] - 2 * square * c[2] + square**2 * c[0]
+    return _estimate(moments, spread, _divide(influence, 4 * square * w**2))
+
+
+def _spread(moments: Mapping[str, Array]) -> tuple[Array, Array, Array, Array]:
+    """Σw, and mean, variance and standard deviation of the residual."""
     w = _norm(moments)
     mean = moments["wr"] / w
     square = _central(moments["wrr"] / w, mean**2)
-    c = _central_r(moments, mean)
-    influence = c[4] - 2 * square * c[2] + square**2 * c[0]
     # One event has no spread: zero would be a number made up.
-    spread = np.where(np.asarray(moments["n"]) >= 2, _root(square), np.nan)
-    return _estimate(moments, spread, _divide(influence, 4 * square * w**2))
+    return w, mean, square, np.where(np.asarray(moments["n"]) >= 2, _root(square), np.nan)
 
 
 def _central_r(moments: Mapping[str, Array], mean: Array) -> list[Array]:
@@ -219,14 +255,46 @@ def _central_r(moments: Mapping[str, Array], mean: Array) -> list[Array]:
 # ---- response: correlation, slope, linearised width ------------------------------------------------------
 
 
-class _Response(NamedTuple):
-    """Second moments of truth u and prediction v, and the sums Σ w²(u − ū)^i(v − v̄)^j that errors need."""
+class _Response:
+    """Moments of truth u and prediction v: Σw, means, variances and covariance."""
 
-    norm: Array
-    var_u: Array
-    cov: Array
-    var_v: Array
-    ww: dict[tuple[int, int], Array]
+    def __init__(self, moments: Mapping[str, Array]) -> None:
+        self.moments = moments
+        self.norm = w = _norm(moments)
+        self.u, self.v = u, v = moments["wu"] / w, moments["wv"] / w
+        self.var_u = _central(moments["wuu"] / w, u * u)
+        self.cov = _central(moments["wuv"] / w, u * v)
+        self.var_v = _central(moments["wvv"] / w, v * v)
+
+    @property
+    def sigma(self) -> Array:
+        """Product of both standard deviations."""
+        return _root(self.var_u) * _root(self.var_v)
+
+    @property
+    def slope(self) -> Array:
+        """Slope of the response, NaN where the truth does not vary."""
+        return self.cov / np.where(self.var_u > 0, self.var_u, np.nan)
+
+    @cached_property
+    def ww(self) -> dict[tuple[int, int], Array]:
+        """Sums Σ w²(u − ū)^i(v − v̄)^j, which only errors need."""
+        return {
+            (i, j): sum(
+                (
+                    math.comb(i, a)
+                    * math.comb(j, b)
+                    * (-self.u) ** (i - a)
+                    * (-self.v) ** (j - b)
+                    * np.asarray(self.moments["ww" + "u" * a + "v" * b], float)
+                    for a in range(i + 1)
+                    for b in range(j + 1)
+                ),
+                start=np.zeros(()),
+            )
+            for i in range(5)
+            for j in range(5 - i)
+        }
 
     def variance(self, terms: Mapping[tuple[int, int], Any]) -> Array:
         """Variance Σ w²ψ² of a statistic with ψ = Σ_ij terms[i, j] (u − ū)^i (v − v̄)^j / Σw."""
@@ -235,34 +303,6 @@ class _Response(NamedTuple):
             start=np.zeros(()),
         )
         return total / self.norm**2
-
-
-def _response(moments: Mapping[str, Array]) -> _Response:
-    w = _norm(moments)
-    u, v = moments["wu"] / w, moments["wv"] / w
-    ww = {
-        (i, j): sum(
-            (
-                math.comb(i, a)
-                * math.comb(j, b)
-                * (-u) ** (i - a)
-                * (-v) ** (j - b)
-                * np.asarray(moments["ww" + "u" * a + "v" * b], float)
-                for a in range(i + 1)
-                for b in range(j + 1)
-            ),
-            start=np.zeros(()),
-        )
-        for i in range(5)
-        for j in range(5 - i)
-    }
-    return _Response(
-        w,
-        _central(moments["wuu"] / w, u * u),
-        _central(moments["wuv"] / w, u * v),
-        _central(moments["wvv"] / w, v * v),
-        ww,
-    )
 
 
 def mean(moments: Mapping[str, Array], of: Literal["truth", "pred"]) -> Estimate:
@@ -275,7 +315,7 @@ def mean(moments: Mapping[str, Array], of: Literal["truth", "pred"]) -> Estimate
     of
         Which of the two.
     """
-    x = _response(moments)
+    x = _Response(moments)
     name, power = ("wu", (1, 0)) if of == "truth" else ("wv", (0, 1))
     return _estimate(moments, moments[name] / x.norm, _not_negative(x.variance({power: 1})))
 
@@ -290,11 +330,10 @@ def correlation(moments: Mapping[str, Array]) -> Estimate:
     moments
         Sums by name, of any one shape.
     """
-    x = _response(moments)
-    sigma = _root(x.var_u) * _root(x.var_v)
-    rho = _divide(x.cov, sigma)
+    x = _Response(moments)
+    rho = _divide(x.cov, x.sigma)
     variance = x.variance(
-        {(1, 1): _divide(1, sigma), (2, 0): _divide(-rho / 2, x.var_u), (0, 2): _divide(-rho / 2, x.var_v)}
+        {(1, 1): _divide(1, x.sigma), (2, 0): _divide(-rho / 2, x.var_u), (0, 2): _divide(-rho / 2, x.var_v)}
     )
     return _estimate(moments, rho, _not_negative(variance))
 
@@ -309,9 +348,9 @@ def slope(moments: Mapping[str, Array]) -> Estimate:
     moments
         Sums by name, of any one shape.
     """
-    x = _response(moments)
+    x = _Response(moments)
     var_u = np.where(x.var_u > 0, x.var_u, np.nan)
-    b = x.cov / var_u
+    b = x.slope
     return _estimate(moments, b, _not_negative(x.variance({(1, 1): 1 / var_u, (2, 0): -b / var_u})))
 
 
@@ -326,7 +365,7 @@ def rms_linearised(moments: Mapping[str, Array]) -> Estimate:
     moments
         Sums by name, of any one shape.
     """
-    x = _response(moments)
+    x = _Response(moments)
     var_u = np.where(x.var_u > 0, x.var_u, np.nan)
     b = np.where(x.cov != 0, x.cov, np.nan) / var_u
     scaled = x.var_v / b**2
@@ -371,6 +410,20 @@ def efficiency(selected: Any, selected_squared: Any, solved: Any, solved_squared
     return Estimate(value, _root(_not_negative(variance)))
 
 
+def fraction(passed: Array, weight: Array) -> Estimate:
+    """Weighted fraction of events that pass, with the error of `efficiency`.
+
+    Parameters
+    ----------
+    passed
+        Mask of the events to count, shape (n,).
+    weight
+        Signed event weights, shape (n,).
+    """
+    squared = weight**2
+    return efficiency(weight.sum(), squared.sum(), weight[passed].sum(), squared[passed].sum())
+
+
 # ---- quantiles -------------------------------------------------------------------------------------------
 
 
@@ -405,7 +458,7 @@ class Cumulative:
 
     @classmethod
     def from_histogram(cls, counts: Array, edges: Array) -> "Cumulative":
-        """Of a histogram, uniform within its bins.
+        """Cumulative distribution of a histogram, uniform within its bins.
 
         Parameters
         ----------
@@ -419,7 +472,7 @@ class Cumulative:
 
     @classmethod
     def from_values(cls, values: Array, weights: Array) -> "Cumulative":
-        """Of weighted values: half of each weight lies below its value, half above.
+        """Cumulative distribution of weighted values: half of each weight lies below its value, half above.
 
         Parameters
         ----------
@@ -436,7 +489,7 @@ class Cumulative:
     def from_boxes(
         cls, low: Array, high: Array, weights: Array, *, below: float, above: float
     ) -> "Cumulative":
-        """Of overlapping boxes, each weight spread uniformly between its ends.
+        """Cumulative distribution of overlapping boxes, each weight spread uniformly between its ends.
 
         Parameters
         ----------
@@ -586,7 +639,7 @@ def about_line(
     b
         Slope of the response.
     relative
-        Whether the residual is relative.
+        True if the residual is relative.
     """
     known = np.isfinite(truth_positions)
     counts, shift = counts[known], (1 - b) * truth_positions[known]
@@ -746,50 +799,106 @@ def summarise_arrays(pred: Array, truth: Array, weight: Array | None = None, *, 
     Parameters
     ----------
     pred
-        Predicted values, NaN where the method has no answer, shape (n,).
+        Predicted values, NaN where the method has no prediction, shape (n,).
     truth
         True values, NaN where unknown, shape (n,).
     weight
         Signed event weights, shape (n,); one each if None.
     relative
-        Whether residuals are (p − t)/t, for positive quantities, else p − t.
+        True if residuals are (p − t)/t, for positive quantities, else p − t.
 
     Raises
     ------
     ValueError
         If the lengths differ or a weight is not finite.
     """
-    pred, truth = np.asarray(pred, float), np.asarray(truth, float)
-    weight = np.ones_like(pred) if weight is None else np.asarray(weight, float)
-    if pred.ndim != 1 or pred.shape != truth.shape or pred.shape != weight.shape:
-        raise ValueError(
-            f"pred, truth and weight: one-dimensional arrays of one length expected, "
-            f"shapes {pred.shape}, {truth.shape}, {weight.shape} found"
-        )
-    check_weights(weight, "weight")
-    solved = has_value(pred, relative=relative)
-    used = solved & has_value(truth, relative=relative)
-    p, t, w = pred[used], truth[used], weight[used]
-    reference = float(np.median(t)) if len(t) else 1.0
-    u, v = (response_coordinate(x, relative=relative, reference=reference) for x in (t, p))
-    residual = (p - t) / t if relative else p - t
-    moments = {name: np.array([values.sum()]) for name, values in event_moments(residual, u, v, w)}
+    x = _Sample.of(pred, truth, weight, relative=relative)
+    moments = x.sums(MOMENTS)
     b = float(slope(moments).value[0])
-    squared = weight**2
-    share = efficiency(*(np.array([x.sum()]) for x in (weight, squared, weight[solved], squared[solved])))
-    line = Line(Cumulative.from_values(v - b * u, w), 0.0) if math.isfinite(b) else None
-    return collect(moments, [Cumulative.from_values(residual, w)], [line], share)[0]
+    line = Line(Cumulative.from_values(x.pred - b * x.truth, x.weight), 0.0) if math.isfinite(b) else None
+    return collect(moments, [Cumulative.from_values(x.residual, x.weight)], [line], x.efficiency)[0]
+
+
+def metric_values(pred: Array, truth: Array, weight: Array | None = None, *, relative: bool) -> MetricValues:
+    """`MetricValues` of unbinned events, for a training that needs no errors.
+
+    Parameters
+    ----------
+    pred
+        Predicted values, NaN where the method has no prediction, shape (n,); or (n, k) for k values of each
+        event, such as those of t and t̄, that count alike.
+    truth
+        True values, NaN where unknown, of the same shape.
+    weight
+        Signed event weights, shape (n,); one each if None.
+    relative
+        True if residuals are (p − t)/t, and correlation and slope are of logarithms, for positive quantities;
+        else p − t and the values themselves.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or a weight is not finite.
+    """
+    pred, truth = np.asarray(pred, float), np.asarray(truth, float)
+    if pred.ndim == 2 and weight is not None:
+        weight = np.repeat(np.asarray(weight, float), pred.shape[1])
+    if pred.ndim == 2 and pred.shape == truth.shape:
+        pred, truth = pred.ravel(), truth.ravel()
+    x = _Sample.of(pred, truth, weight, relative=relative)
+    moments = x.sums(_VALUE_MOMENTS)
+    response, (w, bias, _, spread) = _Response(moments), _spread(moments)
+    values = (bias, spread, _root(moments["wrr"] / w), _divide(response.cov, response.sigma), response.slope)
+    return MetricValues(*(float(value[0]) for value in (*values, x.efficiency.value)))
+
+
+class _Sample(NamedTuple):
+    """Events with prediction and truth, and the efficiency among all.
+
+    Residuals are (p − t)/t or p − t; truth and pred are in the response coordinate.
+    """
+
+    residual: Array
+    truth: Array
+    pred: Array
+    weight: Array
+    efficiency: Estimate
+
+    @classmethod
+    def of(cls, pred: Array, truth: Array, weight: Array | None, *, relative: bool) -> Self:
+        pred, truth = np.asarray(pred, float), np.asarray(truth, float)
+        weight = np.ones_like(pred) if weight is None else np.asarray(weight, float)
+        if pred.ndim != 1 or pred.shape != truth.shape or pred.shape != weight.shape:
+            raise ValueError(
+                f"pred, truth and weight: one-dimensional arrays of one length expected, "
+                f"shapes {pred.shape}, {truth.shape}, {weight.shape} found"
+            )
+        check_weights(weight, "weight")
+        solved = has_value(pred, relative=relative)
+        used = solved & has_value(truth, relative=relative)
+        p, t, w = pred[used], truth[used], weight[used]
+        reference = float(np.median(t)) if len(t) else 1.0
+        u, v = (response_coordinate(x, relative=relative, reference=reference) for x in (t, p))
+        share = fraction(solved, weight)
+        return cls(
+            (p - t) / t if relative else p - t, u, v, w, Estimate(share.value[None], share.error[None])
+        )
+
+    def sums(self, names: Sequence[str]) -> dict[str, Array]:
+        """Sums over the events by name, shape (1,)."""
+        products = event_moments(self.residual, self.truth, self.pred, self.weight, names)
+        return {name: np.array([values.sum()]) for name, values in products}
 
 
 def has_value(values: Array, *, relative: bool) -> Array:
-    """Whether an observable has a value that metrics can use, shape (n,).
+    """Mask of the values that metrics can use, shape (n,).
 
     Parameters
     ----------
     values
         Values, shape (n,).
     relative
-        Whether its residual is relative, which needs a positive value.
+        True if its residual is relative, which needs a positive value.
     """
     positive = values > 0 if relative else True
     return np.isfinite(values) & positive
@@ -803,7 +912,7 @@ def check_weights(weight: Array, name: str) -> None:
     weight
         Event weights, shape (n,).
     name
-        What they are called in the error.
+        Their name in the error.
 
     Raises
     ------

@@ -13,7 +13,7 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import BoolArray, DileptonEvents, FloatArray, TopPair
 
 if TYPE_CHECKING:
-    from topreco.solvers.response import Response
+    from topreco.solvers.response import DetectorResponse
 
 
 class AnalyticMethod:
@@ -165,10 +165,10 @@ def _pair(
 
 
 @lru_cache(maxsize=8)
-def _read_response(path: Path | None) -> "Response":
-    from topreco.solvers.response import load_response
+def _read_response(path: Path | None) -> "DetectorResponse":
+    from topreco.solvers.response import load_detector_response
 
-    return load_response(path)
+    return load_detector_response(path)
 
 
 ANALYTIC_METHODS: dict[str, Callable[[DileptonEvents, SolverConfig], TopPair]] = {

@@ -15,6 +15,6 @@ calorimeter cells gives leptons, anti-kT jets and MET. What is *not* modelled:
   have them.
 """
 
-from topreco.simulation.run import SimulationSummary, simulate
+from topreco.simulation.simulate import SimulationSummary, simulate
 
 __all__ = ["SimulationSummary", "simulate"]

@@ -44,8 +44,29 @@ _STRANGE_ECAL_FRACTION = 0.3
 HADRON_TRACK, ELECTRON, MUON, PHOTON, NEUTRAL = range(5)
 
 
+class Momenta:
+    """Coordinates of four-momenta (E, px, py, pz) in GeV, shape (n, 4)."""
+
+    p4: Floats
+
+    @property
+    def pt(self) -> Floats:
+        """Transverse momenta in GeV."""
+        return np.hypot(self.p4[:, 1], self.p4[:, 2])
+
+    @property
+    def eta(self) -> Floats:
+        """Pseudorapidities."""
+        return np.arcsinh(self.p4[:, 3] / self.pt)
+
+    @property
+    def phi(self) -> Floats:
+        """Azimuths."""
+        return np.arctan2(self.p4[:, 2], self.p4[:, 1])
+
+
 @dataclass(frozen=True)
-class Particles:
+class Particles(Momenta):
     """A flat table of particles or energy-flow objects, ordered by event.
 
     Attributes
@@ -75,21 +96,6 @@ class Particles:
     def __getitem__(self, index: Any) -> Self:
         """Select rows by mask or position."""
         return type(self)(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
-
-    @property
-    def pt(self) -> Floats:
-        """Transverse momenta in GeV."""
-        return np.hypot(self.p4[:, 1], self.p4[:, 2])
-
-    @property
-    def eta(self) -> Floats:
-        """Pseudorapidities."""
-        return np.arcsinh(self.p4[:, 3] / self.pt)
-
-    @property
-    def phi(self) -> Floats:
-        """Azimuths."""
-        return np.arctan2(self.p4[:, 2], self.p4[:, 1])
 
 
 # ---- formulas of the card --------------------------------------------------------------------------------
@@ -247,7 +253,7 @@ def log_normal(mean: Floats, sigma: Floats, rng: np.random.Generator) -> Floats:
 
 
 def classify(pdg_id: NDArray[np.int32], charge: NDArray[np.int32]) -> NDArray[np.int32]:
-    """What the detector takes a particle for.
+    """Classify particles as the detector sees them.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ _LAST_BEAM = 2
 
 @dataclass(frozen=True)
 class Record:
-    """What the event record says about each particle, shape (particles,) each.
+    """Provenance of each particle, arrays of shape (particles,).
 
     Attributes
     ----------

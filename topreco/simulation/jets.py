@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topreco.core.compiled import njit
-from topreco.simulation.detector import Floats
+from topreco.simulation.detector import Floats, Momenta
 
 RADIUS = 0.4
 GEN_PT_MIN = 10.0
@@ -21,7 +21,7 @@ _GHOST_SCALE = 1e-18
 
 
 @dataclass(frozen=True)
-class Jets:
+class Jets(Momenta):
     """Jets of many events, ordered by event.
 
     Attributes
@@ -46,21 +46,6 @@ class Jets:
     flavour: NDArray[np.int32]
     owner: NDArray[np.int64]
     correction: Floats
-
-    @property
-    def pt(self) -> Floats:
-        """Transverse momenta in GeV."""
-        return np.hypot(self.p4[:, 1], self.p4[:, 2])
-
-    @property
-    def eta(self) -> Floats:
-        """Pseudorapidities."""
-        return np.arcsinh(self.p4[:, 3] / self.pt)
-
-    @property
-    def phi(self) -> Floats:
-        """Azimuths."""
-        return np.arctan2(self.p4[:, 2], self.p4[:, 1])
 
     @property
     def mass(self) -> Floats:
@@ -220,7 +205,7 @@ def response_table(
     Parameters
     ----------
     gen_pt, raw_pt, eta
-        Of matched jets: generated and uncorrected transverse momentum in GeV, pseudorapidity; shape (jets,).
+        Generated and uncorrected transverse momentum in GeV, pseudorapidity; of matched jets, shape (jets,).
     gen_pt_edges
         Edges of bins in generated pT in GeV, shape (bins + 1,).
 

@@ -13,7 +13,7 @@ _EVENT_END = re.compile(r"\s*</event>")
 _INIT = re.compile(r"\s*<init[\s>]")
 # Position of IDWTUP in the first line of <init>, see hep-ph/0109068.
 _IDWTUP = 8
-# With this strategy Pythia keeps every event and hands its weight through; with most others it would reject
+# With this strategy Pythia keeps every event with its weight; with most others it would reject
 # events or replace weights by their sign.
 _KEEP_ALL = "-4"
 
@@ -39,7 +39,7 @@ def count_events(path: Path) -> int:
 
     Raises
     ------
-    ValueError
+    TopRecoError
         If the file holds no complete events or is cut off.
     """
     begun = ended = 0
@@ -76,7 +76,7 @@ def split(path: Path, block_size: int) -> Iterator[str]:
 
     Raises
     ------
-    ValueError
+    TopRecoError
         If the line after <init> is not one.
     """
     header: list[str] = []

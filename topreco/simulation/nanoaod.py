@@ -14,7 +14,7 @@ from topreco.simulation.jets import Jets
 from topreco.simulation.pythia import PythiaEvents
 
 _NEUTRINOS = (12, 14, 16)
-# Of the particles that live long enough to meet the detector, those with positive (negative) charge.
+# Charged particles that live long enough to reach the detector.
 _POSITIVE = (-11, -13, 211, 321, 2212, 3222, -3112, -3312, -3334)
 _NEGATIVE = tuple(-code for code in _POSITIVE)
 _BEAM_ETA = 20_000.0  # what CMS stores for particles along the beam

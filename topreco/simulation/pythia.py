@@ -57,7 +57,7 @@ TTBAR_DILEPTON = (
     "24:onMode = off",
     "24:onIfAny = 11 13 15",
 )
-# External events say themselves at which scale (SCALUP) the shower may start, whatever their final state;
+# External events contain the scale (SCALUP) at which the shower may start, whatever their final state;
 # without this, Pythia would shower tt̄ from the kinematic limit, and count the hardest emission of POWHEG
 # twice.
 LHE = ("Beams:frameType = 4", "SpaceShower:pTmaxMatch = 1", "TimeShower:pTmaxMatch = 1")
@@ -106,7 +106,7 @@ def require_sim() -> None:
 
     Raises
     ------
-    ImportError
+    TopRecoError
         If pythia8mc or fastjet is missing.
     """
     try:
@@ -122,7 +122,7 @@ def settings(config: SimulationConfig, seed: int, *, external: bool = False) -> 
     Parameters
     ----------
     config
-        What to generate.
+        Process, energy and tune.
     seed
         Pythia's seed, 1 to 900 000 000.
     external
@@ -146,7 +146,7 @@ def settings(config: SimulationConfig, seed: int, *, external: bool = False) -> 
 
 
 def start_pythia(lines: list[str], lhe: Path | None = None) -> Any:
-    """Pythia, initialised.
+    """Start Pythia.
 
     Every block starts its own: starting draws random numbers itself, and an instance that is merely given a
     new seed makes other events than one started with that seed (seen with Pythia 8.317), so that events would
@@ -166,7 +166,7 @@ def start_pythia(lines: list[str], lhe: Path | None = None) -> Any:
 
     Raises
     ------
-    ValueError
+    TopRecoError
         If Pythia refuses a setting or cannot start.
     """
     pythia8mc = import_module("pythia8mc")
@@ -193,9 +193,9 @@ def generate(pythia: Any, n_events: int, *, refill: bool) -> PythiaEvents:
     pythia
         The generator.
     n_events
-        How many.
+        Number of events.
     refill
-        Replace the few events that Pythia gives up by new ones. Events of a Les Houches file
+        Replace the few events that Pythia abandons by new ones. Events of a Les Houches file
         cannot be replaced; there the result is shorter.
 
     Returns
@@ -205,7 +205,7 @@ def generate(pythia: Any, n_events: int, *, refill: bool) -> PythiaEvents:
 
     Raises
     ------
-    RuntimeError
+    TopRecoError
         If Pythia keeps failing.
     """
     batches: list[Any] = []
@@ -217,8 +217,7 @@ def generate(pythia: Any, n_events: int, *, refill: bool) -> PythiaEvents:
         missing -= len(batch)
         if missing == 0 or not refill:
             return _flatten(batches[0] if len(batches) == 1 else ak.concatenate(batches))
-    message = f"Pythia failed {MAX_ATTEMPTS} times in a row to complete {n_events} events"
-    raise RuntimeError(message)
+    raise TopRecoError(f"Pythia failed {MAX_ATTEMPTS} times in a row to complete {n_events} events")
 
 
 def _flatten(events: Any) -> PythiaEvents:

@@ -46,9 +46,9 @@ def as_version(branches: Mapping[str, Any], version: str) -> dict[str, Any]:
     Parameters
     ----------
     branches
-        What `topreco.simulation.nanoaod.nanoaod` gives.
+        Branches from `topreco.simulation.nanoaod.nanoaod`.
     version
-        Such as ``v12``; its preset says which branches the selection reads.
+        NanoAOD version such as ``v12``, for which there is a preset.
 
     Returns
     -------

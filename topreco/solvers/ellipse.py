@@ -4,9 +4,9 @@ The W and the top mass confine the neutrino of each leg to an ellipse in momentu
 
 .. math:: \mathbf p_\nu = H\,(\cos τ, \sin τ, 1)^T,
 
-and the missing momentum asks the transverse projections of the two ellipses, one of them reflected at the
-missing momentum, to intersect: in 0, 2 or 4 points. Where they do not, the pair of points of closest approach
-still gives an answer, which violates the MET constraint.
+and the missing momentum requires that the transverse projections of the two ellipses, one of them reflected
+at the missing momentum, intersect: in 0, 2 or 4 points. Where they do not, the points of closest approach
+still give a neutrino pair, which violates the MET constraint.
 
 The columns of H are taken in a form without the singularity of the paper's coordinates at sin(b, ℓ) = 0:
 with the plane **n**·**p** = d and the constraint \|**p**\| = a + **v**·**p** of `solutions`, v⊥ the part of
@@ -35,10 +35,19 @@ References
 import math
 
 import numpy as np
-from numba import prange
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from topreco.core.constants import M_TOP, M_W
+from topreco.solvers.per_event import (
+    Event,
+    Floats,
+    Inputs,
+    Ints,
+    event_of,
+    inlined_kernel,
+    kernel,
+    solve_events,
+)
 from topreco.solvers.quartic import real_roots, roots_by_radicals
 from topreco.solvers.solutions import (
     CONVERGED,
@@ -47,16 +56,10 @@ from topreco.solvers.solutions import (
     QUADRATIC_STEPS,
     RESIDUAL,
     ClosestApproach,
-    Floats,
     Leg,
     Solutions,
-    check_inputs,
-    inlined_kernel,
+    constraints,
     insert_solution,
-    kernel,
-    leg_constraints,
-    parallel_kernel,
-    thread_mask,
 )
 
 # Extrema of the quartic closer to zero than this may be two roots that rounding has hidden; Newton decides.
@@ -232,65 +235,32 @@ def _intersect(
 
 
 @inlined_kernel
-def _ellipses(
-    lepton_plus: Floats,
-    lepton_minus: Floats,
-    b: Floats,
-    bbar: Floats,
-    mx: float,
-    my: float,
-    m_top: float,
-    m_antitop: float,
-    m_w_plus: float,
-    m_w_minus: float,
-    h: Floats,
-) -> bool:
+def _ellipses(event: Event, h: Floats) -> bool:
     """Matrices H of both legs into h, shape (2, 3, 3); False where one has none."""
-    if not (math.isfinite(mx) and math.isfinite(my)):
-        return False
-    valid, leg = leg_constraints(lepton_plus, b, m_top, m_w_plus)
-    if not (valid and _ellipse(leg, h[0])):
-        return False
-    valid, leg = leg_constraints(lepton_minus, bbar, m_antitop, m_w_minus)
-    return valid and _ellipse(leg, h[1])
+    valid, leg, leg_bar = constraints(event)
+    return valid and _ellipse(leg, h[0]) and _ellipse(leg_bar, h[1])
 
 
 @kernel
-def solve_event(
-    lepton_plus: Floats,
-    lepton_minus: Floats,
-    b: Floats,
-    bbar: Floats,
-    mx: float,
-    my: float,
-    m_top: float,
-    m_antitop: float,
-    m_w_plus: float,
-    m_w_minus: float,
-    neutrinos: Floats,
-) -> int:
-    """Solutions of one event, for use inside compiled loops; arguments as in `solve`.
+def solve_event(event: Event, neutrinos: Floats) -> int:
+    """Solutions of one event, for use inside compiled loops.
 
     Parameters
     ----------
-    lepton_plus, lepton_minus, b, bbar
-        Four-momenta (E, px, py, pz) in GeV, shape (4,).
-    mx, my
-        Missing transverse momentum in GeV.
-    m_top, m_antitop, m_w_plus, m_w_minus
-        Masses in GeV.
+    event
+        Visible momenta, MET and masses.
     neutrinos
-        Where the solutions go, shape (4, 2, 4).
+        Output: the solutions in rising m_tt, shape (4, 2, 4); beyond the last it is left as it is.
 
     Returns
     -------
     count
         Number of solutions.
     """
-    neutrinos[:] = math.nan
     h = np.empty((2, 3, 3))
-    if not _ellipses(lepton_plus, lepton_minus, b, bbar, mx, my, m_top, m_antitop, m_w_plus, m_w_minus, h):
+    if not _ellipses(event, h):
         return 0
+    mx, my = event.mx, event.my
     rx, ry = h[0, 0, 2] + h[1, 0, 2] - mx, h[0, 1, 2] + h[1, 1, 2] - my
     # Ellipses whose bounding boxes are apart do not intersect.
     for axis, r in ((0, rx), (1, ry)):
@@ -298,8 +268,8 @@ def solve_event(
         reach += math.sqrt(h[1, axis, 0] ** 2 + h[1, axis, 1] ** 2)
         if not (abs(r) <= reach * (1.0 + 1e-9)):
             return 0
-    visible_energy = lepton_plus[0] + lepton_minus[0] + b[0] + bbar[0]
-    visible_pz = lepton_plus[3] + lepton_minus[3] + b[3] + bbar[3]
+    visible_energy = event.lepton_plus[0] + event.lepton_minus[0] + event.b[0] + event.bbar[0]
+    visible_pz = event.lepton_plus[3] + event.lepton_minus[3] + event.b[3] + event.bbar[3]
     # The larger ellipse gives the conic, the smaller is parametrised: its τ resolves the roots.
     area = abs(h[0, 0, 0] * h[0, 1, 1] - h[0, 0, 1] * h[0, 1, 0])
     area_bar = abs(h[1, 0, 0] * h[1, 1, 1] - h[1, 0, 1] * h[1, 1, 0])
@@ -360,42 +330,25 @@ def _descend(
 
 
 @kernel
-def closest_event(
-    lepton_plus: Floats,
-    lepton_minus: Floats,
-    b: Floats,
-    bbar: Floats,
-    mx: float,
-    my: float,
-    m_top: float,
-    m_antitop: float,
-    m_w_plus: float,
-    m_w_minus: float,
-    neutrinos: Floats,
-) -> float:
+def closest_event(event: Event, neutrinos: Floats) -> float:
     """Closest approach of one event, for use inside compiled loops where `solve_event` finds nothing.
 
     Parameters
     ----------
-    lepton_plus, lepton_minus, b, bbar
-        Four-momenta (E, px, py, pz) in GeV, shape (4,).
-    mx, my
-        Missing transverse momentum in GeV.
-    m_top, m_antitop, m_w_plus, m_w_minus
-        Masses in GeV.
+    event
+        Visible momenta, MET and masses.
     neutrinos
-        Where the neutrino pair goes, shape (2, 4).
+        Output: the neutrino pair, shape (2, 4); left as it is where a leg has no ellipse.
 
     Returns
     -------
     distance
         Violation of the MET constraint in GeV; NaN where a leg has no ellipse.
     """
-    neutrinos[:] = math.nan
     h = np.empty((2, 3, 3))
-    if not _ellipses(lepton_plus, lepton_minus, b, bbar, mx, my, m_top, m_antitop, m_w_plus, m_w_minus, h):
+    if not _ellipses(event, h):
         return math.nan
-    rx, ry = h[0, 0, 2] + h[1, 0, 2] - mx, h[0, 1, 2] + h[1, 1, 2] - my
+    rx, ry = h[0, 0, 2] + h[1, 0, 2] - event.mx, h[0, 1, 2] + h[1, 1, 2] - event.my
 
     # Squared distances on a grid of both angles. Each local minimum is a start: thin or nested ellipses have
     # several.
@@ -438,133 +391,21 @@ def closest_event(
 
 
 @kernel
-def _solve_serial(
-    lepton_plus: Floats,
-    lepton_minus: Floats,
-    b: Floats,
-    bbar: Floats,
-    met: Floats,
-    m_top: Floats,
-    m_antitop: Floats,
-    m_w_plus: Floats,
-    m_w_minus: Floats,
-    neutrinos: Floats,
-    count: NDArray[np.int64],
-) -> None:
+def _solve_events(inputs: Inputs, neutrinos: Floats, count: Ints) -> None:
     for i in range(len(count)):
-        count[i] = solve_event(
-            lepton_plus[i],
-            lepton_minus[i],
-            b[i],
-            bbar[i],
-            met[i, 0],
-            met[i, 1],
-            m_top[i],
-            m_antitop[i],
-            m_w_plus[i],
-            m_w_minus[i],
-            neutrinos[i],
-        )
-
-
-@parallel_kernel
-def _solve_parallel(
-    lepton_plus: Floats,
-    lepton_minus: Floats,
-    b: Floats,
-    bbar: Floats,
-    met: Floats,
-    m_top: Floats,
-    m_antitop: Floats,
-    m_w_plus: Floats,
-    m_w_minus: Floats,
-    neutrinos: Floats,
-    count: NDArray[np.int64],
-) -> None:
-    for i in prange(len(count)):
-        count[i] = solve_event(
-            lepton_plus[i],
-            lepton_minus[i],
-            b[i],
-            bbar[i],
-            met[i, 0],
-            met[i, 1],
-            m_top[i],
-            m_antitop[i],
-            m_w_plus[i],
-            m_w_minus[i],
-            neutrinos[i],
-        )
+        count[i] = solve_event(event_of(inputs, i), neutrinos[i])
 
 
 @kernel
-def _closest_serial(
-    lepton_plus: Floats,
-    lepton_minus: Floats,
-    b: Floats,
-    bbar: Floats,
-    met: Floats,
-    m_top: Floats,
-    m_antitop: Floats,
-    m_w_plus: Floats,
-    m_w_minus: Floats,
-    neutrinos: Floats,
-    distance: Floats,
-) -> None:
+def _approach_events(inputs: Inputs, neutrinos: Floats, distance: Floats) -> None:
     solutions = np.empty((MAX_SOLUTIONS, 2, 4))
     for i in range(len(distance)):
-        arguments = (
-            lepton_plus[i],
-            lepton_minus[i],
-            b[i],
-            bbar[i],
-            met[i, 0],
-            met[i, 1],
-            m_top[i],
-            m_antitop[i],
-            m_w_plus[i],
-            m_w_minus[i],
-        )
-        if solve_event(*arguments, solutions) > 0:
+        event = event_of(inputs, i)
+        if solve_event(event, solutions) > 0:
             neutrinos[i] = solutions[0]
             distance[i] = 0.0
         else:
-            distance[i] = closest_event(*arguments, neutrinos[i])
-
-
-@parallel_kernel
-def _closest_parallel(
-    lepton_plus: Floats,
-    lepton_minus: Floats,
-    b: Floats,
-    bbar: Floats,
-    met: Floats,
-    m_top: Floats,
-    m_antitop: Floats,
-    m_w_plus: Floats,
-    m_w_minus: Floats,
-    neutrinos: Floats,
-    distance: Floats,
-) -> None:
-    for i in prange(len(distance)):
-        solutions = np.empty((MAX_SOLUTIONS, 2, 4))
-        arguments = (
-            lepton_plus[i],
-            lepton_minus[i],
-            b[i],
-            bbar[i],
-            met[i, 0],
-            met[i, 1],
-            m_top[i],
-            m_antitop[i],
-            m_w_plus[i],
-            m_w_minus[i],
-        )
-        if solve_event(*arguments, solutions) > 0:
-            neutrinos[i] = solutions[0]
-            distance[i] = 0.0
-        else:
-            distance[i] = closest_event(*arguments, neutrinos[i])
+            distance[i] = closest_event(event, neutrinos[i])
 
 
 def solve(
@@ -611,21 +452,12 @@ def solve(
     ----------
     .. [1] B. A. Betchart, R. Demina, A. Harel, Nucl. Instrum. Meth. A 736 (2014) 169, arXiv:1305.1878.
     """
-    inputs = check_inputs(
-        "ellipse.solve",
-        {"lepton_plus": lepton_plus, "lepton_minus": lepton_minus, "b": b, "bbar": bbar},
-        met,
-        {"m_top": m_top, "m_antitop": m_antitop, "m_w_plus": m_w_plus, "m_w_minus": m_w_minus},
+    name = "ellipse.solve"
+    inputs = Inputs.checked(
+        name, lepton_plus, lepton_minus, b, bbar, met, m_top, m_antitop, m_w_plus, m_w_minus
     )
-    n = len(inputs.met)
-    neutrinos = np.empty((n, MAX_SOLUTIONS, 2, 4))
-    count = np.empty(n, np.int64)
-    if threads == 1:
-        _solve_serial(*inputs, neutrinos, count)
-    else:
-        with thread_mask("ellipse.solve", threads):
-            _solve_parallel(*inputs, neutrinos, count)
-    return Solutions(neutrinos, count)
+    shape = (MAX_SOLUTIONS, 2, 4)
+    return Solutions(*solve_events(name, _solve_events, inputs, shape=shape, kind=np.int64, threads=threads))
 
 
 def closest_approach(
@@ -674,18 +506,10 @@ def closest_approach(
     ----------
     .. [1] B. A. Betchart, R. Demina, A. Harel, Nucl. Instrum. Meth. A 736 (2014) 169, arXiv:1305.1878.
     """
-    inputs = check_inputs(
-        "ellipse.closest_approach",
-        {"lepton_plus": lepton_plus, "lepton_minus": lepton_minus, "b": b, "bbar": bbar},
-        met,
-        {"m_top": m_top, "m_antitop": m_antitop, "m_w_plus": m_w_plus, "m_w_minus": m_w_minus},
+    name = "ellipse.closest_approach"
+    inputs = Inputs.checked(
+        name, lepton_plus, lepton_minus, b, bbar, met, m_top, m_antitop, m_w_plus, m_w_minus
     )
-    n = len(inputs.met)
-    neutrinos = np.empty((n, 2, 4))
-    distance = np.empty(n)
-    if threads == 1:
-        _closest_serial(*inputs, neutrinos, distance)
-    else:
-        with thread_mask("ellipse.closest_approach", threads):
-            _closest_parallel(*inputs, neutrinos, distance)
-    return ClosestApproach(neutrinos, distance)
+    return ClosestApproach(
+        *solve_events(name, _approach_events, inputs, shape=(2, 4), kind=np.float64, threads=threads)
+    )

@@ -25,10 +25,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from topreco.core.constants import M_W
 from topreco.core.fourvector import mass_squared, pack, pt
-from topreco.solvers.solutions import Floats, check_inputs
-
-# As in `solutions`: farther into the spacelike region, relative to E², there is no particle.
-_SPACELIKE = 1e-5
+from topreco.solvers.per_event import Floats, check_arguments
+from topreco.solvers.solutions import SPACELIKE
 
 
 class Loose(NamedTuple):
@@ -39,7 +37,7 @@ class Loose(NamedTuple):
     ttbar
         Four-momentum (E, px, py, pz) in GeV, shape (n, 4); NaN where not valid.
     valid
-        Whether the input is finite and physical, shape (n,): all such events have an answer.
+        True where the input is finite and physical, shape (n,): all such events are solved.
     """
 
     ttbar: Floats
@@ -83,24 +81,22 @@ def solve(
     ----------
     .. [1] CMS Collaboration, Eur. Phys. J. C 80 (2020) 658, arXiv:1904.05237.
     """
-    momenta = {"lepton_plus": lepton_plus, "lepton_minus": lepton_minus, "b": b, "bbar": bbar}
-    # The one mass stands for all that solvers of two tops have.
-    masses = dict.fromkeys(("m_w", "m_top", "m_antitop", "m_w_plus", "m_w_minus"), m_w)
-    inputs = check_inputs("loose.solve", momenta, met, masses)
-    visible = np.stack(inputs[:4])
+    arguments = {"lepton_plus": lepton_plus, "lepton_minus": lepton_minus, "b": b, "bbar": bbar}
+    *momenta, missing, mass_w = check_arguments("loose.solve", arguments | {"met": met, "m_w": m_w})
+    visible = np.stack(momenta)
     # Infinities and numbers too large to be squared end up as NaN or fail the conditions below.
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        real = (visible[..., 0] > 0) & (mass_squared(visible) >= -_SPACELIKE * visible[..., 0] ** 2)
-        dilepton = inputs.lepton_plus + inputs.lepton_minus
+        real = (visible[..., 0] > 0) & (mass_squared(visible) >= -SPACELIKE * visible[..., 0] ** 2)
+        dilepton = momenta[0] + momenta[1]
         energy, pz = dilepton[:, 0], dilepton[:, 3]
-        valid = real.all(axis=0) & (abs(pz) < energy) & (inputs.m_w_plus > 0)
-        valid &= np.isfinite(visible).all(axis=(0, 2)) & np.isfinite(inputs.met).all(axis=1)
+        valid = real.all(axis=0) & (abs(pz) < energy) & (mass_w > 0)
+        valid &= np.isfinite(visible).all(axis=(0, 2)) & np.isfinite(missing).all(axis=1)
         # The rest is computed for valid events only, and stays NaN for others.
-        dilepton, missing = np.where(valid[:, None], dilepton, np.nan), inputs.met
+        dilepton = np.where(valid[:, None], dilepton, np.nan)
         neutrinos = pack(dilepton[:, 0], missing[:, 0], missing[:, 1], dilepton[:, 3])
         neutrinos = _with_least_mass(neutrinos, np.zeros(len(missing)))
-        w_pair = _with_least_mass(dilepton + neutrinos, 2 * inputs.m_w_plus)
-        ttbar = w_pair + inputs.b + inputs.bbar
+        w_pair = _with_least_mass(dilepton + neutrinos, 2 * mass_w)
+        ttbar = w_pair + momenta[2] + momenta[3]
     valid = np.asarray(np.isfinite(ttbar).all(axis=1))
     return Loose(np.where(valid[:, None], ttbar, np.nan), valid)
 

@@ -1,4 +1,4 @@
-r"""Dileptonic tt̄ by neutrino weighting: pseudorapidities are assumed, and the missing momentum judges them.
+r"""Dileptonic tt̄ by neutrino weighting: assumed pseudorapidities, weighted by the missing momentum.
 
 With the pseudorapidity of its neutrino assumed, the W and the top mass of a leg leave no freedom: in the
 frame in which lepton and b together have no p_z, and with **v**, a, the normal **n** and the distance d of
@@ -39,21 +39,20 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 from numpy.typing import ArrayLike
 
 from topreco.core.constants import M_TOP, M_W
 from topreco.core.errors import TopRecoError
-from topreco.solvers.solutions import (
+from topreco.solvers.per_event import (
+    Event,
     Floats,
-    Leg,
-    check_inputs,
+    Inputs,
+    event_of,
     inlined_kernel,
     kernel,
-    leg_constraints,
-    parallel_kernel,
-    thread_mask,
+    solve_events,
 )
+from topreco.solvers.solutions import Leg, constraints
 
 # Local maxima of the scan that are refined: those of the largest weights. Up to four are exact solutions.
 _MAXIMA = 12
@@ -64,7 +63,7 @@ _CONVERGED = 1e-8
 _NEWTON_STEPS = 60
 # No step is larger, in θ.
 _LONGEST = 0.5
-# Deviations from MET below this, in GeV, tell of rounding only.
+# Deviations from MET below this, in GeV, come from rounding only.
 _EXACT = 0.01
 
 
@@ -265,35 +264,15 @@ def _to_laboratory(leg: Leg, x: float, y: float, eta: float, p4: Floats) -> None
 
 
 @kernel
-def _solve_event(
-    lepton_plus: Floats,
-    lepton_minus: Floats,
-    b: Floats,
-    bbar: Floats,
-    mx: float,
-    my: float,
-    m_top: float,
-    m_antitop: float,
-    m_w_plus: float,
-    m_w_minus: float,
-    cosines: Floats,
-    eta_max: float,
-    tolerance: float,
-    neutrinos: Floats,
-) -> float:
-    """Write the neutrinos (2, 4) of one event and return Δ² in GeV².
+def _solve_event(event: Event, cosines: Floats, eta_max: float, tolerance: float, neutrinos: Floats) -> float:
+    """Write the neutrinos (2, 4) of one event and return Δ² in GeV²; NaN, and nothing written, if unsolved.
 
     Of the local minima within tolerance (in GeV²) of the smallest Δ², the one of the smallest m_tt counts.
     """
-    neutrinos[:] = math.nan
-    if not (math.isfinite(mx) and math.isfinite(my)):
-        return math.nan
-    valid, leg = leg_constraints(lepton_plus, b, m_top, m_w_plus)
+    valid, leg, leg_bar = constraints(event)
     if not valid:
         return math.nan
-    valid, leg_bar = leg_constraints(lepton_minus, bbar, m_antitop, m_w_minus)
-    if not valid:
-        return math.nan
+    mx, my = event.mx, event.my
     valid, middle, half = _interval(leg, eta_max)
     if not valid:
         return math.nan
@@ -313,7 +292,7 @@ def _solve_event(
             leg, middle, half, theta, leg_bar, middle_bar, half_bar, theta_bar, mx, my
         )
         smallest = min(smallest, where[i, 0])
-    visible = lepton_plus + lepton_minus + b + bbar
+    visible = event.lepton_plus + event.lepton_minus + event.b + event.bbar
     pair = np.empty((2, 4))
     best, lightest = math.nan, math.inf
     for i in range(count):
@@ -331,75 +310,11 @@ def _solve_event(
 
 
 @kernel
-def _solve_serial(
-    lepton_plus: Floats,
-    lepton_minus: Floats,
-    b: Floats,
-    bbar: Floats,
-    met: Floats,
-    m_top: Floats,
-    m_antitop: Floats,
-    m_w_plus: Floats,
-    m_w_minus: Floats,
-    cosines: Floats,
-    eta_max: float,
-    tolerance: float,
-    neutrinos: Floats,
-    squared: Floats,
+def _solve_events(
+    inputs: Inputs, cosines: Floats, eta_max: float, tolerance: float, neutrinos: Floats, squared: Floats
 ) -> None:
     for i in range(len(squared)):
-        squared[i] = _solve_event(
-            lepton_plus[i],
-            lepton_minus[i],
-            b[i],
-            bbar[i],
-            met[i, 0],
-            met[i, 1],
-            m_top[i],
-            m_antitop[i],
-            m_w_plus[i],
-            m_w_minus[i],
-            cosines,
-            eta_max,
-            tolerance,
-            neutrinos[i],
-        )
-
-
-@parallel_kernel
-def _solve_parallel(
-    lepton_plus: Floats,
-    lepton_minus: Floats,
-    b: Floats,
-    bbar: Floats,
-    met: Floats,
-    m_top: Floats,
-    m_antitop: Floats,
-    m_w_plus: Floats,
-    m_w_minus: Floats,
-    cosines: Floats,
-    eta_max: float,
-    tolerance: float,
-    neutrinos: Floats,
-    squared: Floats,
-) -> None:
-    for i in prange(len(squared)):
-        squared[i] = _solve_event(
-            lepton_plus[i],
-            lepton_minus[i],
-            b[i],
-            bbar[i],
-            met[i, 0],
-            met[i, 1],
-            m_top[i],
-            m_antitop[i],
-            m_w_plus[i],
-            m_w_minus[i],
-            cosines,
-            eta_max,
-            tolerance,
-            neutrinos[i],
-        )
+        squared[i] = _solve_event(event_of(inputs, i), cosines, eta_max, tolerance, neutrinos[i])
 
 
 def solve(
@@ -463,11 +378,8 @@ def solve(
     .. [1] D0 Collaboration, Phys. Rev. D 60 (1999) 052001, hep-ex/9808029.
     """
     name = "neutrino_weighting.solve"
-    inputs = check_inputs(
-        name,
-        {"lepton_plus": lepton_plus, "lepton_minus": lepton_minus, "b": b, "bbar": bbar},
-        met,
-        {"m_top": m_top, "m_antitop": m_antitop, "m_w_plus": m_w_plus, "m_w_minus": m_w_minus},
+    inputs = Inputs.checked(
+        name, lepton_plus, lepton_minus, b, bbar, met, m_top, m_antitop, m_w_plus, m_w_minus
     )
     for option, value in (("sigma_met", sigma_met), ("eta_max", eta_max)):
         if not 0 < value < math.inf:
@@ -478,12 +390,8 @@ def solve(
         raise TopRecoError(f"{name}: comparable is {comparable}, expected more than 0 and at most 1")
     cosines = np.cos(np.pi * (np.arange(n_eta) + 0.5) / n_eta)
     tolerance = -2 * float(sigma_met) ** 2 * math.log(comparable) + _EXACT**2
-    n = len(inputs.met)
-    neutrinos = np.empty((n, 2, 4))
-    squared = np.empty(n)
-    if threads == 1:
-        _solve_serial(*inputs, cosines, float(eta_max), tolerance, neutrinos, squared)
-    else:
-        with thread_mask(name, threads):
-            _solve_parallel(*inputs, cosines, float(eta_max), tolerance, neutrinos, squared)
+    options = (cosines, float(eta_max), tolerance)
+    neutrinos, squared = solve_events(
+        name, _solve_events, inputs, *options, shape=(2, 4), kind=np.float64, threads=threads
+    )
     return NeutrinoWeighting(neutrinos, np.exp(-squared / (2 * sigma_met**2)))

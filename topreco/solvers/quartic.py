@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from topreco.solvers.solutions import Floats, kernel
+from topreco.solvers.per_event import Floats, kernel
 
 _STEPS = 80
 _PRECISION = 1e-15
@@ -140,7 +140,7 @@ def roots_by_radicals(c0: float, c1: float, c2: float, c3: float, c4: float, roo
     count
         Number of roots, or −1 where rounding could change it.
     """
-    # Of x and y the one that keeps the leading coefficient large.
+    # Whichever of x and y keeps the leading coefficient large.
     reverse = abs(c0) > abs(c4)
     if reverse:
         c0, c1, c3, c4 = c4, c3, c1, c0
@@ -204,7 +204,7 @@ def real_roots(c0: float, c1: float, c2: float, c3: float, c4: float, tolerance:
     c0, c1, c2, c3, c4
         Coefficients; any of them may vanish.
     tolerance
-        How close to zero an extremum counts as two roots, see `roots_in_unit_interval`.
+        Distance from zero below which an extremum counts as two roots, see `roots_in_unit_interval`.
     roots
         Where the pairs (x, y) go, one of which is 1, in no order, shape (≥ 8, 2).
 

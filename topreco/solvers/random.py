@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from topreco.core.errors import TopRecoError
-from topreco.solvers.solutions import inlined_kernel, kernel
+from topreco.solvers.per_event import inlined_kernel, kernel
 
 Keys = NDArray[np.uint64]
 

@@ -1,4 +1,4 @@
-"""Response of the detector as histograms: derived from simulated skims, kept as correctionlib JSON.
+"""Detector response as histograms: derived from simulated skims, kept as correctionlib JSON.
 
 Eight corrections hold probability densities:
 
@@ -18,10 +18,9 @@ References
 .. [2] CMS Collaboration, JHEP 02 (2019) 149, arXiv:1811.06625.
 """
 
-import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -38,8 +37,7 @@ from topreco.core.files import write_text
 from topreco.core.fourvector import delta_r, eta, mass_squared, pt
 from topreco.core.skim import Skim
 from topreco.core.versions import versions
-
-Floats = NDArray[np.float64]
+from topreco.solvers.per_event import Floats
 
 OBJECTS = ("jet", "electron", "muon")
 """Objects that have a response of their own."""
@@ -140,8 +138,8 @@ class Density(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Response:
-    """Response histograms as plain arrays.
+class DetectorResponse:
+    """Detector response as plain arrays.
 
     Attributes
     ----------
@@ -152,7 +150,7 @@ class Response:
     m_w
         Mass of the W boson, a single cell.
     description
-        What sample it was made from.
+        Sample from which it was derived.
     """
 
     energy: Table
@@ -166,7 +164,7 @@ class Response:
 
 
 class _Filled:
-    """A histogram in fine cells of |η| and pT, with what is needed to judge the cells' populations.
+    """A histogram in fine cells of |η| and pT, with the sums for the effective entries of each cell.
 
     Entries beyond the outer |η| and pT edges count in the outer cells; values beyond theirs are dropped.
     """
@@ -191,10 +189,10 @@ class _Filled:
         np.add.at(self.cell_sumw2, (i, j), w**2)
 
 
-def derive_response(
+def derive_detector_response(
     skims: Sequence[str | Path], *, description: str | None = None, progress: bool = False
 ) -> Any:
-    """Response histograms of simulated skims.
+    """Derive the detector response from simulated skims.
 
     A b quark belongs to a jet if it is the only b quark of the event within ΔR < 0.4 of the jet and the jet
     the only one within ΔR < 0.4 of the quark; generated and reconstructed lepton (of a τ decay, the e or μ)
@@ -208,7 +206,7 @@ def derive_response(
     skims
         Files written by `topreco skim` from simulation.
     description
-        Text to put before what the file tells anyway: samples, numbers of events, selection and versions.
+        Text that precedes the samples, numbers of events, selection and versions in the file.
     progress
         Show a progress bar.
 
@@ -222,24 +220,27 @@ def derive_response(
     TopRecoError
         If a file is no skim or has no truth, or if too few objects match for a histogram.
     """
+    from rich.progress import Progress
+
     if not skims:
-        raise TopRecoError("response: no skim given, at least one expected")
+        raise TopRecoError("detector response: no skim given, at least one expected")
     opened = [Skim(path) for path in skims]
     for skim in opened:
         if not skim.has_truth:
-            raise TopRecoError(f"{skim.path}: has no truth; the response needs a skim of simulation")
+            raise TopRecoError(f"{skim.path}: has no truth; the detector response needs a skim of simulation")
     filled = {
         (kind, what): _Filled(_ABSETA[kind], _PT[kind], value) for (kind, what), value in _VALUE.items()
     }
     everywhere = np.array([0.0, np.inf])
     filled["m_lb", ""] = _Filled(everywhere, everywhere, _M_LB)
     filled["m_w", ""] = _Filled(everywhere, everywhere, _M_W)
-    with _progress_bar(sum(len(skim) for skim in opened), show=progress) as advance:
+    with Progress(disable=not progress) as bar:
+        task = bar.add_task("response", total=sum(len(skim) for skim in opened))
         for skim in opened:
             for events, truth in skim.row_groups():
                 if truth is not None:
                     _fill(filled, events, truth)
-                advance(len(events))
+                bar.advance(task, len(events))
     names = ", ".join(str(skim.path) for skim in opened)
     return schema.CorrectionSet(
         schema_version=schema.VERSION,
@@ -250,16 +251,6 @@ def derive_response(
             _mass_correction("m_w", "mass of the W boson", filled["m_w", ""], names),
         ],
     )
-
-
-@contextlib.contextmanager
-def _progress_bar(total: int, *, show: bool) -> Iterator[Callable[[int], None]]:
-    """Yield a function that is called with the number of events done."""
-    from rich.progress import Progress
-
-    with Progress(disable=not show) as bar:
-        task = bar.add_task("response", total=total)
-        yield lambda n: bar.update(task, advance=n)
 
 
 def match_jets(b: FloatArray, jets: FloatArray, jet_mask: BoolArray) -> IntArray:
@@ -371,15 +362,16 @@ def _density(sumw: Floats, edges: Floats, what: str) -> list[float]:
     return [float(f"{x:.6g}") for x in density]
 
 
+def _binned(variable: str, edges: Iterable[float], content: list[Any], flow: Any) -> Any:
+    """Node that is binned in a variable."""
+    edges = [float(edge) for edge in edges]
+    return schema.Binning(nodetype="binning", input=variable, edges=edges, content=content, flow=flow)
+
+
 def _value_node(sumw: Floats, edges: Floats, what: str) -> Any:
+    """Normalised density in the bins of the value, whose edges are rounded first."""
     rounded = [float(f"{x:.8g}") for x in edges]
-    return schema.Binning(
-        nodetype="binning",
-        input="value",
-        edges=rounded,
-        content=_density(sumw, np.array(rounded), what),
-        flow=0.0,
-    )
+    return _binned("value", rounded, _density(sumw, np.array(rounded), what), 0.0)
 
 
 def _object_correction(kind: str, what: str, filled: _Filled, files: str) -> Any:
@@ -388,58 +380,47 @@ def _object_correction(kind: str, what: str, filled: _Filled, files: str) -> Any
     rows = _groups(np.array([_effective(filled, slice(i, i + 1)).sum() for i in range(len(abseta) - 1)]))
     for row in rows:
         columns = _groups(_effective(filled, row))
+        cells = [filled.sumw[row, column].sum((0, 1)) for column in columns]
+        densities = [_value_node(cell, value, f"response {kind} {what} from {files}") for cell in cells]
         by_abseta.append(
-            schema.Binning(
-                nodetype="binning",
-                input="pt",
-                edges=[float(pt_edges[c.start]) for c in columns] + [float(pt_edges[-1])],
-                content=[
-                    _value_node(
-                        filled.sumw[row, column].sum((0, 1)), value, f"response {kind} {what} from {files}"
-                    )
-                    for column in columns
-                ],
-                flow="clamp",
-            )
+            _binned("pt", [*pt_edges[[c.start for c in columns]], pt_edges[-1]], densities, "clamp")
         )
-    return schema.Correction(
-        name=f"{kind}_{what}",
-        version=1,
-        description=f"Probability density of the {_MEANING[what]} of {kind}s",
-        inputs=[
-            schema.Variable(name="pt", type="real", description="reconstructed transverse momentum in GeV"),
-            schema.Variable(name="abseta", type="real", description="reconstructed |pseudorapidity|"),
-            schema.Variable(name="value", type="real", description=_MEANING[what]),
-        ],
-        output=schema.Variable(name="density", type="real", description="probability density"),
-        data=schema.Binning(
-            nodetype="binning",
-            input="abseta",
-            edges=[float(abseta[row.start]) for row in rows] + [float(abseta[-1])],
-            content=by_abseta,
-            flow="clamp",
-        ),
+    variables = {"pt": "reconstructed transverse momentum in GeV", "abseta": "reconstructed |pseudorapidity|"}
+    return _correction_of(
+        f"{kind}_{what}",
+        f"{_MEANING[what]} of {kind}s",
+        variables | {"value": _MEANING[what]},
+        "probability density",
+        _binned("abseta", [*abseta[[row.start for row in rows]], abseta[-1]], by_abseta, "clamp"),
     )
 
 
 def _mass_correction(name: str, meaning: str, filled: _Filled, files: str) -> Any:
+    density = _value_node(filled.sumw[0, 0], filled.edges[2], f"response {name} from {files}")
+    return _correction_of(
+        name, meaning, {"value": f"{meaning} in GeV"}, "probability density in 1/GeV", density
+    )
+
+
+def _correction_of(name: str, meaning: str, variables: dict[str, str], density: str, data: Any) -> Any:
+    """Correction with a probability density, as a function of variables with their descriptions."""
     return schema.Correction(
         name=name,
         version=1,
         description=f"Probability density of the {meaning}",
-        inputs=[schema.Variable(name="value", type="real", description=f"{meaning} in GeV")],
-        output=schema.Variable(name="density", type="real", description="probability density in 1/GeV"),
-        data=_value_node(filled.sumw[0, 0], filled.edges[2], f"response {name} from {files}"),
+        inputs=[schema.Variable(name=v, type="real", description=d) for v, d in variables.items()],
+        output=schema.Variable(name="density", type="real", description=density),
+        data=data,
     )
 
 
-def write_response(corrections: Any, path: str | Path) -> None:
-    """Write response histograms as correctionlib JSON, whole or not at all.
+def write_detector_response(corrections: Any, path: str | Path) -> None:
+    """Write a detector response as correctionlib JSON, whole or not at all.
 
     Parameters
     ----------
     corrections
-        `correctionlib.schemav2.CorrectionSet` from `derive_response`.
+        `correctionlib.schemav2.CorrectionSet` from `derive_detector_response`.
     path
         File to write.
 
@@ -454,14 +435,14 @@ def write_response(corrections: Any, path: str | Path) -> None:
 # ---- from correctionlib to arrays ------------------------------------------------------------------------
 
 
-def load_response(path: str | Path | None = None) -> Response:
-    """Response histograms from a file.
+def load_detector_response(path: str | Path | None = None) -> DetectorResponse:
+    """Detector response from a file.
 
     Parameters
     ----------
     path
-        correctionlib JSON as `write_response` makes it; None for the one that ships with the package, made
-        from the package's own simulation.
+        correctionlib JSON as `write_detector_response` makes it; None for the one that ships with the
+        package, made from the package's own simulation.
 
     Returns
     -------
@@ -505,7 +486,7 @@ def load_response(path: str | Path | None = None) -> Response:
         _read_density(_correction(corrections, mass, ("value",), name).data, mass, name)
         for mass in ("m_lb", "m_w")
     )
-    return Response(energy, angle, histogram(*m_lb), single_cell(*m_w), payload.description or "")
+    return DetectorResponse(energy, angle, histogram(*m_lb), single_cell(*m_w), payload.description or "")
 
 
 def _correction(corrections: dict[str, Any], name: str, inputs: tuple[str, ...], file: str) -> Any:
@@ -577,7 +558,7 @@ def single_cell(edges: Floats, values: Floats) -> Table:
 
 
 def histogram(edges: Floats, values: Floats) -> Density:
-    """Density that can be looked up in compiled code.
+    """Histogram that compiled code can evaluate.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-r"""Kinematic reconstruction averaged over the detector's response: the CMS standard.
+r"""Kinematic reconstruction averaged over the detector response: the CMS standard.
 
 Each event is solved many times. In draw k, the energies of leptons and b jets are multiplied by E_gen/E_reco
 from simulation at fixed mass; each of them is rotated by an angle from simulation about a random axis
@@ -7,8 +7,8 @@ MET' = MET − Σ(**p**' − **p**)_T. The solution of the smallest m_tt counts 
 
 .. math:: w_k = P(m'_{ℓ^+ b})\, P(m'_{ℓ^- \bar b}),
 
-and the answer is the weighted mean of the momenta of t and t̄ over the draws that have one, [1]_ and [2]_.
-Draws are no measurements: their spread says how well the event determines its tops.
+and the prediction is the weighted mean of the momenta of t and t̄ over the draws that have one, [1]_ and [2]_.
+Draws are not measurements: their spread shows how well the event determines its tops.
 
 The random numbers of an event follow from (run, lumi, event, seed), see `topreco.solvers.random`, so that
 results do not depend on chunks, threads or the order of events.
@@ -24,25 +24,17 @@ from functools import cache
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from numba import prange
 from numpy.typing import ArrayLike, NDArray
 
 from topreco.core.constants import M_TOP, M_W, PDG_MUON
 from topreco.core.errors import TopRecoError
 from topreco.core.events import QUANTILE_LEVELS, DileptonEvents
 from topreco.solvers import ellipse, sonnenschein
+from topreco.solvers.per_event import Event, Floats, Ints, inlined_kernel, kernel, on_threads, rows
 from topreco.solvers.random import Keys, event_keys, uniform
-from topreco.solvers.response import OBJECTS, Density, Response, Table, load_response
-from topreco.solvers.solutions import (
-    MAX_SOLUTIONS,
-    Floats,
-    inlined_kernel,
-    kernel,
-    parallel_kernel,
-    thread_mask,
-)
+from topreco.solvers.response import OBJECTS, Density, DetectorResponse, Table, load_detector_response
+from topreco.solvers.solutions import MAX_SOLUTIONS
 
-Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 Method = Literal["sonnenschein", "ellipse"]
@@ -68,7 +60,7 @@ _JET, _ELECTRON, _MUON = (OBJECTS.index(kind) for kind in ("jet", "electron", "m
 _LEPTON_PLUS, _LEPTON_MINUS, _B, _BBAR = range(4)
 _RANDOM_RATIO, _RANDOM_ANGLE, _RANDOM_AZIMUTH, _PER_OBJECT = 0, 1, 2, 3
 _RANDOM_W_PLUS, _RANDOM_W_MINUS = 12, 13
-# What is kept of an object: a unit vector along it, two across, |p|, E, m².
+# Kept for each object: a unit vector along it, two across, |p|, E, m².
 _ALONG, _ACROSS, _ACROSS_TOO, _SIZE, _ENERGY, _MASS2, _FRAME = 0, 3, 6, 9, 10, 11, 12
 
 _C2, _C4, _C6, _C8, _C10, _C12, _C14 = ((-1.0) ** k / math.factorial(2 * k) for k in range(1, 8))
@@ -89,10 +81,10 @@ class Smeared(NamedTuple):
     spread
         Weighted standard deviation of p4 over the draws in GeV, shape (n, 2, 4).
     b_candidates
-        Index into the jets for ℓ⁺ and ℓ⁻ that the answer uses, −1 where there is none, shape (n, 2).
+        Index of the jets used with ℓ⁺ and ℓ⁻, −1 where there is none, shape (n, 2).
     quantiles
         Weighted quantiles over the draws at `QUANTILE_LEVELS` of the `DRAWN_OBSERVABLES`, shape (n, 6, 5);
-        of shape (n, 0, 5) unless asked for.
+        of shape (n, 0, 5) unless requested.
     """
 
     p4: Floats
@@ -104,7 +96,7 @@ class Smeared(NamedTuple):
 
 
 class _Settings(NamedTuple):
-    """What the kernels need to know besides events and response."""
+    """Options of `smear_and_solve` for the compiled functions."""
 
     ellipse: bool
     n_draws: int
@@ -115,8 +107,17 @@ class _Settings(NamedTuple):
     quantiles: bool
 
 
+class _Response(NamedTuple):
+    """Detector response as the compiled functions take it: `DetectorResponse` without its description."""
+
+    energy: Table
+    angle: Table
+    m_lb: Density
+    m_w: Table
+
+
 class _Chunk(NamedTuple):
-    """Events as the kernels take them."""
+    """Events as the compiled functions take them."""
 
     lepton_plus: Floats
     lepton_minus: Floats
@@ -252,8 +253,7 @@ def _draw(
     cells: Ints,
     mx: float,
     my: float,
-    energy: Table,
-    angle: Table,
+    response: _Response,
     p4: Floats,
 ) -> tuple[float, float]:
     """Smeared objects of a draw.
@@ -267,13 +267,13 @@ def _draw(
     nominal
         Four-momenta of ℓ⁺, ℓ⁻, b, b̄ in GeV, shape (4, 4).
     frames, cells
-        What `_prepare` found for them.
+        Their axes and cells, from `_prepare`.
     mx, my
         Missing transverse momentum in GeV.
-    energy, angle
-        Tables of the response.
+    response
+        Detector response.
     p4
-        Where the smeared four-momenta go, shape (4, 4).
+        Output: the smeared four-momenta, shape (4, 4).
 
     Returns
     -------
@@ -285,8 +285,8 @@ def _draw(
         _smear(
             frames,
             i,
-            _sample(energy, cells[i, 0], uniform(key, draw, slot + _RANDOM_RATIO)),
-            _sample(angle, cells[i, 1], uniform(key, draw, slot + _RANDOM_ANGLE)),
+            _sample(response.energy, cells[i, 0], uniform(key, draw, slot + _RANDOM_RATIO)),
+            _sample(response.angle, cells[i, 1], uniform(key, draw, slot + _RANDOM_ANGLE)),
             uniform(key, draw, slot + _RANDOM_AZIMUTH),
             p4,
         )
@@ -305,7 +305,7 @@ def _draw_w_masses(key: np.uint64, draw: int, w_masses: Table) -> tuple[float, f
 
 
 @kernel
-def _prepare(p4: Floats, is_muon: Bools, energy: Table, angle: Table, frames: Floats, cells: Ints) -> bool:
+def _prepare(p4: Floats, is_muon: Bools, response: _Response, frames: Floats, cells: Ints) -> bool:
     """Frames and cells of ℓ⁺, ℓ⁻, b, b̄; False if one has no direction."""
     for i in range(4):
         if not _set_frame(p4[i], frames[i]):
@@ -313,8 +313,8 @@ def _prepare(p4: Floats, is_muon: Bools, energy: Table, angle: Table, frames: Fl
         kind = _JET
         if i in (_LEPTON_PLUS, _LEPTON_MINUS):
             kind = _MUON if is_muon[i] else _ELECTRON
-        cells[i, 0] = _cell(energy, kind, p4[i])
-        cells[i, 1] = _cell(angle, kind, p4[i])
+        cells[i, 0] = _cell(response.energy, kind, p4[i])
+        cells[i, 1] = _cell(response.angle, kind, p4[i])
     return True
 
 
@@ -325,10 +325,7 @@ def _solve_pair(
     mx: float,
     my: float,
     key: np.uint64,
-    energy: Table,
-    angle: Table,
-    m_lb: Density,
-    w_masses: Table,
+    response: _Response,
     settings: _Settings,
     mean: Floats,
     variance: Floats,
@@ -341,19 +338,19 @@ def _solve_pair(
     nominal
         Four-momenta of ℓ⁺, ℓ⁻, b, b̄, shape (4, 4).
     is_muon
-        Of ℓ⁺ and ℓ⁻, shape (2,).
+        True for ℓ⁺ and ℓ⁻ that are muons, shape (2,).
     mx, my
         Missing transverse momentum in GeV.
     key
         Key of the event's random numbers.
-    energy, angle, m_lb, w_masses
-        The response.
+    response
+        Detector response.
     settings
-        Of `smear_and_solve`.
+        Options of `smear_and_solve`.
     mean, variance
-        Where the weighted mean and variance of the tops go, shape (2, 4).
+        Output: the weighted mean and variance of the tops, shape (2, 4).
     drawn
-        Where weight and observables of each draw with a solution go, shape (draws, 7), if wanted.
+        Output, if requested: weight and observables of each draw with a solution, shape (draws, 7).
 
     Returns
     -------
@@ -369,7 +366,7 @@ def _solve_pair(
     # Rows are taken out of the loop, where each would count references.
     lepton_plus, lepton_minus, b, bbar = p4[_LEPTON_PLUS], p4[_LEPTON_MINUS], p4[_B], p4[_BBAR]
     neutrinos = np.empty((MAX_SOLUTIONS, 2, 4))
-    if not _prepare(nominal, is_muon, energy, angle, frames, cells):
+    if not _prepare(nominal, is_muon, response, frames, cells):
         return 0.0, 0
     total, n_solved = 0.0, 0
     m_w_plus = m_w_minus = M_W if math.isnan(settings.m_w) else settings.m_w
@@ -377,23 +374,20 @@ def _solve_pair(
     for draw in range(max(settings.n_draws, 1)):
         x, y = mx, my
         if settings.n_draws > 0:
-            x, y = _draw(key, draw, nominal, frames, cells, mx, my, energy, angle, p4)
-        weight = _density(m_lb, math.sqrt(_pair_mass2(lepton_plus, b)))
-        weight *= _density(m_lb, math.sqrt(_pair_mass2(lepton_minus, bbar)))
+            x, y = _draw(key, draw, nominal, frames, cells, mx, my, response, p4)
+        weight = _density(response.m_lb, math.sqrt(_pair_mass2(lepton_plus, b)))
+        weight *= _density(response.m_lb, math.sqrt(_pair_mass2(lepton_minus, bbar)))
         if not weight > 0.0:
             continue
         if draw_w:
-            m_w_plus, m_w_minus = _draw_w_masses(key, draw, w_masses)
+            m_w_plus, m_w_minus = _draw_w_masses(key, draw, response.m_w)
+        event = Event(
+            lepton_plus, lepton_minus, b, bbar, x, y, settings.m_top, settings.m_top, m_w_plus, m_w_minus
+        )
         if settings.ellipse:
-            count = ellipse.solve_event(
-                lepton_plus, lepton_minus, b, bbar, x, y,
-                settings.m_top, settings.m_top, m_w_plus, m_w_minus, neutrinos,
-            )  # fmt: skip
+            count = ellipse.solve_event(event, neutrinos)
         else:
-            count = sonnenschein.solve_event(
-                lepton_plus, lepton_minus, b, bbar, x, y,
-                settings.m_top, settings.m_top, m_w_plus, m_w_minus, neutrinos,
-            )  # fmt: skip
+            count = sonnenschein.solve_event(event, neutrinos)
         if count == 0:
             continue
         if settings.quantiles:
@@ -482,21 +476,12 @@ def _weighted_quantiles(drawn: Floats, total: float, out: Floats) -> None:
 
 @kernel
 def _allowed(lepton: Floats, jet: Floats) -> bool:
-    """Whether lepton and jet may come from one top."""
+    """Return True if lepton and jet may come from one top."""
     return _pair_mass2(lepton, jet) < M_LB_MAX**2
 
 
 @kernel
-def _solve_event(
-    i: int,
-    chunk: _Chunk,
-    energy: Table,
-    angle: Table,
-    m_lb: Density,
-    w_masses: Table,
-    settings: _Settings,
-    out: Smeared,
-) -> None:
+def _solve_event(i: int, chunk: _Chunk, response: _Response, settings: _Settings, out: Smeared) -> None:
     """One event: fill its place in the result."""
     out.p4[i] = math.nan
     out.spread[i] = math.nan
@@ -534,7 +519,7 @@ def _solve_event(
                 nominal[_B], nominal[_BBAR] = chunk.jets[i, jet], chunk.jets[i, jet_bar]
                 weight, n_solved = _solve_pair(
                     nominal, chunk.is_muon[i], mx, my, chunk.keys[i],
-                    energy, angle, m_lb, w_masses, settings, mean, variance, drawn,
+                    response, settings, mean, variance, drawn,
                 )  # fmt: skip
                 if weight > best:
                     best = weight
@@ -549,37 +534,13 @@ def _solve_event(
 
 
 @kernel
-def _solve_serial(
-    chunk: _Chunk,
-    energy: Table,
-    angle: Table,
-    m_lb: Density,
-    w_masses: Table,
-    settings: _Settings,
-    out: Smeared,
-) -> None:
+def _solve_events(chunk: _Chunk, response: _Response, settings: _Settings, out: Smeared) -> None:
     for i in range(len(chunk.keys)):
-        _solve_event(i, chunk, energy, angle, m_lb, w_masses, settings, out)
-
-
-@parallel_kernel
-def _solve_parallel(
-    chunk: _Chunk,
-    energy: Table,
-    angle: Table,
-    m_lb: Density,
-    w_masses: Table,
-    settings: _Settings,
-    out: Smeared,
-) -> None:
-    for i in prange(len(chunk.keys)):
-        _solve_event(i, chunk, energy, angle, m_lb, w_masses, settings, out)
+        _solve_event(i, chunk, response, settings, out)
 
 
 @kernel
-def _fill_draws(
-    chunk: _Chunk, energy: Table, angle: Table, w_masses: Table, p4: Floats, met: Floats, m_w: Floats
-) -> None:
+def _fill_draws(chunk: _Chunk, response: _Response, p4: Floats, met: Floats, m_w: Floats) -> None:
     nominal = np.empty((4, 4))
     frames, cells = np.empty((4, _FRAME)), np.empty((4, 2), np.int64)
     for i in range(len(chunk.keys)):
@@ -588,19 +549,21 @@ def _fill_draws(
             continue
         nominal[_LEPTON_PLUS], nominal[_LEPTON_MINUS] = chunk.lepton_plus[i], chunk.lepton_minus[i]
         nominal[_B], nominal[_BBAR] = chunk.jets[i, jet], chunk.jets[i, jet_bar]
-        if not _prepare(nominal, chunk.is_muon[i], energy, angle, frames, cells):
+        if not _prepare(nominal, chunk.is_muon[i], response, frames, cells):
             continue
         mx, my = chunk.met[i]
         for draw in range(p4.shape[1]):
-            met[i, draw] = _draw(
-                chunk.keys[i], draw, nominal, frames, cells, mx, my, energy, angle, p4[i, draw]
-            )
-            m_w[i, draw] = _draw_w_masses(chunk.keys[i], draw, w_masses)
+            met[i, draw] = _draw(chunk.keys[i], draw, nominal, frames, cells, mx, my, response, p4[i, draw])
+            m_w[i, draw] = _draw_w_masses(chunk.keys[i], draw, response.m_w)
 
 
-@cache
-def _shipped() -> Response:
-    return load_response()
+_shipped = cache(load_detector_response)
+
+
+def _tables(response: DetectorResponse | None) -> _Response:
+    """Detector response for the compiled functions, by default the one that ships with the package."""
+    found = _shipped() if response is None else response
+    return _Response(found.energy, found.angle, found.m_lb, found.m_w)
 
 
 class Draws(NamedTuple):
@@ -622,16 +585,16 @@ class Draws(NamedTuple):
 
 
 def smear(
-    events: DileptonEvents, response: Response | None = None, *, n_draws: int = 100, seed: int = 1
+    events: DileptonEvents, response: DetectorResponse | None = None, *, n_draws: int = 100, seed: int = 1
 ) -> Draws:
-    """Smeared objects of events, for a look at what `smear_and_solve` does with ``pairing="candidates"``.
+    """Smeared objects of events, to inspect what `smear_and_solve` solves with ``pairing="candidates"``.
 
     Parameters
     ----------
     events
         Selected events.
     response
-        Response histograms; None for those that ship with the package.
+        Detector response; None for the one that ships with the package.
     n_draws
         Number of draws, 1 or more.
     seed
@@ -649,17 +612,15 @@ def smear(
     """
     if n_draws < 1:
         raise TopRecoError(f"smear: n_draws is {n_draws}, expected 1 or more")
-    if response is None:
-        response = _shipped()
     shape = (len(events), n_draws)
     draws = Draws(np.full((*shape, 4, 4), np.nan), np.full((*shape, 2), np.nan), np.full((*shape, 2), np.nan))
-    _fill_draws(_chunk(events, seed), response.energy, response.angle, response.m_w, *draws)
+    _fill_draws(_chunk(events, seed), _tables(response), *draws)
     return draws
 
 
 def smear_and_solve(
     events: DileptonEvents,
-    response: Response | None = None,
+    response: DetectorResponse | None = None,
     *,
     method: Method = "sonnenschein",
     n_draws: int = 100,
@@ -671,14 +632,14 @@ def smear_and_solve(
     threads: int = 1,
     quantiles: bool = False,
 ) -> Smeared:
-    """Tops of dileptonic events, averaged over the detector's response.
+    """Tops of dileptonic events, averaged over the detector response.
 
     Parameters
     ----------
     events
         Selected events.
     response
-        Response histograms; None for those that ship with the package.
+        Detector response; None for the one that ships with the package.
     method
         Solver of the single draw.
     n_draws
@@ -714,8 +675,6 @@ def smear_and_solve(
         If an option has a value that is not allowed.
     """
     _check_options(method=method, pairing=pairing, n_draws=n_draws, m_top=m_top, m_w=m_w)
-    if response is None:
-        response = _shipped()
     settings = _Settings(
         ellipse=method == "ellipse",
         n_draws=n_draws,
@@ -734,25 +693,13 @@ def smear_and_solve(
         np.empty((n, 2), np.int64),
         np.empty((n, _N_DRAWN if quantiles else 0, _N_LEVELS)),
     )
-    tables = (response.energy, response.angle, response.m_lb, response.m_w)
-    with thread_mask("smear_and_solve", threads):
-        solve = _solve_serial if threads == 1 else _solve_parallel
-        for start in range(0, n, _CHUNK):
-            part = slice(start, start + _CHUNK)
-            solve(_chunk(events[part], seed), *tables, settings, _rows(out, part))
+    tables = _tables(response)
+
+    def solve(part: slice) -> None:
+        _solve_events(_chunk(events[part], seed), tables, settings, rows(out, part))
+
+    on_threads("smear_and_solve", n, solve, threads=threads, largest=_CHUNK)
     return out
-
-
-def _rows(out: Smeared, part: slice) -> Smeared:
-    """Views of the events of a part."""
-    return Smeared(
-        out.p4[part],
-        out.weight[part],
-        out.n_solved[part],
-        out.spread[part],
-        out.b_candidates[part],
-        out.quantiles[part],
-    )
 
 
 def _chunk(events: DileptonEvents, seed: int) -> _Chunk:

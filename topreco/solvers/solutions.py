@@ -1,4 +1,4 @@
-r"""What the analytic solvers share: their inputs, their outputs and the constraints of one leg.
+r"""Constraints of one leg, and the list of solutions of an event.
 
 For t → b W → b ℓ ν with a massless neutrino the W and the top mass fix
 
@@ -11,30 +11,22 @@ For t → b W → b ℓ ν with a massless neutrino the W and the top mass fix
 with **p** the momentum of the neutrino and **v** = **p**/E a velocity. Their difference,
 (**v**_b − **v**_ℓ)·**p** = a − b, is the plane in which the neutrino lies.
 
-Transverse momenta do not feel boosts along the beam, so each leg is treated in the frame in which its lepton
-and b together have no p_z. There a leg looks the same at every rapidity.
+Transverse momenta are invariant under boosts along the beam, so each leg is treated in the frame in which its
+lepton and b together have no p_z. There a leg looks the same at every rapidity.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
-import numba
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from topreco.solvers.per_event import Event, Floats, Ints, inlined_kernel
 
-from topreco.core.compiled import njit
-from topreco.core.errors import TopRecoError
-
-Floats = NDArray[np.float64]
 Leg = tuple[float, float, float, float, float, float, float, float, float, float]
 
 MAX_SOLUTIONS = 4
 
 # A lepton or jet stored with 32 bits has a squared mass of either sign at this fraction of its E² or below;
 # farther into the spacelike region there is no particle.
-_SPACELIKE = 1e-5
+SPACELIKE = 1e-5
 # Lepton and b of the same velocity leave one constraint, not two.
 _SAME_VELOCITY = 1e-9
 # Newton's method ends at steps of this relative size: the next would be its square. Near tangency, where it
@@ -43,8 +35,6 @@ CONVERGED = 1e-7
 RESIDUAL = 1e-13
 NEWTON_STEPS = 30
 QUADRATIC_STEPS = 8
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Solutions(NamedTuple):
@@ -61,7 +51,7 @@ class Solutions(NamedTuple):
     """
 
     neutrinos: Floats
-    count: NDArray[np.int64]  # type: ignore[assignment]  # hides tuple.count, which nobody misses here
+    count: Ints  # type: ignore[assignment]  # hides tuple.count, which is not needed here
 
 
 class ClosestApproach(NamedTuple):
@@ -81,101 +71,6 @@ class ClosestApproach(NamedTuple):
     distance: Floats
 
 
-def kernel(function: _F) -> _F:
-    """Compile a function of scalars and arrays with numba, in IEEE arithmetic: 1/0 is ∞, no exception."""
-    compiled: _F = njit(nogil=True, error_model="numpy")(function)
-    return compiled
-
-
-def inlined_kernel(function: _F) -> _F:
-    """Compile like `kernel` a function that is expanded where it is called: one with many arguments."""
-    compiled: _F = njit(nogil=True, error_model="numpy", forceinline=True)(function)
-    return compiled
-
-
-def parallel_kernel(function: _F) -> _F:
-    """Compile like `kernel` a function whose `numba.prange` loops run on several threads."""
-    compiled: _F = njit(nogil=True, error_model="numpy", parallel=True)(function)
-    return compiled
-
-
-class Inputs(NamedTuple):
-    """Checked arguments of a solver: contiguous float64 arrays, each mass one per event."""
-
-    lepton_plus: Floats
-    lepton_minus: Floats
-    b: Floats
-    bbar: Floats
-    met: Floats
-    m_top: Floats
-    m_antitop: Floats
-    m_w_plus: Floats
-    m_w_minus: Floats
-
-
-def check_inputs(
-    name: str,
-    momenta: dict[str, ArrayLike],
-    met: ArrayLike,
-    masses: dict[str, ArrayLike],
-) -> Inputs:
-    """Arguments of a solver as the arrays that its kernels take.
-
-    Parameters
-    ----------
-    name
-        Name of the solver for error messages.
-    momenta
-        Visible four-momenta by argument name, each of shape (n, 4).
-    met
-        Missing transverse momentum, shape (n, 2).
-    masses
-        Masses by argument name, each a scalar or of shape (n,).
-
-    Raises
-    ------
-    TopRecoError
-        If an argument has another shape or is not numeric.
-    """
-    arrays: dict[str, Floats] = {}
-    for argument, value in {**momenta, "met": met, **masses}.items():
-        try:
-            # Writable, because numba compiles again for read-only arrays.
-            arrays[argument] = np.require(value, np.float64, ["C", "A", "W"])
-        except (TypeError, ValueError) as error:
-            raise TopRecoError(f"{name}: {argument} is not an array of numbers: {error}") from error
-    first = next(iter(momenta))
-    n = len(arrays[first]) if arrays[first].ndim else 0
-    for argument in momenta:
-        expected = "(n, 4)" if argument == first else f"({n}, 4) like {first}"
-        _check_shape(name, argument, arrays[argument], (n, 4), expected)
-    _check_shape(name, "met", arrays["met"], (n, 2), f"({n}, 2)")
-    for argument in masses:
-        if arrays[argument].ndim == 0:
-            arrays[argument] = np.full(n, arrays[argument])
-        _check_shape(name, argument, arrays[argument], (n,), f"() or ({n},)")
-    return Inputs(*(arrays[field] for field in Inputs._fields))
-
-
-def _check_shape(name: str, argument: str, array: Floats, shape: tuple[int, ...], expected: str) -> None:
-    """Raise unless an array has its shape."""
-    if array.shape != shape:
-        raise TopRecoError(f"{name}: {argument} has shape {array.shape}, expected {expected}")
-
-
-@contextlib.contextmanager
-def thread_mask(name: str, threads: int) -> Iterator[None]:
-    """Let numba use this many threads, at most those it was started with, and restore the number after."""
-    if threads < 1:
-        raise TopRecoError(f"{name}: threads is {threads}, expected 1 or more")
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
-
-
 @inlined_kernel
 def leg_constraints(lepton: Floats, b: Floats, m_top: float, m_w: float) -> tuple[bool, Leg]:
     """Constraints of one leg on its neutrino, as in the description of the module.
@@ -190,7 +85,7 @@ def leg_constraints(lepton: Floats, b: Floats, m_top: float, m_w: float) -> tupl
     Returns
     -------
     valid
-        Whether the input is physical and can have a solution.
+        True if the input is physical and can have a solution.
     leg
         In the frame in which lepton and b together have no p_z: velocity of the lepton (3 numbers), a, unit
         normal of the plane (3), distance of the plane from the origin. Then cosh and sinh of the rapidity
@@ -211,7 +106,7 @@ def leg_constraints(lepton: Floats, b: Floats, m_top: float, m_w: float) -> tupl
         return False, nothing
     mass2_l = energy_l * energy_l - (lx * lx + ly * ly + lz * lz)
     mass2_b = energy_b * energy_b - (bx * bx + by * by + bz * bz)
-    if not (mass2_l >= -_SPACELIKE * lepton[0] ** 2 and mass2_b >= -_SPACELIKE * b[0] ** 2):
+    if not (mass2_l >= -SPACELIKE * lepton[0] ** 2 and mass2_b >= -SPACELIKE * b[0] ** 2):
         return False, nothing
     product = energy_l * energy_b - (lx * bx + ly * by + lz * bz)
     inverse_l, inverse_b = 1.0 / energy_l, 1.0 / energy_b
@@ -238,6 +133,29 @@ def leg_constraints(lepton: Floats, b: Floats, m_top: float, m_w: float) -> tupl
         cosh,
         sinh,
     )
+
+
+@inlined_kernel
+def constraints(event: Event) -> tuple[bool, Leg, Leg]:
+    """Constraints of both legs of an event.
+
+    Parameters
+    ----------
+    event
+        Visible momenta, MET and masses.
+
+    Returns
+    -------
+    valid
+        True if the input is finite and physical and can have a solution.
+    leg, leg_bar
+        See `leg_constraints`.
+    """
+    valid, leg = leg_constraints(event.lepton_plus, event.b, event.m_top, event.m_w_plus)
+    if not (valid and math.isfinite(event.mx) and math.isfinite(event.my)):
+        return False, leg, leg
+    valid, leg_bar = leg_constraints(event.lepton_minus, event.bbar, event.m_antitop, event.m_w_minus)
+    return valid, leg, leg_bar
 
 
 @inlined_kernel

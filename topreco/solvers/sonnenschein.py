@@ -37,10 +37,19 @@ References
 import math
 
 import numpy as np
-from numba import prange
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from topreco.core.constants import M_TOP, M_W
+from topreco.solvers.per_event import (
+    Event,
+    Floats,
+    Inputs,
+    Ints,
+    event_of,
+    inlined_kernel,
+    kernel,
+    solve_events,
+)
 from topreco.solvers.quartic import roots_by_radicals, roots_in_unit_interval
 from topreco.solvers.solutions import (
     CONVERGED,
@@ -48,16 +57,10 @@ from topreco.solvers.solutions import (
     NEWTON_STEPS,
     QUADRATIC_STEPS,
     RESIDUAL,
-    Floats,
     Leg,
     Solutions,
-    check_inputs,
-    inlined_kernel,
+    constraints,
     insert_solution,
-    kernel,
-    leg_constraints,
-    parallel_kernel,
-    thread_mask,
 )
 
 # Smallest |a₄|/|(a₂, a₃, a₄)| of a conic: its square, the width of the conic, has to stay above rounding.
@@ -70,7 +73,7 @@ _TOUCHING = 1e-9
 # p_y from the linear combination of the conics is not used where its denominator has lost this much to
 # cancellation.
 _CANCELLED = 1e-6
-# Roots that fill less than this fraction of the interval are looked for again in a part of it.
+# Roots that fill less than this fraction of the interval are searched for again in a part of it.
 _CLUSTERED = 0.02
 _ZOOMS = 3
 
@@ -152,7 +155,7 @@ def _crossings(c: Conic, d: Conic, low: float, high: float, thin: bool, roots: F
     h2 = k1 * k1 + 2.0 * k0 * k2 + w0 * m2 + w1 * m1 + w2 * m0
     h3 = 2.0 * k1 * k2 + w1 * m2 + w2 * m1
     h4 = k2 * k2 + w2 * m2
-    # The coefficients from thin conics have lost digits, of which radicals know nothing.
+    # The coefficients from thin conics have lost digits, which radicals cannot see.
     found = -1 if thin else roots_by_radicals(h0, h1, h2, h3, h4, roots)
     if found < 0:
         count = roots_in_unit_interval(h0, h1, h2, h3, h4, _TOUCHING, roots[:, 0])
@@ -175,7 +178,7 @@ def _longitudinal(leg: Leg, nz: float, x: float, y: float) -> tuple[int, float, 
         return 1, (distance - nx * x - ny * y) / nz, 0.0
     energy = a + vx * x + vy * y
     gamma2 = 1.0 / (1.0 - vz * vz)
-    # At a vanishing root, a fold of the ellipse, Newton's method could not tell which way to go.
+    # At a vanishing root, a fold of the ellipse, Newton's method has no direction.
     root = math.sqrt(max(energy * energy - (x * x + y * y) / gamma2, _FOLD * energy * energy))
     return 2, (energy * vz + root) * gamma2, (energy * vz - root) * gamma2
 
@@ -235,47 +238,25 @@ def _in_laboratory(leg: Leg, x: float, y: float, z: float) -> float:
 
 
 @kernel
-def solve_event(
-    lepton_plus: Floats,
-    lepton_minus: Floats,
-    b: Floats,
-    bbar: Floats,
-    mx: float,
-    my: float,
-    m_top: float,
-    m_antitop: float,
-    m_w_plus: float,
-    m_w_minus: float,
-    neutrinos: Floats,
-) -> int:
-    """Solutions of one event, for use inside compiled loops; arguments as in `solve`.
+def solve_event(event: Event, neutrinos: Floats) -> int:
+    """Solutions of one event, for use inside compiled loops.
 
     Parameters
     ----------
-    lepton_plus, lepton_minus, b, bbar
-        Four-momenta (E, px, py, pz) in GeV, shape (4,).
-    mx, my
-        Missing transverse momentum in GeV.
-    m_top, m_antitop, m_w_plus, m_w_minus
-        Masses in GeV.
+    event
+        Visible momenta, MET and masses.
     neutrinos
-        Where the solutions go, shape (4, 2, 4).
+        Output: the solutions in rising m_tt, shape (4, 2, 4); beyond the last it is left as it is.
 
     Returns
     -------
     count
         Number of solutions.
     """
-    neutrinos[:] = math.nan
-    if not (math.isfinite(mx) and math.isfinite(my)):
-        return 0
-    valid, leg = leg_constraints(lepton_plus, b, m_top, m_w_plus)
+    valid, leg, leg_bar = constraints(event)
     if not valid:
         return 0
-    valid, leg_bar = leg_constraints(lepton_minus, bbar, m_antitop, m_w_minus)
-    if not valid:
-        return 0
-
+    mx, my = event.mx, event.my
     nz = math.copysign(max(abs(leg[6]), _THIN), leg[6])
     nz_bar = math.copysign(max(abs(leg_bar[6]), _THIN), leg_bar[6])
 
@@ -310,8 +291,8 @@ def solve_event(
         found = _crossings(conic, conic_bar, low, high, thin, roots[candidates:])
         candidates += found
 
-    visible_energy = lepton_plus[0] + lepton_minus[0] + b[0] + bbar[0]
-    visible_pz = lepton_plus[3] + lepton_minus[3] + b[3] + bbar[3]
+    visible_energy = event.lepton_plus[0] + event.lepton_minus[0] + event.b[0] + event.bbar[0]
+    visible_pz = event.lepton_plus[3] + event.lepton_minus[3] + event.b[3] + event.bbar[3]
     c00, c10, c11, c20, c21, c22 = conic
     d00, d10, d11, d20, d21, d22 = conic_bar
     count = 0
@@ -346,63 +327,9 @@ def solve_event(
 
 
 @kernel
-def _solve_serial(
-    lepton_plus: Floats,
-    lepton_minus: Floats,
-    b: Floats,
-    bbar: Floats,
-    met: Floats,
-    m_top: Floats,
-    m_antitop: Floats,
-    m_w_plus: Floats,
-    m_w_minus: Floats,
-    neutrinos: Floats,
-    count: NDArray[np.int64],
-) -> None:
+def _solve_events(inputs: Inputs, neutrinos: Floats, count: Ints) -> None:
     for i in range(len(count)):
-        count[i] = solve_event(
-            lepton_plus[i],
-            lepton_minus[i],
-            b[i],
-            bbar[i],
-            met[i, 0],
-            met[i, 1],
-            m_top[i],
-            m_antitop[i],
-            m_w_plus[i],
-            m_w_minus[i],
-            neutrinos[i],
-        )
-
-
-@parallel_kernel
-def _solve_parallel(
-    lepton_plus: Floats,
-    lepton_minus: Floats,
-    b: Floats,
-    bbar: Floats,
-    met: Floats,
-    m_top: Floats,
-    m_antitop: Floats,
-    m_w_plus: Floats,
-    m_w_minus: Floats,
-    neutrinos: Floats,
-    count: NDArray[np.int64],
-) -> None:
-    for i in prange(len(count)):
-        count[i] = solve_event(
-            lepton_plus[i],
-            lepton_minus[i],
-            b[i],
-            bbar[i],
-            met[i, 0],
-            met[i, 1],
-            m_top[i],
-            m_antitop[i],
-            m_w_plus[i],
-            m_w_minus[i],
-            neutrinos[i],
-        )
+        count[i] = solve_event(event_of(inputs, i), neutrinos[i])
 
 
 def solve(
@@ -449,18 +376,9 @@ def solve(
     ----------
     .. [1] L. Sonnenschein, Phys. Rev. D 73 (2006) 054015, hep-ph/0603011.
     """
-    inputs = check_inputs(
-        "sonnenschein.solve",
-        {"lepton_plus": lepton_plus, "lepton_minus": lepton_minus, "b": b, "bbar": bbar},
-        met,
-        {"m_top": m_top, "m_antitop": m_antitop, "m_w_plus": m_w_plus, "m_w_minus": m_w_minus},
+    name = "sonnenschein.solve"
+    inputs = Inputs.checked(
+        name, lepton_plus, lepton_minus, b, bbar, met, m_top, m_antitop, m_w_plus, m_w_minus
     )
-    n = len(inputs.met)
-    neutrinos = np.empty((n, MAX_SOLUTIONS, 2, 4))
-    count = np.empty(n, np.int64)
-    if threads == 1:
-        _solve_serial(*inputs, neutrinos, count)
-    else:
-        with thread_mask("sonnenschein.solve", threads):
-            _solve_parallel(*inputs, neutrinos, count)
-    return Solutions(neutrinos, count)
+    shape = (MAX_SOLUTIONS, 2, 4)
+    return Solutions(*solve_events(name, _solve_events, inputs, shape=shape, kind=np.int64, threads=threads))

@@ -18,8 +18,9 @@ from topreco.core.errors import TopRecoError
 pythia8mc = pytest.importorskip("pythia8mc")
 pytest.importorskip("fastjet")
 
-from topreco.simulation import run, simulate  # noqa: E402
+from topreco.simulation import simulate  # noqa: E402
 from topreco.simulation.pythia import generate, settings, start_pythia  # noqa: E402
+from topreco.simulation.simulate import _open_parts, block_seeds  # noqa: E402
 
 pytestmark = pytest.mark.sim
 
@@ -174,10 +175,10 @@ def test_the_seed_changes_the_events(reference, tmp_path):
 
 
 def test_seeds_of_blocks_differ():
-    seeds = [run.block_seeds(1, block)[0] for block in range(1000)]
+    seeds = [block_seeds(1, block)[0] for block in range(1000)]
     assert len(set(seeds)) == 1000
     assert all(1 <= seed <= 900_000_000 for seed in seeds)
-    numbers = [run.block_seeds(seed, block)[1].random() for seed in (1, 2) for block in range(100)]
+    numbers = [block_seeds(seed, block)[1].random() for seed in (1, 2) for block in range(100)]
     assert len(set(numbers)) == 200
 
 
@@ -220,7 +221,7 @@ def test_a_killed_run_resumes(reference, tmp_path):
 
 def test_parts_of_another_simulation_are_refused(tmp_path):
     output = tmp_path / "tt.root"
-    run._open_parts(tmp_path / "tt.root.parts", FAST)
+    _open_parts(tmp_path / "tt.root.parts", FAST)
     with pytest.raises(TopRecoError, match=r"another simulation: m_top, seed differ"):
         simulate(FAST.model_copy(update={"seed": 12, "m_top": 170.0}), output, workers=1, progress=False)
     foreign = tmp_path / "other.root.parts"
