@@ -57,11 +57,11 @@ def test_backbone_without_kind_is_the_default():
 
 def test_groups_of_observables():
     """A group stands for its members, each once, in the order given."""
-    config = load_config(RunConfig, None, ["histograms.observables=[pt_top, default, spin, m_lb]"])
+    config = load_config(RunConfig, None, ["histograms.observables=[pt_top, default, spin, delta_phi_ll]"])
     found = config.histograms.observables
     assert found[0] == "pt_top"
-    assert found[-1] == "m_lb"
-    assert set(found) == {*OBSERVABLE_GROUPS["default"], *OBSERVABLE_GROUPS["spin"], "m_lb"}
+    assert found[-1] == "delta_phi_ll"
+    assert set(found) == {*OBSERVABLE_GROUPS["default"], *OBSERVABLE_GROUPS["spin"], "delta_phi_ll"}
     assert len(found) == len(set(found))
     assert RunConfig().histograms.observables == OBSERVABLE_GROUPS["default"]
 

@@ -182,7 +182,7 @@ def test_quality_cuts_that_mean_nothing(toy_model):
     with pytest.raises(TopRecoError, match=r"min_quality\.elipse: no such method; there are ellipse"):
         load_methods(["ellipse"], min_quality={"elipse": 1.0})
     (cut,) = load_methods([toy_model], min_quality={"toy": -0.1})
-    with pytest.raises(TopRecoError, match="min_quality: method 'toy' tells no quality"):
+    with pytest.raises(TopRecoError, match="min_quality: method 'toy' gives no quality"):
         cut(toy_events(2))
 
 

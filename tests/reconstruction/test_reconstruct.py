@@ -274,7 +274,7 @@ def test_in_a_processor_of_ones_own(simulated, toy_model):
 
 
 def test_the_function_is_no_module():
-    for name in ("reconstructors", "tops", "run", "cli"):
+    for name in ("reconstruction.load", "reconstruction.reconstruct", "runs.run", "cli"):
         importlib.import_module(f"topreco.{name}")
     assert callable(topreco.reconstruct)
 

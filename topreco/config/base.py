@@ -40,8 +40,10 @@ def merged(*contents: Mapping[str, Any], whole: Collection[str] = ()) -> dict[st
     for content in contents:
         for key, value in content.items():
             inner = both.get(key)
-            nested = isinstance(inner, dict) and isinstance(value, Mapping) and key not in whole
-            both[key] = merged(inner, value, whole=whole) if nested else value
+            if isinstance(inner, dict) and isinstance(value, Mapping) and key not in whole:
+                both[key] = merged(inner, value, whole=whole)
+            else:
+                both[key] = value
     return both
 
 

@@ -51,9 +51,9 @@ def progress_bar(
         shown = bar.tasks[0]
 
         def advance(n: int = 1, text: str | None = None) -> None:
-            fields = {} if text is None else {"text": text}
+            shown_text = shown.fields["text"] if text is None else text
             elapsed = shown.elapsed or 0.0
             rate = (shown.completed + n - done) / elapsed if elapsed > 0 else 0.0
-            bar.update(task, advance=n, rate=rate, **fields)
+            bar.update(task, advance=n, rate=rate, text=shown_text)
 
         yield advance
