@@ -1,7 +1,10 @@
-"""The commands `topreco` and `topreco-train`: thin, the work is done in the modules they call."""
+"""The commands `topreco` and `topreco-train`: typed options, merged once with file and overrides.
+
+The work is done in the modules that the commands call.
+"""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,10 +38,21 @@ ConfigOption = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides such as epochs=10.")
 ]
+ModelArgument = Annotated[
+    str, typer.Argument(help="Model file (.safetensors), or the name of a shipped model.")
+]
+ResultsArgument = Annotated[
+    Path, typer.Argument(help="Output folder of `topreco run`, or its histograms.coffea.")
+]
 FilesAndOverrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[FILE]... [KEY=VALUE]...", help="Input files and configuration overrides."),
 ]
+MethodsOption = Annotated[
+    list[str] | None,
+    typer.Option("--method", "--methods", "-m", help="Model file or name; several by commas or repetition."),
+]
+DatasetOption = Annotated[str | None, typer.Option(help="Name of the sample.")]
 PresetOption = Annotated[
     str | None,
     typer.Option("--preset", help="NanoAOD version (nano_v9, none); by default detected from the branches."),
@@ -46,11 +60,16 @@ PresetOption = Annotated[
 EraOption = Annotated[
     str | None, typer.Option("--era", help="Data-taking era (UL2017), for the b-tag working point.")
 ]
+WorkersOption = Annotated[int | None, typer.Option(help="Processes; by default one per core.")]
+PlotsOption = Annotated[bool, typer.Option(help="Make the figures too.")]
+LabelOption = Annotated[str, typer.Option(help="Text above the figures.")]
+ExperimentOption = Annotated[str, typer.Option(help="Experiment in bold before it, such as CMS.")]
+SqrtSOption = Annotated[float | None, typer.Option(help="Centre-of-mass energy in TeV to show.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 _HEADLINE = ("m_tt", "pt_top", "y_top")
-"""What the terminal shows; the files hold every observable."""
+"""Observables that the terminal shows; the files hold every one."""
 
 
 def _console() -> Console:
@@ -64,14 +83,21 @@ def _split(arguments: list[str] | None) -> tuple[list[str], list[str]]:
     return files, [a for a in arguments or [] if a not in files]
 
 
-def _preset_overrides(preset: str | None, era: str | None) -> list[str]:
-    chosen = {"preset": preset, "era": era}
-    return [f"selection.{key}={value}" for key, value in chosen.items() if value is not None]
+def _output(text: str) -> Any:
+    return typer.Option("--output", "-o", help=text)
+
+
+def _several(values: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Values of an option given several times, or once with commas; a file's name may contain one."""
+    if not values:
+        return None
+    parts = [part for value in values for part in ([value] if Path(value).exists() else value.split(","))]
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 @app.command()
 def simulate(
-    output: Annotated[Path, typer.Option("--output", "-o", help="ROOT file to write.")],
+    output: Annotated[Path, _output("ROOT file to write.")],
     overrides: Overrides = None,
     config: ConfigOption = None,
     n_events: Annotated[int | None, typer.Option("--events", "-n", help="Events to generate.")] = None,
@@ -80,7 +106,7 @@ def simulate(
     nanoaod_version: Annotated[
         str | None, typer.Option(help="Branches of that version: v7, v9, v11, v12, v14, v15.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
+    workers: WorkersOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -88,8 +114,7 @@ def simulate(
     from topreco.simulation import simulate as run_simulation
 
     options = {"n_events": n_events, "seed": seed, "lhe": lhe, "nanoaod_version": nanoaod_version}
-    assignments = [f"{key}={value}" for key, value in options.items() if value is not None]
-    settings = load_config(SimulationConfig, config, [*(overrides or []), *assignments])
+    settings = load_config(SimulationConfig, config, overrides or [], options)
     summary = run_simulation(settings, output, workers=workers, progress=not quiet, overwrite=overwrite)
     typer.echo(summary)
 
@@ -97,9 +122,9 @@ def simulate(
 @app.command()
 def skim(
     arguments: FilesAndOverrides,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file to write.")],
+    output: Annotated[Path, _output("Parquet file to write.")],
     config: ConfigOption = None,
-    dataset: Annotated[str | None, typer.Option(help="Name of the sample.")] = None,
+    dataset: DatasetOption = None,
     preset: PresetOption = None,
     era: EraOption = None,
     quiet: Quiet = False,
@@ -108,10 +133,8 @@ def skim(
     from topreco.input.skimming import make_skim
 
     files, overrides = _split(arguments)
-    if dataset is not None:
-        overrides.append(f"dataset={dataset}")
-    overrides += _preset_overrides(preset, era)
-    settings = load_config(SkimConfig, config, overrides)
+    options = {"dataset": dataset, "selection.preset": preset, "selection.era": era}
+    settings = load_config(SkimConfig, config, overrides, options)
     summary = make_skim(
         files,
         output,
@@ -129,11 +152,11 @@ def skim(
 @app.command("pepper-write")
 def pepper_write(
     arguments: FilesAndOverrides,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the copies.")],
+    output: Annotated[Path, _output("Folder for the copies.")],
     config: ConfigOption = None,
     method: Annotated[str | None, typer.Option("--method", "-m", help="Model file or name.")] = None,
     column: Annotated[str | None, typer.Option(help="Column to write, by default recot_METHOD.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Name of the sample.")] = None,
+    dataset: DatasetOption = None,
 ) -> None:
     """Copy pepper's event files (HDF5 or ROOT) with reconstructed tops as a new column."""
     from topreco.input.pepper.write import write_all
@@ -141,10 +164,9 @@ def pepper_write(
 
     files, overrides = _split(arguments)
     options = {"method": method, "column": column, "dataset": dataset}
-    overrides += [f"{key}={value}" for key, value in options.items() if value is not None]
-    settings = load_config(PepperWriteConfig, config, overrides)
-    reconstructor = load(settings.method, solvers=settings.solvers)
-    for summary in write_all(files, output, reconstructor, settings):
+    settings = load_config(PepperWriteConfig, config, overrides, options)
+    loaded = load(settings.method, solvers=settings.solvers)
+    for summary in write_all(files, output, loaded, settings):
         typer.echo(summary)
 
 
@@ -168,8 +190,8 @@ def train(
 
 @app.command()
 def quantiles(
-    model: Annotated[str, typer.Argument(help="Model file (.safetensors), or the name of a shipped model.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Model file to write.")],
+    model: ModelArgument,
+    output: Annotated[Path, _output("Model file to write.")],
     overrides: Overrides = None,
     config: ConfigOption = None,
     calibrate_only: Annotated[
@@ -203,7 +225,7 @@ def study(
         str, typer.Argument(help="YAML file, or the name of a shipped one (study/spurions.yaml).")
     ],
     overrides: Overrides = None,
-    restart: Annotated[bool, typer.Option(help="Discard what earlier trainings left.")] = False,
+    restart: Annotated[bool, typer.Option(help="Discard the results of earlier trainings.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train networks that differ in a few keys, with several seeds each, and compare them in one table."""
@@ -215,8 +237,8 @@ def study(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="Model file (.safetensors), or the name of a shipped model.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="ONNX file to write.")],
+    model: ModelArgument,
+    output: Annotated[Path, _output("ONNX file to write.")],
     triton: Annotated[
         Path | None, typer.Option(help="Folder of a Triton model repository to put the model into too.")
     ] = None,
@@ -247,17 +269,15 @@ def _network(model: str, command: str) -> Any:
 def run(
     arguments: FilesAndOverrides = None,
     config: ConfigOption = None,
-    method: Annotated[
-        list[str] | None, typer.Option("--method", "-m", help="Model file or name; repeat for several.")
-    ] = None,
+    method: MethodsOption = None,
     dataset: Annotated[str, typer.Option(help="Name of the sample of the file arguments.")] = "default",
     preset: PresetOption = None,
     era: EraOption = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.")] = None,
+    output: Annotated[Path | None, _output("Folder for the results.")] = None,
     output_columns: Annotated[
         Path | None, typer.Option(help="Folder for the results of each event, as friend trees.")
     ] = None,
-    plots: Annotated[bool, typer.Option(help="Make the figures too.")] = True,
+    plots: PlotsOption = True,
     quiet: Quiet = False,
 ) -> None:
     """Reconstruct files through a coffea Runner: histograms, metrics, cutflow and figures."""
@@ -267,17 +287,15 @@ def run(
     from topreco.runs.run import run as run_processor
 
     files, overrides = _split(arguments)
-    settings = load_config(RunConfig, config, overrides + _preset_overrides(preset, era))
-    changes: dict[str, Any] = {}
-    if files:
-        changes["fileset"] = {dataset: tuple(files)}
-    if method:
-        changes["methods"] = tuple(method)
-    if output is not None:
-        changes["output"] = output
-    if output_columns is not None:
-        changes["output_columns"] = output_columns
-    result = run_processor(settings.model_copy(update=changes), progress=not quiet)
+    options = {
+        "fileset": {dataset: files} if files else None,
+        "methods": _several(method),
+        "selection.preset": preset,
+        "selection.era": era,
+        "output": output,
+        "output_columns": output_columns,
+    }
+    result = run_processor(load_config(RunConfig, config, overrides, options), progress=not quiet)
     for name, cutflow in result.cutflow.items():
         _console().print(Cutflow.from_dict(cutflow).table(name))
         typer.echo(f"{name}: {result.presets[name]}\n")
@@ -291,11 +309,13 @@ def run(
 @app.command()
 def response(
     skims: Annotated[list[Path], typer.Argument(help="Simulated skims, with truth.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")],
-    description: Annotated[str | None, typer.Option(help="What the sample is, kept in the file.")] = None,
+    output: Annotated[Path, _output("JSON file to write.")],
+    description: Annotated[
+        str | None, typer.Option(help="Description of the sample, kept in the file.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Derive the response histograms that the smearing of analytic methods draws from (correctionlib)."""
+    """Derive the detector response that the smearing of analytic methods draws from (correctionlib)."""
     from topreco.solvers.response import derive_response, write_response
 
     write_response(derive_response(skims, description=description, progress=not quiet), output)
@@ -308,10 +328,8 @@ def validate(
         list[str],
         typer.Argument(metavar="SKIM... [KEY=VALUE]...", help="Simulated skims, with truth, and overrides."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for index.html and results.json.")],
-    methods: Annotated[
-        str, typer.Option("--methods", "-m", help="Model files and names, separated by commas.")
-    ] = "dilepton",
+    output: Annotated[Path, _output("Folder for index.html and results.json.")],
+    method: MethodsOption = None,
     config: ConfigOption = None,
     join: Annotated[
         list[str] | None,
@@ -324,10 +342,10 @@ def validate(
         list[str] | None,
         typer.Option(metavar="MASS=SKIM", help="Skim of another top-quark mass in GeV; repeat for each."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
+    workers: WorkersOption = None,
     quiet: Quiet = False,
 ) -> None:
-    """Validate methods on simulated skims: one page with figures, and every number as JSON."""
+    """Validate methods (dilepton by default) on simulated skims: a page with figures, all numbers as JSON."""
     import os
     import shlex
 
@@ -338,7 +356,7 @@ def validate(
     page = run_validation(
         skims,
         output,
-        methods=[name.strip() for name in methods.split(",") if name.strip()],
+        methods=("dilepton",) if method is None else _several(method) or (),
         config=load_config(ValidationConfig, config, overrides),
         joined=parse_joined(join or []),
         background=background or [],
@@ -352,11 +370,11 @@ def validate(
 
 @app.command()
 def plot(
-    source: Annotated[Path, typer.Argument(help="Output folder of `topreco run`, or its histograms.coffea.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the figures.")] = None,
-    label: Annotated[str, typer.Option(help="Text above the figures.")] = "Simulation",
-    experiment: Annotated[str, typer.Option(help="Experiment in bold before it, such as CMS.")] = "",
-    sqrt_s: Annotated[float | None, typer.Option(help="Centre-of-mass energy in TeV to show.")] = None,
+    source: ResultsArgument,
+    output: Annotated[Path | None, _output("Folder for the figures.")] = None,
+    label: LabelOption = "Simulation",
+    experiment: ExperimentOption = "",
+    sqrt_s: SqrtSOption = None,
 ) -> None:
     """Make the figures of saved histograms again."""
     from topreco.evaluation.plotting import Label, save_all
@@ -370,8 +388,8 @@ def plot(
 
 @app.command()
 def unfolding(
-    source: Annotated[Path, typer.Argument(help="Output folder of `topreco run`, or its histograms.coffea.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the files.")] = None,
+    source: ResultsArgument,
+    output: Annotated[Path | None, _output("Folder for the files.")] = None,
     min_purity: Annotated[
         float | None, typer.Option(min=0, max=1, help="Merge bins until each has this purity.")
     ] = None,
@@ -382,13 +400,16 @@ def unfolding(
     reco_bins: Annotated[int, typer.Option(min=1, help="Reconstructed bins in each truth bin.")] = 2,
     signal: Annotated[str | None, typer.Option(help="Dataset to optimise the bins for.")] = None,
     method: Annotated[
-        list[str] | None, typer.Option("--method", "-m", help="Method; all by default.")
+        list[str] | None,
+        typer.Option("--method", "--methods", "-m", help="Methods by commas or repetition; all by default."),
     ] = None,
-    observable: Annotated[list[str] | None, typer.Option(help="Observable; all by default.")] = None,
-    plots: Annotated[bool, typer.Option(help="Make the figures too.")] = True,
-    label: Annotated[str, typer.Option(help="Text above the figures.")] = "Simulation",
-    experiment: Annotated[str, typer.Option(help="Experiment in bold before it, such as CMS.")] = "",
-    sqrt_s: Annotated[float | None, typer.Option(help="Centre-of-mass energy in TeV to show.")] = None,
+    observable: Annotated[
+        list[str] | None, typer.Option(help="Observables by commas or repetition; all by default.")
+    ] = None,
+    plots: PlotsOption = True,
+    label: LabelOption = "Simulation",
+    experiment: ExperimentOption = "",
+    sqrt_s: SqrtSOption = None,
 ) -> None:
     """Export response matrices of a run as ROOT and JSON, on request in bins of a minimum purity."""
     from topreco.evaluation.plotting import Label
@@ -404,10 +425,14 @@ def unfolding(
     elif min_stability is not None:
         raise TopRecoError("--min-stability: belongs to --min-purity, which is not given")
     found = export_to.collect_responses(
-        results["histograms"], methods=method or (), observables=observable or (), bins=bins, signal=signal
+        results["histograms"],
+        methods=_several(method) or (),
+        observables=_several(observable) or (),
+        bins=bins,
+        signal=signal,
     )
     folder = output or (source if source.is_dir() else source.parent) / "unfolding"
-    # What an own Runner saved has no metadata.
+    # Histograms that another Runner saved have no metadata.
     metadata = results.get("metadata", {})
     kept = metadata.get("kept", {})
     phase_space = metadata.get("config", {}).get("unfolding", {}).get("phase_space")
@@ -430,7 +455,7 @@ def unfolding(
 def show_config(
     kind: Annotated[
         Literal["simulate", "skim", "train", "study", "run", "pepper-write", "validate"],
-        typer.Argument(help="Which command's."),
+        typer.Argument(help="The command."),
     ],
     overrides: Overrides = None,
     config: ConfigOption = None,

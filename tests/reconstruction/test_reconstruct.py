@@ -1,8 +1,6 @@
 """`topreco.reconstruct` inside anybody's code: aligned with the caller's events, whatever they are."""
 
 import importlib
-import subprocess
-import sys
 
 import awkward as ak
 import cloudpickle
@@ -277,10 +275,3 @@ def test_the_function_is_no_module():
     for name in ("reconstruction.load", "reconstruction.reconstruct", "runs.run", "cli"):
         importlib.import_module(f"topreco.{name}")
     assert callable(topreco.reconstruct)
-
-
-def test_import_is_light():
-    heavy = "'awkward', 'coffea', 'dask', 'numba', 'pyarrow', 'torch', 'uproot', 'vector'"
-    code = f"import sys, topreco; print(sorted(set(sys.modules) & {{{heavy}}}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

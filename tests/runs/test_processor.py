@@ -12,7 +12,6 @@ import uproot
 from coffea import processor
 
 from topreco.config import (
-    ConfigError,
     HistogramConfig,
     ObjectSource,
     SelectionConfig,
@@ -165,7 +164,7 @@ def test_two_methods_need_two_names(toy_model):
 
 
 def test_unknown_observable_is_refused_at_once(toy_model):
-    with pytest.raises(ConfigError, match="unknown observable 'm_ttt'"):
+    with pytest.raises(ValueError, match="unknown observable 'm_ttt'"):
         DileptonProcessor([toy_model], histograms=HistogramConfig(observables=("m_ttt",)))
 
 

@@ -90,7 +90,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Plain JSON data: mappings, named tuples, sequences, paths and numbers, nested; NaN and ∞ become None."""
+    """Plain JSON data from nested mappings, named tuples, sequences and paths; NaN and ∞ become None."""
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return plain(value._asdict())
     if isinstance(value, Mapping):

@@ -103,7 +103,7 @@ class ModelFile(ABC):
 
 
 def modified(path: Path) -> int:
-    """Time of a file's last change in ns, which makes a file written anew a different one; 0 without a file."""
+    """Time of a file's last change in ns, by which a rewritten file is another one; 0 without a file."""
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
