@@ -138,7 +138,7 @@ def test_a_callable_without_a_name_is_refused(wrong):
 
 
 def test_wrappers_have_fingerprints_of_their_own():
-    method = topreco.load("ellipse_closest")
+    method = topreco.load("ellipse_closest", threads=1)
     curve, other = (ResponseCurve(np.array([1.0, 2.0]), np.array([1.0, x])) for x in (2.0, 3.0))
     wrapped = [
         *(QualityCut(method, x) for x in (-1.0, -2.0)),
@@ -215,9 +215,9 @@ def exact_events(n=200, seed=3):
 @pytest.mark.parametrize("method", ANALYTIC_METHODS)
 def test_analytic_methods_on_exact_events(method):
     events, tops = exact_events()
-    reconstructor = topreco.load(method, solvers=SolverConfig(n_draws=20))
-    assert reconstructor.name == method
-    pair = reconstructor(events)
+    reconstruct = topreco.load(method, threads=1, solvers=SolverConfig(n_draws=20))
+    assert reconstruct.name == method
+    pair = reconstruct(events)
     assert pair.valid.mean() > 0.9
     if method == "loose":
         assert np.isnan(pair.p4).all()
@@ -231,7 +231,7 @@ def test_analytic_methods_on_exact_events(method):
 
 
 @pytest.mark.parametrize("method", ANALYTIC_METHODS)
-def test_analytic_methods_without_an_answer(method):
+def test_analytic_methods_without_a_prediction(method):
     """No b candidates, broken input, no events at all: not valid, and no exception."""
     events, _ = exact_events(4)
     lepton = events.lepton_plus.copy()
@@ -240,30 +240,28 @@ def test_analytic_methods_without_an_answer(method):
     events = dataclasses.replace(
         events, b_candidates=np.array([[-1, -1], [0, 1], [0, 1], [0, 1]]), lepton_plus=lepton
     )
-    reconstructor = topreco.load(method, solvers=SolverConfig(n_draws=20))
-    pair = reconstructor(events)
+    reconstruct = topreco.load(method, threads=1, solvers=SolverConfig(n_draws=20))
+    pair = reconstruct(events)
     assert not pair.valid[1]
     assert not pair.valid[2] or method == "loose"
     assert not pair.valid[0]
     assert np.isnan(pair.system[~pair.valid]).all()
-    assert len(reconstructor(events[:0])) == 0
+    assert len(reconstruct(events[:0])) == 0
 
 
 @pytest.mark.parametrize("method", ANALYTIC_METHODS)
-def test_analytic_answers_belong_to_the_event(method):
+def test_analytic_predictions_belong_to_the_event(method):
     """Neither the other events nor their order matter."""
     events, _ = exact_events(30)
-    reconstructor = topreco.load(method, solvers=SolverConfig(n_draws=10))
-    whole = reconstructor(events).system
-    np.testing.assert_array_equal(reconstructor(events[::-1]).system[::-1], whole)
-    np.testing.assert_array_equal(reconstructor(events[7:9]).system, whole[7:9])
+    reconstruct = topreco.load(method, threads=1, solvers=SolverConfig(n_draws=10))
+    whole = reconstruct(events).system
+    np.testing.assert_array_equal(reconstruct(events[::-1]).system[::-1], whole)
+    np.testing.assert_array_equal(reconstruct(events[7:9]).system, whole[7:9])
 
 
 def test_analytic_methods_pickle():
-    reconstructor = pickle.loads(
-        pickle.dumps(topreco.load("ellipse", name="e", solvers=SolverConfig(seed=5)))
-    )
-    assert (reconstructor.name, reconstructor.config.seed) == ("e", 5)
+    reconstruct = pickle.loads(pickle.dumps(topreco.load("ellipse", name="e", solvers=SolverConfig(seed=5))))
+    assert (reconstruct.name, reconstruct.config.seed) == ("e", 5)
 
 
 def test_missing_response_is_refused_at_once(tmp_path):
@@ -275,7 +273,7 @@ def test_missing_response_is_refused_at_once(tmp_path):
 
 
 def test_a_quality_cut_makes_events_unsolved():
-    method = topreco.load("ellipse_closest")
+    method = topreco.load("ellipse_closest", threads=1)
     events = toy_events(60)
     pair = method(events)
     minimum = float(np.nanmedian(pair.quality))
@@ -300,9 +298,9 @@ def test_quality_cuts_that_mean_nothing(toy_model):
 def test_smeared_methods_know_their_spread(method):
     events = toy_events(40)
     solvers = SolverConfig(n_draws=20)
-    pair = topreco.load(method, solvers=solvers)(events)
+    pair = topreco.load(method, threads=1, solvers=solvers)(events)
     assert set(pair.quantiles) == {"m_tt", "pt_top", "pt_antitop", "y_top", "y_antitop", "c_hel"}
     assert np.array_equal(np.isfinite(pair.quantiles["c_hel"]).all(axis=1), pair.valid)
-    without = topreco.load(method, solvers=solvers, quantiles=False)(events)
+    without = topreco.load(method, threads=1, solvers=solvers, quantiles=False)(events)
     assert without.quantiles is None
     np.testing.assert_array_equal(without.p4, pair.p4)

@@ -95,7 +95,7 @@ def test_padded_slots_may_hold_anything(toy_onnx):
     np.testing.assert_array_equal(model(other).p4, model(events).p4)
 
 
-def test_nothing_to_answer(toy_onnx):
+def test_nothing_to_predict(toy_onnx):
     model = topreco.load(toy_onnx, threads=1)
     assert model(toy_events(3)[:0]).p4.shape == (0, 2, 4)
     pair = model(dataclasses.replace(toy_events(3), met=np.full((3, 2), np.nan)))

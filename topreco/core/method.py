@@ -1,8 +1,9 @@
 """The contract of all methods: a name, a fingerprint, and a call from `DileptonEvents` to `TopPair`."""
 
 import hashlib
+import inspect
 import json
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, TopPair
@@ -68,7 +69,9 @@ def as_method(method: NamedCallable) -> Method:
         raise TopRecoError(
             f"method {method!r}: a name, a model file, or a callable with an attribute 'name' expected"
         )
-    return method if isinstance(method, Method) else _Completed(method)
+    # Without evaluating them, which may read a file.
+    given = [inspect.getattr_static(method, name, None) for name in ("uses_event_key", "fingerprint")]
+    return _Completed(method) if None in given else cast("Method", method)
 
 
 class _Completed:

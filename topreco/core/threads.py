@@ -2,7 +2,8 @@
 
 None leaves the library that computes (torch, onnxruntime, numba) its own default: all cores, unless an
 environment variable or a call to that library says otherwise. A number is the number of threads of each call.
-Predictions do not depend on it. Workers that share a machine want 1.
+Predictions do not depend on it. Workers that share a machine want 1: `topreco run` and `topreco validate`
+give one thread to each process, and `threads` of `topreco train` is the number in each process.
 """
 
 from topreco.core.errors import TopRecoError
