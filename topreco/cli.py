@@ -11,16 +11,18 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from topreco import config as configuration
 from topreco.config import (
+    Config,
     PepperWriteConfig,
     RunConfig,
     SimulationConfig,
     SkimConfig,
+    StudyConfig,
     TrainConfig,
     ValidationConfig,
     dump_config,
     load_config,
+    load_study,
 )
 from topreco.core.errors import OUT_OF_MEMORY, TopRecoError, first_line, is_out_of_memory
 
@@ -205,7 +207,7 @@ def quantiles(
     settings = load_config(TrainConfig, config, overrides or [])
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     described = add_quantiles(
-        _network(model, "quantiles").artefact,
+        _artefact(model, "quantiles"),
         settings,
         output,
         calibrate_only=calibrate_only,
@@ -231,7 +233,7 @@ def study(
     """Train networks that differ in a few keys, with several seeds each, and compare them in one table."""
     from topreco.studies.study import study as run_study
 
-    settings = configuration.load_study(config, overrides or [])
+    settings = load_study(config, overrides or [])
     typer.echo(f"table: {run_study(settings, progress=not quiet, restart=restart)}")
 
 
@@ -247,13 +249,12 @@ def export(
     """Write a network as ONNX, which needs no torch, and a reader for any framework (extra `onnx`)."""
     from topreco.network.export.onnx import export_onnx
 
-    artefact = _network(model, "export").artefact
-    for path in export_onnx(artefact, output, triton=triton, quantiles=quantiles):
+    for path in export_onnx(_artefact(model, "export"), output, triton=triton, quantiles=quantiles):
         typer.echo(path)
 
 
-def _network(model: str, command: str) -> Any:
-    """The network of a model file or of a shipped model, for a command that needs its weights."""
+def _artefact(model: str, command: str) -> Any:
+    """Networks and metadata of a model file or of a shipped model, for a command that needs the weights."""
     from topreco.reconstruction.load import load
     from topreco.reconstruction.network import NetworkMethod
 
@@ -262,7 +263,7 @@ def _network(model: str, command: str) -> Any:
         raise TopRecoError(
             f"{command} {model!r}: a trained network expected, a .safetensors file or shipped model"
         )
-    return loaded
+    return loaded.artefact
 
 
 @app.command()
@@ -368,6 +369,11 @@ def validate(
     typer.echo(f"page: {page}")
 
 
+def _beside(source: Path, name: str) -> Path:
+    """Folder of this name in the output folder of a run."""
+    return (source if source.is_dir() else source.parent) / name
+
+
 @app.command()
 def plot(
     source: ResultsArgument,
@@ -381,7 +387,7 @@ def plot(
     from topreco.runs.run import load_histograms
 
     histograms = load_histograms(source)
-    folder = output or (source if source.is_dir() else source.parent) / "plots"
+    folder = output or _beside(source, "plots")
     paths = save_all(histograms, folder, label=Label(label, experiment, sqrt_s))
     typer.echo(f"{len(paths)} files in {folder}")
 
@@ -431,7 +437,7 @@ def unfolding(
         bins=bins,
         signal=signal,
     )
-    folder = output or (source if source.is_dir() else source.parent) / "unfolding"
+    folder = output or _beside(source, "unfolding")
     # Histograms that another Runner saved have no metadata.
     metadata = results.get("metadata", {})
     kept = metadata.get("kept", {})
@@ -461,11 +467,11 @@ def show_config(
     config: ConfigOption = None,
 ) -> None:
     """Print the full effective configuration of a command as YAML."""
-    kinds: dict[str, type[configuration.Config]] = {
+    kinds: dict[str, type[Config]] = {
         "simulate": SimulationConfig,
         "skim": SkimConfig,
         "train": TrainConfig,
-        "study": configuration.StudyConfig,
+        "study": StudyConfig,
         "run": RunConfig,
         "pepper-write": PepperWriteConfig,
         "validate": ValidationConfig,
@@ -474,7 +480,7 @@ def show_config(
 
 
 def _guarded(command: Callable[[], Any]) -> None:
-    """Run a command; bad input is one line on the standard error and exit code 1."""
+    """Run a command; an error of the user is one line on the standard error and exit code 1."""
     try:
         command()
     except (TopRecoError, OSError) as error:

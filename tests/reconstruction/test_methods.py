@@ -20,6 +20,7 @@ from topreco.core.method import as_method
 from topreco.reconstruction.analytic import ANALYTIC_METHODS
 from topreco.reconstruction.load import load_methods
 from topreco.reconstruction.model_files import shipped_models
+from topreco.reconstruction.network import NetworkMethod
 from topreco.reconstruction.recalibration import ResponseCurve
 from topreco.reconstruction.wrappers import QualityCut, Recalibrated
 from topreco.solvers.response import SHIPPED
@@ -64,6 +65,8 @@ def test_a_number_of_threads_that_cannot_be(toy_model):
     for source in (toy_model, "ellipse"):
         with pytest.raises(TopRecoError, match="threads: 0 found, 1 or more expected"):
             topreco.load(source, threads=0)
+    with pytest.raises(TopRecoError, match="batch_size: 0 found, 1 or more expected"):
+        NetworkMethod(toy_model, batch_size=0)
 
 
 # ---- the contract ----------------------------------------------------------------------------------------
@@ -168,6 +171,7 @@ def test_batch_size_changes_nothing(toy_model):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
+        (5, "method 5: a name or a model file expected"),
         ("absent.safetensors", "absent.safetensors"),
         ("nonsense", "method 'nonsense': a .safetensors file"),
         ("model.pt", r"method 'model.pt': a .safetensors file.*an .onnx file written by `topreco export`"),

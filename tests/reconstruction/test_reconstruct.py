@@ -150,6 +150,17 @@ def test_uncertainties_are_aligned(events):
     assert "quality" not in topreco.reconstruct(events, "ellipse_unsmeared").fields
 
 
+def test_a_method_that_loses_events(events):
+    class Method:
+        name = "own"
+
+        def __call__(self, events):
+            return topreco.TopPair(np.ones((3, 2, 4)), np.ones(3, bool))
+
+    with pytest.raises(TopRecoError, match="one top-quark pair for each of 40 events expected, 3 found"):
+        topreco.reconstruct(events, Method())
+
+
 def test_only_the_system(events):
     tops = topreco.reconstruct(events, "loose")
     assert ak.any(tops.valid)

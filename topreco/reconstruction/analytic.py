@@ -64,8 +64,7 @@ class AnalyticMethod:
     @property
     def response(self) -> "Response":
         """The detector response that smeared methods draw from."""
-        path = self.config.response
-        return _read_response(path, 0 if path is None else modified(path))
+        return _read_response(self.config.response, modified(self.config.response))
 
     @property
     def uses_event_key(self) -> bool:
@@ -78,8 +77,7 @@ class AnalyticMethod:
         kind = ANALYTIC_METHODS[self.method]
         settings: dict[str, Any] = self.config.model_dump(mode="json", include=set(kind.settings))
         if kind.smeared:
-            path = self.config.response
-            settings["response"] = _response_digest(path, 0 if path is None else modified(path))
+            settings["response"] = _response_digest(self.config.response, modified(self.config.response))
             settings["quantiles"] = self.quantiles
         return fingerprint_of(self.method, settings)
 

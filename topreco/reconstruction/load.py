@@ -56,6 +56,8 @@ def load(
     TopRecoError
         If there is no such method, or a file is not usable.
     """
+    if not isinstance(source, str | Path):
+        raise TopRecoError(f"method {source!r}: a name or a model file expected")
     if str(source) in ANALYTIC_METHODS:
         return AnalyticMethod(str(source), solvers, name=name, threads=threads, quantiles=quantiles)
     if Path(source).suffix == ".onnx":

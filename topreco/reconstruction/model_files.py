@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, TopPair
 from topreco.core.files import complete_file, sha256_of
 from topreco.core.method import fingerprint_of
@@ -38,7 +39,7 @@ class ModelFile(ABC):
     Raises
     ------
     TopRecoError
-        If the file is not a usable model.
+        If the file is not a usable model, or a number is not positive.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class ModelFile(ABC):
         ship: bool = False,
         quantiles: bool = True,
     ) -> None:
+        if batch_size < 1:
+            raise TopRecoError(f"batch_size: {batch_size} found, 1 or more expected")
         # A shipped model may lie elsewhere in the worker that gets this object, and has the same name there.
         self._source = str(path) if str(path) in shipped_models() else Path(path).absolute()
         self.name = self.path.stem if name is None else name
@@ -102,9 +105,9 @@ class ModelFile(ABC):
         """Timelike four-momenta of t and t̄; not valid where an input that exists is not finite."""
 
 
-def modified(path: Path) -> int:
+def modified(path: Path | None) -> int:
     """Time of a file's last change in ns, by which a rewritten file is another one; 0 without a file."""
-    return path.stat().st_mtime_ns if path.exists() else 0
+    return 0 if path is None or not path.exists() else path.stat().st_mtime_ns
 
 
 @lru_cache(maxsize=64)

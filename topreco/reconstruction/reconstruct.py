@@ -102,6 +102,10 @@ def _aligned(pair: TopPair, index: IntArray, n: int) -> Any:
     import awkward as ak
     import vector
 
+    if len(pair) != len(index):
+        raise TopRecoError(
+            f"method: one top-quark pair for each of {len(index)} events expected, {len(pair)} found"
+        )
     selected = np.zeros(n, dtype=bool)
     selected[index] = True
     valid = np.zeros(n, dtype=bool)
