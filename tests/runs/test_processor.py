@@ -76,9 +76,9 @@ def test_model_is_read_once_per_process(simulated, instance, monkeypatch):
     read = []
     original = checkpoint.load_artefact
     monkeypatch.setattr(checkpoint, "load_artefact", lambda path: read.append(path) or original(path))
-    from topreco.reconstruction import methods as reconstructors
+    from topreco.reconstruction import network
 
-    reconstructors._read_artefact.cache_clear()
+    network._read_artefact.cache_clear()
     run(simulated, cloudpickle.loads(cloudpickle.dumps(instance)), chunksize=300)
     assert len(read) == 1
 
