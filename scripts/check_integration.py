@@ -93,7 +93,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.folder or Path(temporary)).absolute()
         work = folder / "work"
-        model, *_ = export_onnx(topreco.load(MODEL).artefact, work / f"{MODEL}.onnx")
+        model, *_ = export_onnx(topreco.load(MODEL).model, work / f"{MODEL}.onnx")
         for file in EXAMPLES.glob("*.py"):
             shutil.copy(file, work)
         metadata = {"sample": "ttbar", "year": "2018", "isMC": "True", "xsec": "1"}

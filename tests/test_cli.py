@@ -230,6 +230,32 @@ class TestBadFiles:
         )
 
 
+@pytest.mark.parametrize("name", ["2018", "1e3", "null", "a: b", "try #1"])
+def test_options_are_text_not_yaml(command, tmp_path, name):
+    from topreco.core.skim import Skim
+
+    file, skim = nano_file(tmp_path / "good.root"), tmp_path / f"{name}.parquet"
+    code, _, err = command("skim", file, "-o", skim, "--dataset", name, "--quiet")
+    assert (code, err) == (0, "")
+    assert list(Skim(skim).metadata["datasets"]) == [name]
+
+
+@pytest.mark.parametrize("options", [["-m", "MODEL", "-m", "loose"], ["--methods", "MODEL,loose"]])
+def test_several_methods(command, tmp_path, toy_model, options):
+    import coffea.util
+
+    file, folder = nano_file(tmp_path / "good.root"), tmp_path / "try #1"
+    options = [option.replace("MODEL", str(toy_model)) for option in options]
+    code, _, _ = command(
+        *("run", file, *options, "--quiet", "--no-plots", f"output={folder}", "--dataset", "2018"),
+        "histograms.observables=[m_tt]",
+    )
+    assert code == 0
+    saved = coffea.util.load(folder / "histograms.coffea")
+    assert saved["metadata"]["config"]["methods"] == [str(toy_model), "loose"]
+    assert list(saved["cutflow"]) == ["2018"]
+
+
 def test_unknown_key(refused):
     refused("config", "train", "epoch=3", match="unknown key 'epoch'; did you mean 'epochs'?")
 

@@ -1,23 +1,28 @@
-"""The commands `topreco` and `topreco-train`: thin, the work is done in the modules they call."""
+"""The commands `topreco` and `topreco-train`: typed options, merged once with file and overrides.
+
+The work is done in the modules that the commands call.
+"""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
-from topreco import config as configuration
 from topreco.config import (
+    Config,
     PepperWriteConfig,
     RunConfig,
     SimulationConfig,
     SkimConfig,
+    StudyConfig,
     TrainConfig,
     ValidationConfig,
     dump_config,
     load_config,
+    load_study,
 )
 from topreco.core.errors import OUT_OF_MEMORY, TopRecoError, first_line, is_out_of_memory
 
@@ -35,10 +40,21 @@ ConfigOption = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides such as epochs=10.")
 ]
+ModelArgument = Annotated[
+    str, typer.Argument(help="Model file (.safetensors), or the name of a shipped model.")
+]
+ResultsArgument = Annotated[
+    Path, typer.Argument(help="Output folder of `topreco run`, or its histograms.coffea.")
+]
 FilesAndOverrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[FILE]... [KEY=VALUE]...", help="Input files and configuration overrides."),
 ]
+MethodsOption = Annotated[
+    list[str] | None,
+    typer.Option("--method", "--methods", "-m", help="Model file or name; several by commas or repetition."),
+]
+DatasetOption = Annotated[str | None, typer.Option(help="Name of the sample.")]
 PresetOption = Annotated[
     str | None,
     typer.Option("--preset", help="NanoAOD version (nano_v9, none); by default detected from the branches."),
@@ -46,11 +62,16 @@ PresetOption = Annotated[
 EraOption = Annotated[
     str | None, typer.Option("--era", help="Data-taking era (UL2017), for the b-tag working point.")
 ]
+WorkersOption = Annotated[int | None, typer.Option(help="Processes; by default one per core.")]
+PlotsOption = Annotated[bool, typer.Option(help="Make the figures too.")]
+LabelOption = Annotated[str, typer.Option(help="Text above the figures.")]
+ExperimentOption = Annotated[str, typer.Option(help="Experiment in bold before it, such as CMS.")]
+SqrtSOption = Annotated[float | None, typer.Option(help="Centre-of-mass energy in TeV to show.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 _HEADLINE = ("m_tt", "pt_top", "y_top")
-"""What the terminal shows; the files hold every observable."""
+"""Observables that the terminal shows; the files hold every one."""
 
 
 def _console() -> Console:
@@ -64,14 +85,21 @@ def _split(arguments: list[str] | None) -> tuple[list[str], list[str]]:
     return files, [a for a in arguments or [] if a not in files]
 
 
-def _preset_overrides(preset: str | None, era: str | None) -> list[str]:
-    chosen = {"preset": preset, "era": era}
-    return [f"selection.{key}={value}" for key, value in chosen.items() if value is not None]
+def _output(text: str) -> Any:
+    return typer.Option("--output", "-o", help=text)
+
+
+def _several(values: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Values of an option given several times, or once with commas; a file's name may contain one."""
+    if not values:
+        return None
+    parts = [part for value in values for part in ([value] if Path(value).exists() else value.split(","))]
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 @app.command()
 def simulate(
-    output: Annotated[Path, typer.Option("--output", "-o", help="ROOT file to write.")],
+    output: Annotated[Path, _output("ROOT file to write.")],
     overrides: Overrides = None,
     config: ConfigOption = None,
     n_events: Annotated[int | None, typer.Option("--events", "-n", help="Events to generate.")] = None,
@@ -80,7 +108,7 @@ def simulate(
     nanoaod_version: Annotated[
         str | None, typer.Option(help="Branches of that version: v7, v9, v11, v12, v14, v15.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
+    workers: WorkersOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -88,8 +116,7 @@ def simulate(
     from topreco.simulation import simulate as run_simulation
 
     options = {"n_events": n_events, "seed": seed, "lhe": lhe, "nanoaod_version": nanoaod_version}
-    assignments = [f"{key}={value}" for key, value in options.items() if value is not None]
-    settings = load_config(SimulationConfig, config, [*(overrides or []), *assignments])
+    settings = load_config(SimulationConfig, config, overrides or [], options)
     summary = run_simulation(settings, output, workers=workers, progress=not quiet, overwrite=overwrite)
     typer.echo(summary)
 
@@ -97,9 +124,9 @@ def simulate(
 @app.command()
 def skim(
     arguments: FilesAndOverrides,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file to write.")],
+    output: Annotated[Path, _output("Parquet file to write.")],
     config: ConfigOption = None,
-    dataset: Annotated[str | None, typer.Option(help="Name of the sample.")] = None,
+    dataset: DatasetOption = None,
     preset: PresetOption = None,
     era: EraOption = None,
     quiet: Quiet = False,
@@ -108,10 +135,8 @@ def skim(
     from topreco.input.skimming import make_skim
 
     files, overrides = _split(arguments)
-    if dataset is not None:
-        overrides.append(f"dataset={dataset}")
-    overrides += _preset_overrides(preset, era)
-    settings = load_config(SkimConfig, config, overrides)
+    options = {"dataset": dataset, "selection.preset": preset, "selection.era": era}
+    settings = load_config(SkimConfig, config, overrides, options)
     summary = make_skim(
         files,
         output,
@@ -129,11 +154,11 @@ def skim(
 @app.command("pepper-write")
 def pepper_write(
     arguments: FilesAndOverrides,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the copies.")],
+    output: Annotated[Path, _output("Folder for the copies.")],
     config: ConfigOption = None,
     method: Annotated[str | None, typer.Option("--method", "-m", help="Model file or name.")] = None,
     column: Annotated[str | None, typer.Option(help="Column to write, by default recot_METHOD.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Name of the sample.")] = None,
+    dataset: DatasetOption = None,
 ) -> None:
     """Copy pepper's event files (HDF5 or ROOT) with reconstructed tops as a new column."""
     from topreco.input.pepper.write import write_all
@@ -141,10 +166,9 @@ def pepper_write(
 
     files, overrides = _split(arguments)
     options = {"method": method, "column": column, "dataset": dataset}
-    overrides += [f"{key}={value}" for key, value in options.items() if value is not None]
-    settings = load_config(PepperWriteConfig, config, overrides)
-    reconstructor = load(settings.method, solvers=settings.solvers)
-    for summary in write_all(files, output, reconstructor, settings):
+    settings = load_config(PepperWriteConfig, config, overrides, options)
+    loaded = load(settings.method, solvers=settings.solvers)
+    for summary in write_all(files, output, loaded, settings):
         typer.echo(summary)
 
 
@@ -168,8 +192,8 @@ def train(
 
 @app.command()
 def quantiles(
-    model: Annotated[str, typer.Argument(help="Model file (.safetensors), or the name of a shipped model.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Model file to write.")],
+    model: ModelArgument,
+    output: Annotated[Path, _output("Model file to write.")],
     overrides: Overrides = None,
     config: ConfigOption = None,
     calibrate_only: Annotated[
@@ -181,7 +205,7 @@ def quantiles(
     from topreco.network.train import recalibrate, train_quantiles
 
     settings = load_config(TrainConfig, config, overrides or [])
-    trained = _network(model, "quantiles").artefact
+    trained = _trained_model(model, "quantiles")
     if calibrate_only:
         described = recalibrate(trained, settings, output)
     else:
@@ -200,20 +224,20 @@ def study(
         str, typer.Argument(help="YAML file, or the name of a shipped one (study/spurions.yaml).")
     ],
     overrides: Overrides = None,
-    restart: Annotated[bool, typer.Option(help="Discard what earlier trainings left.")] = False,
+    restart: Annotated[bool, typer.Option(help="Discard the results of earlier trainings.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train networks that differ in a few keys, with several seeds each, and compare them in one table."""
     from topreco.studies.study import study as run_study
 
-    settings = configuration.load_study(config, overrides or [])
+    settings = load_study(config, overrides or [])
     typer.echo(f"table: {run_study(settings, progress=not quiet, restart=restart)}")
 
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="Model file (.safetensors), or the name of a shipped model.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="ONNX file to write.")],
+    model: ModelArgument,
+    output: Annotated[Path, _output("ONNX file to write.")],
     triton: Annotated[
         Path | None, typer.Option(help="Folder of a Triton model repository to put the model into too.")
     ] = None,
@@ -222,13 +246,12 @@ def export(
     """Write a network as ONNX, which needs no torch, and a reader for any framework (extra `onnx`)."""
     from topreco.network.export.onnx import export_onnx
 
-    artefact = _network(model, "export").artefact
-    for path in export_onnx(artefact, output, triton=triton, quantiles=quantiles):
+    for path in export_onnx(_trained_model(model, "export"), output, triton=triton, quantiles=quantiles):
         typer.echo(path)
 
 
-def _network(model: str, command: str) -> Any:
-    """The network of a model file or of a shipped model, for a command that needs its weights."""
+def _trained_model(model: str, command: str) -> Any:
+    """Networks and metadata of a model file or of a shipped model, for a command that needs the weights."""
     from topreco.reconstruction.load import load
     from topreco.reconstruction.network import NetworkMethod
 
@@ -237,24 +260,22 @@ def _network(model: str, command: str) -> Any:
         raise TopRecoError(
             f"{command} {model!r}: a trained network expected, a .safetensors file or shipped model"
         )
-    return loaded
+    return loaded.model
 
 
 @app.command()
 def run(
     arguments: FilesAndOverrides = None,
     config: ConfigOption = None,
-    method: Annotated[
-        list[str] | None, typer.Option("--method", "-m", help="Model file or name; repeat for several.")
-    ] = None,
+    method: MethodsOption = None,
     dataset: Annotated[str, typer.Option(help="Name of the sample of the file arguments.")] = "default",
     preset: PresetOption = None,
     era: EraOption = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.")] = None,
+    output: Annotated[Path | None, _output("Folder for the results.")] = None,
     output_columns: Annotated[
         Path | None, typer.Option(help="Folder for the results of each event, as friend trees.")
     ] = None,
-    plots: Annotated[bool, typer.Option(help="Make the figures too.")] = True,
+    plots: PlotsOption = True,
     quiet: Quiet = False,
 ) -> None:
     """Reconstruct files through a coffea Runner: histograms, metrics, cutflow and figures."""
@@ -264,17 +285,15 @@ def run(
     from topreco.runs.run import run as run_processor
 
     files, overrides = _split(arguments)
-    settings = load_config(RunConfig, config, overrides + _preset_overrides(preset, era))
-    changes: dict[str, Any] = {}
-    if files:
-        changes["fileset"] = {dataset: tuple(files)}
-    if method:
-        changes["methods"] = tuple(method)
-    if output is not None:
-        changes["output"] = output
-    if output_columns is not None:
-        changes["output_columns"] = output_columns
-    result = run_processor(settings.model_copy(update=changes), progress=not quiet)
+    options = {
+        "fileset": {dataset: files} if files else None,
+        "methods": _several(method),
+        "selection.preset": preset,
+        "selection.era": era,
+        "output": output,
+        "output_columns": output_columns,
+    }
+    result = run_processor(load_config(RunConfig, config, overrides, options), progress=not quiet)
     for name, cutflow in result.cutflow.items():
         _console().print(Cutflow.from_dict(cutflow).table(name))
         typer.echo(f"{name}: {result.presets[name]}\n")
@@ -288,11 +307,13 @@ def run(
 @app.command()
 def response(
     skims: Annotated[list[Path], typer.Argument(help="Simulated skims, with truth.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")],
-    description: Annotated[str | None, typer.Option(help="What the sample is, kept in the file.")] = None,
+    output: Annotated[Path, _output("JSON file to write.")],
+    description: Annotated[
+        str | None, typer.Option(help="Description of the sample, kept in the file.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Derive the response histograms that the smearing of analytic methods draws from (correctionlib)."""
+    """Derive the detector response that the smearing of analytic methods draws from (correctionlib)."""
     from topreco.solvers.response import derive_detector_response, write_detector_response
 
     write_detector_response(
@@ -307,10 +328,8 @@ def validate(
         list[str],
         typer.Argument(metavar="SKIM... [KEY=VALUE]...", help="Simulated skims, with truth, and overrides."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for index.html and results.json.")],
-    methods: Annotated[
-        str, typer.Option("--methods", "-m", help="Model files and names, separated by commas.")
-    ] = "dilepton",
+    output: Annotated[Path, _output("Folder for index.html and results.json.")],
+    method: MethodsOption = None,
     config: ConfigOption = None,
     join: Annotated[
         list[str] | None,
@@ -323,10 +342,10 @@ def validate(
         list[str] | None,
         typer.Option(metavar="MASS=SKIM", help="Skim of another top-quark mass in GeV; repeat for each."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
+    workers: WorkersOption = None,
     quiet: Quiet = False,
 ) -> None:
-    """Validate methods on simulated skims: one page with figures, and every number as JSON."""
+    """Validate methods (dilepton by default) on simulated skims: a page with figures, all numbers as JSON."""
     import os
     import shlex
 
@@ -337,7 +356,7 @@ def validate(
     page = run_validation(
         skims,
         output,
-        methods=[name.strip() for name in methods.split(",") if name.strip()],
+        methods=("dilepton",) if method is None else _several(method) or (),
         config=load_config(ValidationConfig, config, overrides),
         joined=parse_joined(join or []),
         background=background or [],
@@ -349,28 +368,33 @@ def validate(
     typer.echo(f"page: {page}")
 
 
+def _beside(source: Path, name: str) -> Path:
+    """Folder of this name in the output folder of a run."""
+    return (source if source.is_dir() else source.parent) / name
+
+
 @app.command()
 def plot(
-    source: Annotated[Path, typer.Argument(help="Output folder of `topreco run`, or its histograms.coffea.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the figures.")] = None,
-    label: Annotated[str, typer.Option(help="Text above the figures.")] = "Simulation",
-    experiment: Annotated[str, typer.Option(help="Experiment in bold before it, such as CMS.")] = "",
-    sqrt_s: Annotated[float | None, typer.Option(help="Centre-of-mass energy in TeV to show.")] = None,
+    source: ResultsArgument,
+    output: Annotated[Path | None, _output("Folder for the figures.")] = None,
+    label: LabelOption = "Simulation",
+    experiment: ExperimentOption = "",
+    sqrt_s: SqrtSOption = None,
 ) -> None:
     """Make the figures of saved histograms again."""
     from topreco.evaluation.plotting import Label, save_all
     from topreco.runs.run import load_histograms
 
     histograms = load_histograms(source)
-    folder = output or (source if source.is_dir() else source.parent) / "plots"
+    folder = output or _beside(source, "plots")
     paths = save_all(histograms, folder, label=Label(label, experiment, sqrt_s))
     typer.echo(f"{len(paths)} files in {folder}")
 
 
 @app.command()
 def unfolding(
-    source: Annotated[Path, typer.Argument(help="Output folder of `topreco run`, or its histograms.coffea.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the files.")] = None,
+    source: ResultsArgument,
+    output: Annotated[Path | None, _output("Folder for the files.")] = None,
     min_purity: Annotated[
         float | None, typer.Option(min=0, max=1, help="Merge bins until each has this purity.")
     ] = None,
@@ -381,13 +405,16 @@ def unfolding(
     reco_bins: Annotated[int, typer.Option(min=1, help="Reconstructed bins in each truth bin.")] = 2,
     signal: Annotated[str | None, typer.Option(help="Dataset to optimise the bins for.")] = None,
     method: Annotated[
-        list[str] | None, typer.Option("--method", "-m", help="Method; all by default.")
+        list[str] | None,
+        typer.Option("--method", "--methods", "-m", help="Methods by commas or repetition; all by default."),
     ] = None,
-    observable: Annotated[list[str] | None, typer.Option(help="Observable; all by default.")] = None,
-    plots: Annotated[bool, typer.Option(help="Make the figures too.")] = True,
-    label: Annotated[str, typer.Option(help="Text above the figures.")] = "Simulation",
-    experiment: Annotated[str, typer.Option(help="Experiment in bold before it, such as CMS.")] = "",
-    sqrt_s: Annotated[float | None, typer.Option(help="Centre-of-mass energy in TeV to show.")] = None,
+    observable: Annotated[
+        list[str] | None, typer.Option(help="Observables by commas or repetition; all by default.")
+    ] = None,
+    plots: PlotsOption = True,
+    label: LabelOption = "Simulation",
+    experiment: ExperimentOption = "",
+    sqrt_s: SqrtSOption = None,
 ) -> None:
     """Export response matrices of a run as ROOT and JSON, on request in bins of a minimum purity."""
     from topreco.evaluation.plotting import Label
@@ -403,10 +430,14 @@ def unfolding(
     elif min_stability is not None:
         raise TopRecoError("--min-stability: belongs to --min-purity, which is not given")
     found = export_to.collect_responses(
-        results["histograms"], methods=method or (), observables=observable or (), bins=bins, signal=signal
+        results["histograms"],
+        methods=_several(method) or (),
+        observables=_several(observable) or (),
+        bins=bins,
+        signal=signal,
     )
-    folder = output or (source if source.is_dir() else source.parent) / "unfolding"
-    # What an own Runner saved has no metadata.
+    folder = output or _beside(source, "unfolding")
+    # Histograms that another Runner saved have no metadata.
     metadata = results.get("metadata", {})
     kept = metadata.get("kept", {})
     phase_space = metadata.get("config", {}).get("unfolding", {}).get("phase_space")
@@ -429,17 +460,17 @@ def unfolding(
 def show_config(
     kind: Annotated[
         Literal["simulate", "skim", "train", "study", "run", "pepper-write", "validate"],
-        typer.Argument(help="Which command's."),
+        typer.Argument(help="The command."),
     ],
     overrides: Overrides = None,
     config: ConfigOption = None,
 ) -> None:
     """Print the full effective configuration of a command as YAML."""
-    kinds: dict[str, type[configuration.Config]] = {
+    kinds: dict[str, type[Config]] = {
         "simulate": SimulationConfig,
         "skim": SkimConfig,
         "train": TrainConfig,
-        "study": configuration.StudyConfig,
+        "study": StudyConfig,
         "run": RunConfig,
         "pepper-write": PepperWriteConfig,
         "validate": ValidationConfig,
@@ -448,7 +479,7 @@ def show_config(
 
 
 def _guarded(command: Callable[[], Any]) -> None:
-    """Run a command; bad input is one line on the standard error and exit code 1."""
+    """Run a command; an error of the user is one line on the standard error and exit code 1."""
     try:
         command()
     except (TopRecoError, OSError) as error:

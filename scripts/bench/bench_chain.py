@@ -118,7 +118,7 @@ def make_tokens(method: NetworkMethod, events: DileptonEvents) -> None:
     """Build the tokens of a network, in batches as it does."""
     # The solvers share their library of threads with torch, and leave it with one for each core.
     torch.set_num_threads(1)
-    config = method.artefact.networks[0].config.tokens
+    config = method.model.networks[0].config.tokens
     for start in range(0, len(events), method.batch_size):
         build_tokens(Objects.from_events(events[start : start + method.batch_size]), config)
 

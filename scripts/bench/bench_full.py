@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    networks = variants(NetworkMethod(options.model).artefact.networks[0])
+    networks = variants(NetworkMethod(options.model).model.networks[0])
     events = toy_events(options.events, max_jets=MAX_JETS, seed=1)
     answers = {
         name: predict([network], events, batch_size=options.events, quantiles=False).p4

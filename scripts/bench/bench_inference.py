@@ -116,7 +116,7 @@ def compare(
 ) -> tuple[list[Measurement], list[str]]:
     """Measurements of one model, and notes on them."""
     trained = NetworkMethod(name, threads=1, quantiles=False)
-    network = trained.artefact.networks[0]
+    network = trained.model.networks[0]
     plain = package_network(network)
     notes = [f"{name}: {way} was left out." for way in without]
     compiled = None
@@ -133,7 +133,7 @@ def compare(
         if ONNX not in without:
             from topreco.network.export.onnx import export_onnx
 
-            exported, *_ = export_onnx(trained.artefact, Path(folder) / "model.onnx", quantiles=False)
+            exported, *_ = export_onnx(trained.model, Path(folder) / "model.onnx", quantiles=False)
         for batch in batches:
             chosen = events[np.arange(batch) % len(events)]
             runs = ways(name, chosen, plain, compiled, exported, batch)

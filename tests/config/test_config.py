@@ -1,5 +1,7 @@
 """Configurations: every shipped file loads, every mistake is one line that names the key."""
 
+from pathlib import Path
+
 import pytest
 
 from topreco.config import (
@@ -11,11 +13,13 @@ from topreco.config import (
     SkimConfig,
     StudyConfig,
     TrainConfig,
+    ValidationConfig,
     dump_config,
     find_config,
     load_config,
     shipped_configs,
 )
+from topreco.config.base import merged
 from topreco.core.observables import OBSERVABLE_GROUPS
 
 KINDS = {
@@ -57,11 +61,11 @@ def test_backbone_without_kind_is_the_default():
 
 def test_groups_of_observables():
     """A group stands for its members, each once, in the order given."""
-    config = load_config(RunConfig, None, ["histograms.observables=[pt_top, default, spin, m_lb]"])
+    config = load_config(RunConfig, None, ["histograms.observables=[pt_top, default, spin, delta_phi_ll]"])
     found = config.histograms.observables
     assert found[0] == "pt_top"
-    assert found[-1] == "m_lb"
-    assert set(found) == {*OBSERVABLE_GROUPS["default"], *OBSERVABLE_GROUPS["spin"], "m_lb"}
+    assert found[-1] == "delta_phi_ll"
+    assert set(found) == {*OBSERVABLE_GROUPS["default"], *OBSERVABLE_GROUPS["spin"], "delta_phi_ll"}
     assert len(found) == len(set(found))
     assert RunConfig().histograms.observables == OBSERVABLE_GROUPS["default"]
 
@@ -150,6 +154,74 @@ def test_file_errors_name_the_file(tmp_path):
     bad.write_text("epochs: 0\n")
     with pytest.raises(ConfigError, match=r"bad.yaml: epochs: Input should be greater than 0, found 0"):
         load_config(TrainConfig, bad)
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("tree=try #1", "try #1"),
+        ("tree='try #1'", "try #1"),
+        ("tree=#1", "#1"),
+        ("tree=[try #1, b]", None),
+        ("tree=null", None),
+    ],
+)
+def test_values_of_overrides_have_no_comments(override, found):
+    if found is None:
+        with pytest.raises(ConfigError, match=r"tree: .*string.*, found (\['try #1', 'b'\]|None)"):
+            load_config(SkimConfig, None, [override])
+    else:
+        assert load_config(SkimConfig, None, [override]).tree == found
+
+
+def test_options_are_values_and_win(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("tree: a\nfileset: {old: [x.root]}\nselection: {leading_pt_min: 5}\n")
+    options = {
+        "fileset": {"2018": ["a #1.root", "1e3"]},
+        "tree": None,
+        "selection.era": "2022",
+        "output": Path("null"),
+    }
+    config = load_config(RunConfig, path, ["tree=b", "output=c", "selection.preset=nano_v12"], options)
+    assert config.fileset == {"2018": ("a #1.root", "1e3")}
+    assert (config.tree, config.output) == ("b", Path("null"))
+    assert (config.selection.preset, config.selection.era) == ("nano_v12", "2022")
+    with pytest.raises(ConfigError, match=r"run\.yaml: output: .*path"):
+        load_config(RunConfig, path, (), {"output": 3})
+
+
+@pytest.mark.parametrize(
+    ("kind", "override", "key", "hint"),
+    [
+        (RunConfig, "histograms.observables=[m_tt, mtt]", r"histograms\.observables", "m_tt"),
+        (RunConfig, "histograms.observables=[spinn]", r"histograms\.observables", "spin"),
+        (RunConfig, "histograms.bins.mtt=[300, 400]", r"histograms\.bins", "m_tt"),
+        (RunConfig, "unfolding.observables=[mtt]", r"unfolding\.observables", "m_tt"),
+        (ValidationConfig, "histograms.bins.mtt=[300, 400]", r"histograms\.bins", "m_tt"),
+        (StudyConfig, "observables=[mtt]", "observables", "m_tt"),
+    ],
+)
+def test_observables_are_checked_where_they_are_read(kind, override, key, hint):
+    study = ["points={a: []}", "reference=a"] if kind is StudyConfig else []
+    with pytest.raises(ConfigError, match=rf"{key}: unknown observable '\w+'; did you mean '{hint}'\?"):
+        load_config(kind, None, [*study, override])
+
+
+@pytest.mark.parametrize(
+    ("edges", "message"), [("[2, 1]", "rising"), ("[1, .nan]", "finite"), ("[1]", "2 items")]
+)
+def test_edges_of_histograms_are_checked_where_they_are_read(edges, message):
+    with pytest.raises(ConfigError, match=rf"histograms\.bins\.m_tt: .*{message}"):
+        load_config(RunConfig, None, [f"histograms.bins.m_tt={edges}"])
+
+
+def test_merging_plain_data():
+    first = {"a": {"x": 1, "y": 2}, "b": {"x": 1}, "c": [1]}
+    changes = {"a": {"y": 3}, "b": {"z": 1}, "c": [2]}
+    assert merged(first, changes) == {"a": {"x": 1, "y": 3}, "b": {"x": 1, "z": 1}, "c": [2]}
+    assert merged(first, changes, whole=("b",))["b"] == {"z": 1}
+    assert first["a"] == {"x": 1, "y": 2}
 
 
 def test_override_into_a_value(tmp_path):

@@ -1,12 +1,17 @@
 """Files appear whole or not at all."""
 
 import errno
+import hashlib
+import json
+import math
 from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from topreco.core.errors import TopRecoError, needs_extra
-from topreco.core.files import complete_file, writable_folder, write_text
+from topreco.core.files import complete_file, plain, sha256_of, to_json, writable_folder, write_text
 
 
 def test_success_and_failure(tmp_path):
@@ -69,3 +74,25 @@ def test_what_is_wrong_with_an_extra(tmp_path, monkeypatch):
     with pytest.raises(ImportError) as missing:
         import_module("no_such_library")
     assert needs_extra("sim", missing.value) == "needs the extra: pip install 'topreco[sim]'"
+
+
+class Numbers(NamedTuple):
+    value: float
+    path: Path
+
+
+def test_plain_data_for_json():
+    content = {"a": Numbers(math.nan, Path("x/y")), "b": (1, [math.inf, 2.5]), "c": None, 4: "text"}
+    assert plain(content) == {
+        "a": {"value": None, "path": "x/y"},
+        "b": [1, [None, 2.5]],
+        "c": None,
+        4: "text",
+    }
+    assert json.loads(to_json(content))["b"] == [1, [None, 2.5]]
+    assert to_json({"µ": 1}).endswith('"µ": 1\n}\n')
+
+
+def test_digest_of_a_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()

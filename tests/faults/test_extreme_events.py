@@ -155,7 +155,7 @@ def test_double_precision_agrees(name):
     from topreco.network.inference import predict
 
     events = all_events()
-    network = load(name).artefact.networks[0]
+    network = load(name).model.networks[0]
     single = predict([network], events).p4
     double = predict([copy.deepcopy(network).to(torch.float64)], events).p4
     assert np.isfinite(double).all()
@@ -250,9 +250,9 @@ def test_training_on_them(tmp_path, kind, backbone, normalise):
         with pytest.raises(TrainingError, match="no training events with weight remain"):
             train(config, progress=False)
         return
-    artefact = load_model(train(config, progress=False))
-    assert all(np.isfinite(p.detach().numpy()).all() for p in artefact.networks[0].parameters())
-    metrics = artefact.metadata["metrics"]["best"][0]
+    model = load_model(train(config, progress=False))
+    assert all(np.isfinite(p.detach().numpy()).all() for p in model.networks[0].parameters())
+    metrics = model.metadata["metrics"]["best"][0]
     assert np.isfinite([metrics["train_loss"], metrics["validation_loss"]]).all()
 
 

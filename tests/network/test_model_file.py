@@ -56,26 +56,26 @@ def rewrite(path, *, change=None, tensors=None, digest=True):
 
 def test_round_trip_is_exact(model):
     saved = networks(2)
-    artefact = load_model(model)
-    assert artefact.config == TINY
-    assert len(artefact.networks) == 2
-    for network, original in zip(artefact.networks, saved, strict=True):
+    model = load_model(model)
+    assert model.config == TINY
+    assert len(model.networks) == 2
+    for network, original in zip(model.networks, saved, strict=True):
         assert not network.training
         state = network.state_dict()
         for name, tensor in original.state_dict().items():
             assert torch.equal(state[name], tensor), name
     events = toy_events(50)
-    assert (predict(artefact.networks, events).p4 == predict(saved, events).p4).all()
+    assert (predict(model.networks, events).p4 == predict(saved, events).p4).all()
 
 
 @pytest.mark.parametrize("head", ["direct", "projected", "three_momentum", "neutrinos"])
 def test_round_trip_of_other_heads(tmp_path, head):
     saved = networks(config=TINY.model_copy(update={"head": head}))
     save_model(tmp_path / "model.safetensors", saved, {})
-    artefact = load_model(tmp_path / "model.safetensors")
-    assert artefact.config.head == head
+    model = load_model(tmp_path / "model.safetensors")
+    assert model.config.head == head
     events = toy_events(50)
-    pair = predict(artefact.networks, events)
+    pair = predict(model.networks, events)
     assert pair.valid.all()
     assert (pair.p4 == predict([network.eval() for network in saved], events).p4).all()
 
@@ -94,9 +94,9 @@ def test_describes_itself(model):
 
 def test_same_content_gives_the_same_bytes(model, tmp_path):
     again = tmp_path / "again.safetensors"
-    artefact = load_model(model)
+    model = load_model(model)
     for _ in range(5):
-        save_model(again, artefact.networks, artefact.metadata)
+        save_model(again, model.networks, model.metadata)
         assert again.read_bytes() == model.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.safetensors", "model.safetensors"]
 

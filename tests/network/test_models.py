@@ -846,9 +846,7 @@ def test_other_heads_overfit_one_batch(head):
     if head == "neutrinos":
         # Its tops are made of what is seen: here of one jet each and a neutrino.
         leptons = torch.stack([inputs.lepton_plus, inputs.lepton_minus], 1)
-        target = (
-            leptons + inputs.jets[:, :2] + fourvector.from_three_momentum(80 * torch.randn(4, 2, 3), 0.0)
-        )
+        target = leptons + inputs.jets[:, :2] + fourvector.from_three_momentum(80 * torch.randn(4, 2, 3), 0.0)
     check_overfits(model, inputs, target)
 
 

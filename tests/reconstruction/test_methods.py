@@ -1,7 +1,10 @@
-"""Loading reconstructors: what works, what is refused, what is pickled."""
+"""Loading methods: what works, what is refused, what is pickled, and the contract that all of them meet."""
 
 import dataclasses
+import os
 import pickle
+import shutil
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -13,8 +16,14 @@ from topreco.core import fourvector
 from topreco.core.constants import M_B, M_MUON, M_TOP, M_W
 from topreco.core.errors import TopRecoError
 from topreco.core.events import toy_events
+from topreco.core.method import as_method
 from topreco.reconstruction.analytic import ANALYTIC_METHODS
 from topreco.reconstruction.load import load_methods
+from topreco.reconstruction.model_files import shipped_models
+from topreco.reconstruction.network import NetworkMethod
+from topreco.reconstruction.recalibration import ResponseCurve
+from topreco.reconstruction.wrappers import QualityCut, Recalibrated
+from topreco.solvers.response import SHIPPED
 
 
 def test_a_model_is_a_callable_on_events(toy_model):
@@ -42,6 +51,110 @@ def test_threads_are_restored(toy_model):
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize("source", ["MODEL", "ellipse_closest"])
+@pytest.mark.parametrize("threads", [2, None])
+def test_threads_change_no_prediction(toy_model, source, threads):
+    source = toy_model if source == "MODEL" else source
+    events = toy_events(200)
+    one, many = (topreco.load(source, threads=n) for n in (1, threads))
+    assert one.fingerprint == many.fingerprint
+    np.testing.assert_array_equal(many(events).p4, one(events).p4)
+
+
+def test_a_number_of_threads_that_cannot_be(toy_model):
+    for source in (toy_model, "ellipse"):
+        with pytest.raises(TopRecoError, match="threads: 0 found, 1 or more expected"):
+            topreco.load(source, threads=0)
+    with pytest.raises(TopRecoError, match="batch_size: 0 found, 1 or more expected"):
+        NetworkMethod(toy_model, batch_size=0)
+
+
+# ---- the contract ----------------------------------------------------------------------------------------
+
+
+def test_all_methods_are_listed():
+    assert list(topreco.methods()) == [*shipped_models(), *ANALYTIC_METHODS]
+    assert all(topreco.methods().values())
+
+
+@pytest.mark.parametrize("name", ANALYTIC_METHODS)
+def test_analytic_methods_meet_the_contract(name):
+    method = topreco.load(name)
+    assert isinstance(method, topreco.Method)
+    assert method.fingerprint == topreco.load(name, name="other").fingerprint
+    changes = {"m_top": 170.0, "m_w": 80.0, "n_draws": 7, "seed": 5, "pairing": "all", "reset_energy": False}
+    relevant = {
+        key
+        for key, value in changes.items()
+        if topreco.load(name, solvers=SolverConfig(**{key: value})).fingerprint != method.fingerprint
+    }
+    smeared = {"m_top", "n_draws", "seed", "pairing", "reset_energy"}
+    expected = {"loose": {"m_w"}, "sonnenschein": smeared, "ellipse": smeared}
+    assert relevant == expected.get(name, {"m_top", "m_w"})
+    assert method.uses_event_key == (expected.get(name) is smeared)
+
+
+def test_a_detector_response_is_known_by_its_content(tmp_path):
+    shipped = resources.files("topreco.solvers").joinpath(SHIPPED).read_text(encoding="utf-8")
+    path = tmp_path / "response.json"
+    path.write_text(shipped)
+    method = topreco.load("ellipse", solvers=SolverConfig(response=path))
+    before = method.fingerprint
+    assert before == topreco.load("ellipse").fingerprint
+    path.write_text(shipped + "\n")
+    os.utime(path, ns=(0, 0))
+    assert method.fingerprint != before
+
+
+def test_a_model_is_known_by_its_content(toy_model, tmp_path):
+    method = topreco.load(toy_model)
+    copy = shutil.copy(toy_model, tmp_path / "copy.safetensors")
+    assert topreco.load(copy, threads=1).fingerprint == method.fingerprint
+    assert pickle.loads(pickle.dumps(method)).fingerprint == method.fingerprint
+    assert topreco.load(toy_model, quantiles=False).fingerprint != method.fingerprint
+
+
+class Plain:
+    """The least that is a method."""
+
+    name = "plain"
+
+    def __call__(self, events):
+        return topreco.TopPair(np.ones((len(events), 2, 4)), np.ones(len(events), bool))
+
+
+def test_a_callable_with_a_name_is_completed():
+    (method,) = load_methods([Plain()])
+    assert isinstance(method, topreco.Method)
+    assert (method.name, method.uses_event_key) == ("plain", True)
+    assert method.fingerprint == as_method(pickle.loads(pickle.dumps(Plain()))).fingerprint
+    assert method(toy_events(3)).valid.all()
+    known = Plain()
+    known.uses_event_key, known.fingerprint = False, "f"
+    assert as_method(known) is known
+
+
+@pytest.mark.parametrize("wrong", [5, lambda events: events])
+def test_a_callable_without_a_name_is_refused(wrong):
+    with pytest.raises(TopRecoError, match="a callable with an attribute 'name' expected"):
+        load_methods([wrong])
+
+
+def test_wrappers_have_fingerprints_of_their_own():
+    method = topreco.load("ellipse_closest", threads=1)
+    curve, other = (ResponseCurve(np.array([1.0, 2.0]), np.array([1.0, x])) for x in (2.0, 3.0))
+    wrapped = [
+        *(QualityCut(method, x) for x in (-1.0, -2.0)),
+        *(Recalibrated(method, c) for c in (curve, other)),
+        QualityCut(topreco.load("loose"), -1.0),
+    ]
+    assert all(isinstance(each, topreco.Method) for each in wrapped)
+    assert len({each.fingerprint for each in (method, *wrapped)}) == 1 + len(wrapped)
+
+
+# ---- networks --------------------------------------------------------------------------------------------
+
+
 def test_metadata_tells_how_it_was_made(toy_model):
     assert "model" in topreco.load(toy_model).metadata
 
@@ -58,6 +171,7 @@ def test_batch_size_changes_nothing(toy_model):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
+        (5, "method 5: a name or a model file expected"),
         ("absent.safetensors", "absent.safetensors"),
         ("nonsense", "method 'nonsense': a .safetensors file"),
         ("model.pt", r"method 'model.pt': a .safetensors file.*an .onnx file written by `topreco export`"),
@@ -105,9 +219,9 @@ def exact_events(n=200, seed=3):
 @pytest.mark.parametrize("method", ANALYTIC_METHODS)
 def test_analytic_methods_on_exact_events(method):
     events, tops = exact_events()
-    reconstructor = topreco.load(method, solvers=SolverConfig(n_draws=20))
-    assert reconstructor.name == method
-    pair = reconstructor(events)
+    reconstruct = topreco.load(method, threads=1, solvers=SolverConfig(n_draws=20))
+    assert reconstruct.name == method
+    pair = reconstruct(events)
     assert pair.valid.mean() > 0.9
     if method == "loose":
         assert np.isnan(pair.p4).all()
@@ -121,7 +235,7 @@ def test_analytic_methods_on_exact_events(method):
 
 
 @pytest.mark.parametrize("method", ANALYTIC_METHODS)
-def test_analytic_methods_without_an_answer(method):
+def test_analytic_methods_without_a_prediction(method):
     """No b candidates, broken input, no events at all: not valid, and no exception."""
     events, _ = exact_events(4)
     lepton = events.lepton_plus.copy()
@@ -130,30 +244,28 @@ def test_analytic_methods_without_an_answer(method):
     events = dataclasses.replace(
         events, b_candidates=np.array([[-1, -1], [0, 1], [0, 1], [0, 1]]), lepton_plus=lepton
     )
-    reconstructor = topreco.load(method, solvers=SolverConfig(n_draws=20))
-    pair = reconstructor(events)
+    reconstruct = topreco.load(method, threads=1, solvers=SolverConfig(n_draws=20))
+    pair = reconstruct(events)
     assert not pair.valid[1]
     assert not pair.valid[2] or method == "loose"
     assert not pair.valid[0]
     assert np.isnan(pair.system[~pair.valid]).all()
-    assert len(reconstructor(events[:0])) == 0
+    assert len(reconstruct(events[:0])) == 0
 
 
 @pytest.mark.parametrize("method", ANALYTIC_METHODS)
-def test_analytic_answers_belong_to_the_event(method):
+def test_analytic_predictions_belong_to_the_event(method):
     """Neither the other events nor their order matter."""
     events, _ = exact_events(30)
-    reconstructor = topreco.load(method, solvers=SolverConfig(n_draws=10))
-    whole = reconstructor(events).system
-    np.testing.assert_array_equal(reconstructor(events[::-1]).system[::-1], whole)
-    np.testing.assert_array_equal(reconstructor(events[7:9]).system, whole[7:9])
+    reconstruct = topreco.load(method, threads=1, solvers=SolverConfig(n_draws=10))
+    whole = reconstruct(events).system
+    np.testing.assert_array_equal(reconstruct(events[::-1]).system[::-1], whole)
+    np.testing.assert_array_equal(reconstruct(events[7:9]).system, whole[7:9])
 
 
 def test_analytic_methods_pickle():
-    reconstructor = pickle.loads(
-        pickle.dumps(topreco.load("ellipse", name="e", solvers=SolverConfig(seed=5)))
-    )
-    assert (reconstructor.name, reconstructor.config.seed) == ("e", 5)
+    reconstruct = pickle.loads(pickle.dumps(topreco.load("ellipse", name="e", solvers=SolverConfig(seed=5))))
+    assert (reconstruct.name, reconstruct.config.seed) == ("e", 5)
 
 
 def test_missing_response_is_refused_at_once(tmp_path):
@@ -165,7 +277,7 @@ def test_missing_response_is_refused_at_once(tmp_path):
 
 
 def test_a_quality_cut_makes_events_unsolved():
-    method = topreco.load("ellipse_closest")
+    method = topreco.load("ellipse_closest", threads=1)
     events = toy_events(60)
     pair = method(events)
     minimum = float(np.nanmedian(pair.quality))
@@ -182,7 +294,7 @@ def test_quality_cuts_that_mean_nothing(toy_model):
     with pytest.raises(TopRecoError, match=r"min_quality\.elipse: no such method; there are ellipse"):
         load_methods(["ellipse"], min_quality={"elipse": 1.0})
     (cut,) = load_methods([toy_model], min_quality={"toy": -0.1})
-    with pytest.raises(TopRecoError, match="min_quality: method 'toy' tells no quality"):
+    with pytest.raises(TopRecoError, match="min_quality: method 'toy' gives no quality"):
         cut(toy_events(2))
 
 
@@ -190,9 +302,9 @@ def test_quality_cuts_that_mean_nothing(toy_model):
 def test_smeared_methods_know_their_spread(method):
     events = toy_events(40)
     solvers = SolverConfig(n_draws=20)
-    pair = topreco.load(method, solvers=solvers)(events)
+    pair = topreco.load(method, threads=1, solvers=solvers)(events)
     assert set(pair.quantiles) == {"m_tt", "pt_top", "pt_antitop", "y_top", "y_antitop", "c_hel"}
     assert np.array_equal(np.isfinite(pair.quantiles["c_hel"]).all(axis=1), pair.valid)
-    without = topreco.load(method, solvers=solvers, quantiles=False)(events)
+    without = topreco.load(method, threads=1, solvers=solvers, quantiles=False)(events)
     assert without.quantiles is None
     np.testing.assert_array_equal(without.p4, pair.p4)

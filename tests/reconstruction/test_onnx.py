@@ -1,4 +1,4 @@
-"""Exported models as reconstructors: the answers of torch without torch."""
+"""Exported models as methods: the predictions of torch without torch."""
 
 import dataclasses
 import os
@@ -39,7 +39,7 @@ def python(code, *arguments):
     subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=environment, check=True)
 
 
-def test_is_a_reconstructor(toy_onnx, toy_model):
+def test_is_a_method(toy_onnx, toy_model):
     model = topreco.load(toy_onnx, threads=1)
     assert isinstance(model, topreco.Method)
     assert (model.name, topreco.load(toy_onnx, name="x").name) == ("toy", "x")
@@ -95,7 +95,7 @@ def test_padded_slots_may_hold_anything(toy_onnx):
     np.testing.assert_array_equal(model(other).p4, model(events).p4)
 
 
-def test_nothing_to_answer(toy_onnx):
+def test_nothing_to_predict(toy_onnx):
     model = topreco.load(toy_onnx, threads=1)
     assert model(toy_events(3)[:0]).p4.shape == (0, 2, 4)
     pair = model(dataclasses.replace(toy_events(3), met=np.full((3, 2), np.nan)))
@@ -165,6 +165,7 @@ def test_needs_no_torch(toy_onnx, tmp_path):
 import numpy, topreco
 from topreco.core.events import toy_events
 numpy.save(sys.argv[2], topreco.load(sys.argv[1])(toy_events(50)).p4)
+assert topreco.reconstruct(toy_events(50), sys.argv[1]).valid.to_numpy().all()
 assert "torch" not in sys.modules
 """
     python(WITHOUT_TORCH + code, toy_onnx, tmp_path / "p4.npy")
@@ -175,11 +176,11 @@ assert "torch" not in sys.modules
 @pytest.mark.sim
 def test_the_processor_needs_no_torch(toy_onnx, simulated):
     code = """
+import topreco
 from coffea import processor
 from topreco.input.nano import QuietNanoAODSchema
-from topreco.runs.processor import DileptonProcessor
 runner = processor.Runner(processor.IterativeExecutor(status=False), schema=QuietNanoAODSchema)
-instance = DileptonProcessor([sys.argv[1]])
+instance = topreco.DileptonProcessor([sys.argv[1]])
 out = runner({"tt": {"treename": "Events", "files": [sys.argv[2]]}}, processor_instance=instance)
 assert out["cutflow"]["tt"]
 assert "torch" not in sys.modules
@@ -258,10 +259,10 @@ def test_shipped_models_agree_with_torch(assert_agrees, name, tmp_path):
     from topreco.network.export.onnx import export_onnx
 
     trained = topreco.load(name, threads=1)
-    export_onnx(trained.artefact, tmp_path / "model.onnx")
+    export_onnx(trained.model, tmp_path / "model.onnx")
     model = topreco.load(tmp_path / "model.onnx", threads=1)
     assert model.metadata["sha256"] == trained.metadata["sha256"]
     events = toy_events(10_000, seed=8)
     pair = model(events)
     assert pair.valid.all()
-    assert_agrees(pair.p4, trained.artefact.networks[0], events)
+    assert_agrees(pair.p4, trained.model.networks[0], events)

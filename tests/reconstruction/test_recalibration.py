@@ -48,7 +48,7 @@ def test_bins_of_prediction_give_the_mean_truth():
         assert np.log(truth[chosen]).mean() == pytest.approx(np.log(corrected[chosen]).mean(), abs=0.01)
 
 
-def test_weights_and_events_without_an_answer():
+def test_weights_and_events_without_a_prediction():
     predicted, truth = shrunk(4000, 3)
     weight = np.r_[np.ones(2000), np.zeros(2000)]
     expected = fit_response_curve(predicted[:2000], truth[:2000], weight[:2000], bins_of="truth")
@@ -119,10 +119,10 @@ def test_recalibrated_methods(toy_model):
     assert not Recalibrated(method, curve).uses_event_key
 
 
-def test_events_without_an_answer_keep_none():
+def test_events_without_a_prediction_keep_none():
     events = toy_events(30)
     broken = dataclasses.replace(events, b_candidates=np.full((30, 2), -1))
     curve = ResponseCurve(np.array([400.0, 1000.0]), np.array([380.0, 1200.0]))
-    pair = Recalibrated(topreco.load("ellipse_closest"), curve)(broken)
+    pair = Recalibrated(topreco.load("ellipse_closest", threads=1), curve)(broken)
     assert not pair.valid.any()
     assert np.isnan(pair.p4).all()

@@ -1,8 +1,6 @@
 """`topreco.reconstruct` inside anybody's code: aligned with the caller's events, whatever they are."""
 
 import importlib
-import subprocess
-import sys
 
 import awkward as ak
 import cloudpickle
@@ -152,6 +150,17 @@ def test_uncertainties_are_aligned(events):
     assert "quality" not in topreco.reconstruct(events, "ellipse_unsmeared").fields
 
 
+def test_a_method_that_loses_events(events):
+    class Method:
+        name = "own"
+
+        def __call__(self, events):
+            return topreco.TopPair(np.ones((3, 2, 4)), np.ones(3, bool))
+
+    with pytest.raises(TopRecoError, match="one top-quark pair for each of 40 events expected, 3 found"):
+        topreco.reconstruct(events, Method())
+
+
 def test_only_the_system(events):
     tops = topreco.reconstruct(events, "loose")
     assert ak.any(tops.valid)
@@ -160,9 +169,9 @@ def test_only_the_system(events):
 
 
 def test_keys_that_matter_are_asked_for(events):
-    model = topreco.load("sonnenschein", solvers=SolverConfig(n_draws=5))
+    model = topreco.load("sonnenschein", threads=1, solvers=SolverConfig(n_draws=5))
     objects = own_objects(events)
-    with pytest.raises(TopRecoError, match="'run' is missing; the answers of 'sonnenschein' depend on run"):
+    with pytest.raises(TopRecoError, match=r"'run' is missing; the .* of 'sonnenschein' depend on run"):
         topreco.reconstruct(objects, model)
     key = {"run": events.run, "luminosityBlock": events.luminosity_block, "event": events.event}
     tops = topreco.reconstruct(objects | key, model, dataset="toy")
@@ -274,13 +283,6 @@ def test_in_a_processor_of_ones_own(simulated, toy_model):
 
 
 def test_the_function_is_no_module():
-    for name in ("reconstructors", "tops", "run", "cli"):
+    for name in ("reconstruction.load", "reconstruction.reconstruct", "runs.run", "cli"):
         importlib.import_module(f"topreco.{name}")
     assert callable(topreco.reconstruct)
-
-
-def test_import_is_light():
-    heavy = "'awkward', 'coffea', 'dask', 'numba', 'pyarrow', 'torch', 'uproot', 'vector'"
-    code = f"import sys, topreco; print(sorted(set(sys.modules) & {{{heavy}}}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -1,9 +1,9 @@
 """The models in the wheel: found by name, described, harmless, and as good as their cards say.
 
-The numbers of `approved/models.json` are what the models answered when they were shipped. A new model comes
+The numbers of `approved/models.json` are the models' predictions when they were shipped. A new model comes
 with new ones and a line in the changelog:
 
-    python tests/test_shipped_models.py
+    python tests/reconstruction/test_shipped_models.py
 """
 
 import json
@@ -33,8 +33,8 @@ APPROVED = Path(__file__).parents[1] / "approved" / "models.json"
 NAMES = sorted(shipped_models())
 
 
-def answers(name):
-    """What a model makes of a few events, in GeV."""
+def predictions(name):
+    """Four-momenta that a model predicts for a few events, in GeV."""
     return topreco.load(name, threads=1)(toy_events(8, seed=5)).p4
 
 
@@ -71,13 +71,13 @@ def test_has_a_card(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_answers_as_approved(name):
+def test_predictions_as_approved(name):
     approved = np.array(json.loads(APPROVED.read_text())[name])
-    np.testing.assert_allclose(answers(name), approved, rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(predictions(name), approved, rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_answers_everything_physically(name):
+def test_all_predictions_are_physical(name):
     events = toy_events(500, seed=6)
     pair = topreco.load(name, threads=1)(events)
     assert pair.valid.all()
@@ -90,7 +90,7 @@ def test_pickles_as_its_name(name, tmp_path):
     content = pickle.dumps(topreco.load(name))
     assert len(content) < 500
     assert str(shipped_models()[name].parent).encode() not in content
-    np.testing.assert_array_equal(pickle.loads(content)(toy_events(8, seed=5)).p4, answers(name))
+    np.testing.assert_array_equal(pickle.loads(content)(toy_events(8, seed=5)).p4, predictions(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -148,5 +148,5 @@ def test_reconstructs_real_cms_simulation(name, data):
 
 if __name__ == "__main__":
     APPROVED.write_text(
-        json.dumps({name: np.round(answers(name), 4).tolist() for name in NAMES}, indent=1) + "\n"
+        json.dumps({name: np.round(predictions(name), 4).tolist() for name in NAMES}, indent=1) + "\n"
     )

@@ -12,7 +12,6 @@ import uproot
 from coffea import processor
 
 from topreco.config import (
-    ConfigError,
     HistogramConfig,
     ObjectSource,
     SelectionConfig,
@@ -77,9 +76,9 @@ def test_model_is_read_once_per_process(simulated, instance, monkeypatch):
     read = []
     original = checkpoint.load_model
     monkeypatch.setattr(checkpoint, "load_model", lambda path: read.append(path) or original(path))
-    from topreco.reconstruction import methods as reconstructors
+    from topreco.reconstruction import network
 
-    reconstructors._read_model.cache_clear()
+    network._read_model.cache_clear()
     run(simulated, cloudpickle.loads(cloudpickle.dumps(instance)), chunksize=300)
     assert len(read) == 1
 
@@ -165,7 +164,7 @@ def test_two_methods_need_two_names(toy_model):
 
 
 def test_unknown_observable_is_refused_at_once(toy_model):
-    with pytest.raises(ConfigError, match="unknown observable 'm_ttt'"):
+    with pytest.raises(ValueError, match="unknown observable 'm_ttt'"):
         DileptonProcessor([toy_model], histograms=HistogramConfig(observables=("m_ttt",)))
 
 

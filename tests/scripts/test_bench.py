@@ -160,7 +160,7 @@ def test_padding_in_front_of_the_backbone_changes_nothing(name):
     from topreco.reconstruction.load import load
 
     events = toy_events(8, seed=3)
-    plain = package_network(load(name).artefact.networks[0])
+    plain = package_network(load(name).model.networks[0])
     assert isinstance(plain.backbone, Padded)
     lengths = []
     plain.backbone.backbone.register_forward_pre_hook(lambda _, args: lengths.append(args[2].shape[1]))

@@ -130,7 +130,7 @@ def test_grid_multiplies_points():
         (["points={a/b: []}", "reference=a/b"], r"letters, digits and _ . \+ = , - expected, found 'a/b'"),
         (["points={a: [seed=3]}", "reference=a"], r"'seed' is not a point's to change; see the key 'seeds'"),
         (["seeds=[1, 1]"], r"seeds: one or more seeds expected, each once"),
-        (["observables=[m_ttt]"], r"observables: names out of m_tt, .* expected"),
+        (["observables=[m_ttt]"], r"observables: unknown observable 'm_ttt'; did you mean 'm_tt'"),
         (["epochs=3"], r"unknown key 'epochs'"),
     ],
 )

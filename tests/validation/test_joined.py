@@ -70,6 +70,15 @@ def test_dataset_and_variation(events, pair, tmp_path):
     assert (method(events).valid == pair.valid).all()
 
 
+def test_a_joined_method_is_known_by_its_content(tmp_path, leptons):
+    events = toy_events(20)
+    paths = [tmp_path / name for name in ("a.parquet", "b.parquet", "c.parquet")]
+    for path, n in zip(paths, (20, 20, 10), strict=True):
+        pq.write_table(friend_tree(events[:n], leptons(events[:n])), path)
+    first, same, other = (JoinedMethod("leptons", path).fingerprint for path in paths)
+    assert first == same != other
+
+
 FAULTS = {
     "column": (lambda e, p: friend_tree(e, p, leptons_top_eta=None), "column 'leptons_top_eta'.* is missing"),
     "key": (lambda e, p: friend_tree(e, p, luminosityBlock=None), "column 'luminosityBlock' is missing"),

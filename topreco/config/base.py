@@ -4,11 +4,10 @@ An unknown key, a wrong type or an impossible combination is one `ConfigError` t
 the value found and what is allowed.
 """
 
-import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from topreco.core.errors import TopRecoError
+from topreco.core.errors import TopRecoError, nearest
 
 Positive = Annotated[float, Field(gt=0)]
 Mass = Annotated[float, Field(gt=0, lt=1e5)]
@@ -35,12 +34,16 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-def merged(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain data with changes; mappings are merged, everything else replaced."""
-    both = dict(content)
-    for key, value in changes.items():
-        inner = both.get(key)
-        both[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
+def merged(*contents: Mapping[str, Any], whole: Collection[str] = ()) -> dict[str, Any]:
+    """Merge plain data, later ones winning; mappings are merged too, except those of the keys in `whole`."""
+    both: dict[str, Any] = {}
+    for content in contents:
+        for key, value in content.items():
+            inner = both.get(key)
+            if isinstance(inner, dict) and isinstance(value, Mapping) and key not in whole:
+                both[key] = merged(inner, value, whole=whole)
+            else:
+                both[key] = value
     return both
 
 
@@ -83,7 +86,12 @@ def find_config(source: str | Path) -> Path:
     )
 
 
-def load_config(kind: type[C], source: str | Path | None = None, overrides: Sequence[str] = ()) -> C:
+def load_config(
+    kind: type[C],
+    source: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> C:
     """Read a configuration.
 
     Parameters
@@ -93,7 +101,9 @@ def load_config(kind: type[C], source: str | Path | None = None, overrides: Sequ
     source
         YAML file or bare name of a shipped configuration; None starts from the defaults.
     overrides
-        Dotted assignments such as ``optimiser.learning_rate=3e-4``; values are YAML.
+        Dotted assignments such as ``optimiser.learning_rate=3e-4``, see `assign`.
+    options
+        Values by dotted key, which win over the overrides; None is an option that was not given.
 
     Raises
     ------
@@ -107,11 +117,16 @@ def load_config(kind: type[C], source: str | Path | None = None, overrides: Sequ
         origin = str(path)
         content = read_yaml(path)
     assign(content, overrides)
+    for key, value in (options or {}).items():
+        if value is not None:
+            _assign(content, key.split("."), value, f"option {key}={value}")
     return build_config(kind, content, origin)
 
 
 def assign(content: dict[str, Any], overrides: Iterable[str]) -> None:
     """Apply dotted assignments such as ``optimiser.learning_rate=3e-4`` to plain data, in place.
+
+    Values are YAML without comments: numbers, text, lists, mappings, null; # has no meaning.
 
     Raises
     ------
@@ -123,10 +138,10 @@ def assign(content: dict[str, Any], overrides: Iterable[str]) -> None:
         if not separator or not key:
             raise ConfigError(f"override {override!r}: expected key=value, such as epochs=10")
         try:
-            value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+            value = yaml.load(text.replace("#", _HASH), Loader=_Loader)  # noqa: S506 - a SafeLoader
         except _NOT_YAML as error:
             raise ConfigError(f"override {override!r}: value is not YAML") from error
-        _assign(content, key.split("."), value, override)
+        _assign(content, key.split("."), _with_hash(value), f"override {override!r}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -172,7 +187,10 @@ class _Loader(yaml.SafeLoader):
 
 
 _NOT_YAML = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
-"""What the loader raises, of values too that only look like a date or a number."""
+"""Errors of the loader, including those for values that only look like a date or a number."""
+
+_HASH = "\ue023"
+"""Private character that stands for # while an override is parsed, so that it begins no comment."""
 
 _Loader.yaml_implicit_resolvers = {
     first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -184,23 +202,26 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _assign(content: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+def _with_hash(value: Any) -> Any:
+    """A parsed value with # put back."""
+    if isinstance(value, dict):
+        return {_with_hash(key): _with_hash(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_hash(inner) for inner in value]
+    return value.replace(_HASH, "#") if isinstance(value, str) else value
+
+
+def _assign(content: dict[str, Any], keys: list[str], value: Any, origin: str) -> None:
     for key in keys[:-1]:
         inner = content.setdefault(key, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"override {override!r}: {key!r} is a value, not a section")
+            raise ConfigError(f"{origin}: {key!r} is a value, not a section")
         content = inner
     content[keys[-1]] = value
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """End of an error message that names what was probably meant, empty if nothing is close."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _explain(kind: type[Config], problem: Any) -> str:
-    """One line about a pydantic error: key, value found, what is allowed."""
+    """Describe a pydantic error in one line: key, value found, what is allowed."""
     location = [str(part) for part in problem["loc"]]
     key = ".".join(_without_tags(kind, location))
     if problem["type"] == "extra_forbidden":
@@ -233,7 +254,7 @@ def _without_tags(kind: type[Config], location: list[str]) -> list[str]:
 
 
 def _inside(classes: list[type[Config]], part: str) -> tuple[list[type[Config]], bool]:
-    """Classes of the section that a part of a location leads to, and whether it is the tag of a union."""
+    """Classes of the section that a part of a location leads to, and True if it is the tag of a union."""
     fields = [cls.model_fields[part] for cls in classes if part in cls.model_fields]
     inner = [found for field in fields for found in _config_classes(field.annotation)]
     kinds = [cls for cls in classes if "kind" in cls.model_fields]

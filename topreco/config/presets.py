@@ -15,10 +15,14 @@ from topreco.config import (
     ConfigError,
     SelectionConfig,
     build_config,
-    nearest,
     read_yaml,
     shipped_folder,
 )
+from topreco.config.base import merged
+from topreco.core.errors import nearest
+
+_WHOLE = ("branches",)
+"""Keys that a later source replaces as a whole."""
 
 NO_PRESET = "none"
 """Name for the defaults of `SelectionConfig`, of files that no preset recognises."""
@@ -159,14 +163,14 @@ def resolve_selection(config: SelectionConfig, branches: Collection[str]) -> Sel
                 f"selection.era: preset {name} has no era {era!r}; it has {', '.join(preset.eras)}"
                 f"{nearest(era, preset.eras)}"
             )
-        content = _merged(preset.selection, preset.eras[era].selection)
+        content = merged(preset.selection, preset.eras[era].selection, whole=_WHOLE)
         filters = (*preset.met_filters, *preset.eras[era].met_filters)
-    content = _merged(content, given, {"preset": name, "era": era})
+    content = merged(content, given, {"preset": name, "era": era}, whole=_WHOLE)
     if "btag_threshold" not in given.get("jet", {}):
         jet = build_config(SelectionConfig, content, "selection").jet
         if era is not None:
             threshold = btag_threshold(era, jet.btag, jet.working_point)
-            content = _merged(content, {"jet": {"btag_threshold": threshold}})
+            content = merged(content, {"jet": {"btag_threshold": threshold}}, whole=_WHOLE)
         elif "working_point" in given.get("jet", {}):
             raise ConfigError("selection.jet.working_point: means nothing without selection.era")
     if config.cuts.met_filters == "preset":
@@ -175,7 +179,7 @@ def resolve_selection(config: SelectionConfig, branches: Collection[str]) -> Sel
                 "selection.cuts.met_filters: 'preset', but no preset is given and none recognises the file; "
                 "give selection.preset or a list of flags"
             )
-        content = _merged(content, {"cuts": {"met_filters": filters}})
+        content = merged(content, {"cuts": {"met_filters": filters}}, whole=_WHOLE)
     resolved = build_config(SelectionConfig, content, "selection")
     # Validated again from all of its values, so that each counts as set.
     return build_config(SelectionConfig, resolved.model_dump(), "selection")
@@ -190,13 +194,3 @@ def describe_preset(config: SelectionConfig, resolved: SelectionConfig) -> str:
     era = "given" if config.era else "assumed, branches do not tell: --era"
     jet = resolved.jet
     return f"{preset}, era {resolved.era} ({era}), {resolved.met}, {jet.btag} > {jet.btag_threshold:g}"
-
-
-def _merged(*contents: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries in one, later ones winning."""
-    result: dict[str, Any] = {}
-    for content in contents:
-        for key, value in content.items():
-            nested = isinstance(value, dict) and isinstance(result.get(key), dict) and key != "branches"
-            result[key] = _merged(result[key], value) if nested else value
-    return result

@@ -5,13 +5,14 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from topreco.config.base import Config, Mass, NonNegative, Positive, PositiveInt, nearest
+from topreco.config.base import Config, Mass, NonNegative, Positive, PositiveInt
 from topreco.config.selection import SelectionConfig
 from topreco.config.systematics import SystematicsConfig
 from topreco.core.constants import M_TOP, M_W
-from topreco.core.observables import OBSERVABLE_GROUPS, OBSERVABLES
+from topreco.core.errors import nearest
+from topreco.core.observables import OBSERVABLE_GROUPS, OBSERVABLES, observable_names
 
 
 class SimulationConfig(Config):
@@ -33,24 +34,47 @@ class SimulationConfig(Config):
     block_size: PositiveInt = 500
     """Events per independently seeded block: the unit of resuming."""
     nanoaod_version: Literal["v7", "v9", "v11", "v12", "v14", "v15"] | None = None
-    """Write the branches of that NanoAOD version, of the same events; null: what all have in common."""
+    """Write the branches of that NanoAOD version, of the same events; null: those that all have in common."""
+
+
+def _rising(edges: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(map(math.isfinite, edges)):
+        raise ValueError("finite edges expected")
+    if any(b <= a for a, b in itertools.pairwise(edges)):
+        raise ValueError("rising edges expected")
+    return edges
+
+
+Edges = Annotated[tuple[float, ...], Field(min_length=2), AfterValidator(_rising)]
+"""Edges of bins, finite and rising."""
+
+
+def _known(by_name: dict[str, Any]) -> dict[str, Any]:
+    for name in by_name:
+        if name not in OBSERVABLES:
+            raise ValueError(
+                f"unknown observable {name!r}{nearest(name, OBSERVABLES)}; allowed: {', '.join(OBSERVABLES)}"
+            )
+    return by_name
 
 
 class HistogramConfig(Config):
-    """What the processor fills."""
+    """Histograms that the processor fills."""
 
     observables: tuple[str, ...] = OBSERVABLE_GROUPS["default"]
     """Names of observables, or of groups of them: default, angles, polarisation, correlation, spin, all."""
-    bins: dict[str, tuple[float, ...]] = {}
+    bins: dict[str, Edges] = {}
     """Edges per observable in place of the defaults."""
 
     @field_validator("observables")
     @classmethod
     def _members_of_groups(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(o for name in names for o in OBSERVABLE_GROUPS.get(name, (name,))))
+        return observable_names(names)
 
-
-Edges = Annotated[tuple[float, ...], Field(min_length=2)]
+    @field_validator("bins")
+    @classmethod
+    def _observables_known(cls, bins: dict[str, Any]) -> dict[str, Any]:
+        return _known(bins)
 
 
 class ResponseBins(Config):
@@ -60,15 +84,6 @@ class ResponseBins(Config):
     """Edges; null takes fine ones, from which `topreco unfolding --min-purity` can make better."""
     reco: Edges | None = None
     """Edges; null takes those of `truth`. For purity and stability those of `truth` must be among them."""
-
-    @field_validator("truth", "reco")
-    @classmethod
-    def _rise(cls, edges: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if edges is not None and not all(map(math.isfinite, edges)):
-            raise ValueError("finite edges expected")
-        if edges is not None and any(b <= a for a, b in itertools.pairwise(edges)):
-            raise ValueError("rising edges expected")
-        return edges
 
     @model_validator(mode="after")
     def _reco_needs_truth(self) -> Self:
@@ -83,10 +98,10 @@ class PhaseSpaceConfig(Config):
     decay: Literal["dileptonic", "prompt", "any"] = "dileptonic"
     """Both W bosons give an e or μ, directly or through a τ; `prompt`: directly; `any`: every tt̄ pair."""
     lepton_pt_min: NonNegative = 0.0
-    """Of both charged leptons."""
+    """Smallest pT of both charged leptons."""
     lepton_eta_max: Positive | None = None
     b_pt_min: NonNegative = 0.0
-    """Of both b quarks, before they radiate."""
+    """Smallest pT of both b quarks, before they radiate."""
     b_eta_max: Positive | None = None
 
 
@@ -101,17 +116,13 @@ class UnfoldingConfig(Config):
     @classmethod
     def _names_alone(cls, value: Any) -> Any:
         if isinstance(value, list | tuple):
-            return {o: {} for name in value for o in OBSERVABLE_GROUPS.get(name, (name,))}
+            return {name: {} for name in observable_names(value)}
         return value
 
     @field_validator("observables")
     @classmethod
-    def _known(cls, value: dict[str, ResponseBins]) -> dict[str, ResponseBins]:
-        for name in value:
-            if name not in OBSERVABLES:
-                known = ", ".join(OBSERVABLES)
-                raise ValueError(f"unknown observable {name!r}{nearest(name, OBSERVABLES)}; allowed: {known}")
-        return value
+    def _observables_known(cls, value: dict[str, ResponseBins]) -> dict[str, ResponseBins]:
+        return _known(value)
 
 
 class SkimConfig(Config):
@@ -139,17 +150,16 @@ class SolverConfig(Config):
     reset_energy: bool = True
     """Give the averaged momenta of a smeared event the energy of a top quark on shell."""
     response: Path | None = None
-    """Response histograms of `topreco response`; null takes those that come with the package."""
+    """Detector response of `topreco response`; null takes the one that comes with the package."""
     seed: Annotated[int, Field(ge=0)] = 1
     """With run, lumi and event it fixes the draws of an event."""
-    threads: PositiveInt = 1
 
 
 class ValidationConfig(Config):
-    """`topreco validate`: what the validated methods and their numbers depend on."""
+    """`topreco validate`: settings of the validated methods and of their numbers."""
 
     solvers: SolverConfig = SolverConfig()
-    """Of the analytic methods; `m_top` is also the mass that tops are compared with."""
+    """Settings of the analytic methods; `m_top` is also the mass that tops are compared with."""
     histograms: HistogramConfig = HistogramConfig()
     """`bins` replaces the edges of m_tt, pt_top, y_top or c_hel."""
 
@@ -163,7 +173,7 @@ class PepperWriteConfig(SkimConfig):
     """Name of the new column, which begins with recot; null makes it from the method's name. An existing
     column of this name is replaced."""
     solvers: SolverConfig = SolverConfig()
-    """Of the analytic methods."""
+    """Settings of the analytic methods."""
 
 
 class ClusterConfig(Config):
@@ -190,7 +200,7 @@ class RunConfig(Config):
     """Smallest quality of an event that counts as solved, by name of the method: for networks with quantiles
     −0.1 keeps events whose m_tt is known to 10 %."""
     solvers: SolverConfig = SolverConfig()
-    """Of the analytic methods."""
+    """Settings of the analytic methods."""
     selection: SelectionConfig = SelectionConfig()
     histograms: HistogramConfig = HistogramConfig()
     systematics: SystematicsConfig = SystematicsConfig()
@@ -204,7 +214,7 @@ class RunConfig(Config):
     chunk_size: PositiveInt = 100_000
     max_chunks: PositiveInt | None = None
     skip_bad_files: bool = False
-    """Go on without files, or chunks of them, that cannot be read, and list them in `run.json`."""
+    """Leave out files, or chunks of them, that cannot be read, and list them in `run.json`."""
     checkpoint: Path | None = None
     """Folder that keeps each finished chunk, so that the same command continues where it was stopped."""
     output: Path = Path("results/run")

@@ -17,11 +17,11 @@ from topreco.config.base import (
     find_config,
     load_config,
     merged,
-    nearest,
     read_yaml,
 )
 from topreco.config.training import TrainConfig
-from topreco.core.observables import OBSERVABLE_GROUPS
+from topreco.core.errors import nearest
+from topreco.core.observables import observable_names
 
 
 class StudyConfig(Config):
@@ -43,6 +43,7 @@ class StudyConfig(Config):
     test_skims: tuple[Path, ...] = ()
     """Skims with truth on which all networks are compared, none of them trained on."""
     observables: tuple[str, ...] = ("m_tt", "pt_top", "c_hel")
+    """Names of observables, or of groups of them."""
     scaling: Literal["events", "parameters"] | None = None
     """Also show the metrics against the number of training events or of parameters, with power laws."""
     workers: PositiveInt | None = None
@@ -73,11 +74,9 @@ class StudyConfig(Config):
     @field_validator("observables")
     @classmethod
     def _observables_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        known = OBSERVABLE_GROUPS["all"]
-        unknown = [name for name in names if name not in known]
-        if unknown or not names:
-            raise ValueError(f"names out of {', '.join(known)} expected")
-        return names
+        if not names:
+            raise ValueError("one or more observables expected")
+        return observable_names(names)
 
     @model_validator(mode="after")
     def _points_exist(self) -> Self:

@@ -16,7 +16,7 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     Parameters
     ----------
     **options
-        Of `numba.njit`.
+        Options of `numba.njit`.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:

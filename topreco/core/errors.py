@@ -1,4 +1,7 @@
-"""The base of the errors that a user can cause and mend."""
+"""The base of the errors that a user can cause and fix, and helpers for their messages."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class TopRecoError(ValueError):
@@ -10,25 +13,25 @@ class TopRecoError(ValueError):
 
 
 OUT_OF_MEMORY = "fewer events at a time (chunk_size, step_size, batch_size) or more memory"
-"""What helps, for the errors."""
+"""Remedies, for the end of a message."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out; torch's is a RuntimeError."""
+    """True if an exception means that memory ran out; torch's is a RuntimeError."""
     if isinstance(error, RuntimeError):
         return any(text in str(error) for text in ("can't allocate memory", "out of memory"))
     return isinstance(error, MemoryError)
 
 
 def needs_extra(extra: str, error: ImportError) -> str:
-    """What is wrong with the libraries of an optional extra, for the end of a message.
+    """Describe what is wrong with the libraries of an optional extra, for the end of a message.
 
     Parameters
     ----------
     extra
         Its name in `pyproject.toml`.
     error
-        What importing them raised.
+        Raised when they were imported.
     """
     if isinstance(error, ModuleNotFoundError):
         return f"needs the extra: pip install 'topreco[{extra}]'"
@@ -38,5 +41,11 @@ def needs_extra(extra: str, error: ImportError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says in its first line; its class where it says nothing."""
+    """First line of an exception's message, or its class if it has none."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """End of an error message that suggests what was probably meant, empty if nothing is close."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from topreco.core.constants import PDG_ELECTRON, PDG_MUON
+from topreco.core.errors import TopRecoError
 from topreco.core.fourvector import from_pt_eta_phi_mass, pt
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -90,25 +91,25 @@ class _Struct:
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """One struct of the events of several, in their order."""
         if not parts:
-            raise ValueError(f"{cls.__name__}.concatenate: needs at least one part, got none")
+            raise TopRecoError(f"{cls.__name__}.concatenate: needs at least one part, got none")
         columns: dict[str, Any] = {}
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             values = [getattr(part, field.name) for part in parts]
             absent = [value is None for value in values]
             if any(absent) and not all(absent):
-                raise ValueError(
+                raise TopRecoError(
                     f"{cls.__name__}.concatenate: field {field.name!r} is present in some parts only"
                 )
             if isinstance(values[0], Mapping):
                 if len({frozenset(value) for value in values}) > 1:
-                    raise ValueError(f"{cls.__name__}.concatenate: the entries of {field.name!r} differ")
+                    raise TopRecoError(f"{cls.__name__}.concatenate: the entries of {field.name!r} differ")
                 columns[field.name] = {key: np.concatenate([v[key] for v in values]) for key in values[0]}
             else:
                 columns[field.name] = None if absent[0] else np.concatenate(values)
         return cls(**columns)
 
     def _check(self, shapes: dict[str, tuple[int | None, ...]]) -> None:
-        """Raise unless each named field has its shape behind the event axis (None: any length)."""
+        """Raise unless each named field has its shape after the event axis (None: any length)."""
         n = len(self)
         for name, tail in shapes.items():
             value = getattr(self, name)
@@ -120,11 +121,11 @@ class _Struct:
                 e is not None and e != f for e, f in zip(expected, found, strict=True)
             ):
                 wanted = "(" + ", ".join("any" if e is None else str(e) for e in expected) + ")"
-                raise ValueError(f"{type(self).__name__}.{name}: shape {found} found, {wanted} expected")
+                raise TopRecoError(f"{type(self).__name__}.{name}: shape {found} found, {wanted} expected")
 
 
 def _picked(value: Any, index: Any) -> Any:
-    """Some events of a column, of a mapping of columns or of nothing."""
+    """Some events of a column or of a mapping of columns; None stays None."""
     if isinstance(value, Mapping):
         return {key: column[index] for key, column in value.items()}
     return None if value is None else value[index]
@@ -132,7 +133,7 @@ def _picked(value: Any, index: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class DileptonEvents(_Struct):
-    """Selected dileptonic events: reconstructed objects only, never truth.
+    """Selected dileptonic events: reconstructed objects only, no truth.
 
     Attributes
     ----------
@@ -242,7 +243,7 @@ class TopPair(_Struct):
         Four-momenta (E, px, py, pz) in GeV of top (index 0) and antitop (1), shape (n, 2, 4); NaN where
         not valid, and for methods that reconstruct only the tt̄ system.
     valid
-        Whether the method found an answer, shape (n,).
+        True if the method has a prediction, shape (n,).
     ttbar
         Four-momentum of the tt̄ system in GeV, shape (n, 4), only from methods that give just the system.
     quality
@@ -267,7 +268,7 @@ class TopPair(_Struct):
         for name, values in (self.quantiles or {}).items():
             if np.shape(values) != expected:
                 found = np.shape(values)
-                raise ValueError(f"TopPair.quantiles[{name!r}]: shape {found} found, {expected} expected")
+                raise TopRecoError(f"TopPair.quantiles[{name!r}]: shape {found} found, {expected} expected")
 
     @property
     def system(self) -> FloatArray:
@@ -288,7 +289,7 @@ class Truth(_Struct):
         Four-momenta of the W boson, the bottom quark, the charged lepton (the e or μ at the end of a τ
         decay) and the neutrino from the W of each leg in GeV, shape (n, 2, 4).
     via_tau
-        Whether the W of the leg decayed to a τ, shape (n, 2).
+        True if the W of the leg decayed to a τ, shape (n, 2).
     dileptonic
         Both W bosons gave an electron or a muon, directly or through a τ, shape (n,).
     production

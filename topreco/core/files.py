@@ -1,14 +1,17 @@
-"""Writing files so that none is ever half-written under its final name."""
+"""Files that are never half-written under their final name, and plain data in JSON."""
 
 import errno
 import hashlib
+import json
+import math
 import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any
 
 from topreco.core.errors import TopRecoError
 
@@ -54,7 +57,7 @@ def complete_file(path: str | Path) -> Iterator[Path]:
 
 
 def _full_disk(error: BaseException | None) -> int | None:
-    """Error number of a disk that takes no more, which only writing gives, behind an exception."""
+    """Number of the error by which a disk refuses more data, if it caused an exception; else None."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return error.errno
@@ -86,14 +89,38 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def plain(value: Any) -> Any:
+    """Plain JSON data from nested mappings, named tuples, sequences and paths; NaN and ∞ become None."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, PurePath) else value
+
+
+def to_json(value: Any) -> str:
+    """Text of a JSON file with the `plain` data of a value."""
+    return json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's content."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def folder_name(name: str) -> str:
-    """A dataset's or variation's name as that of one folder: what does not fit gives way to a hash."""
+    """Name of a folder for a dataset or variation; characters that do not fit are replaced by a hash."""
     fitting = _fitting(name)
     return fitting if name and fitting == name else f"{fitting}-{_hash(name)}"
 
 
 def unique_stem(file: str) -> str:
-    """Beginning of the names of files made from a source file: two of the same name differ by the hash."""
+    """Beginning of the names of files made from a source file; a hash distinguishes sources of one name."""
     return f"{_fitting(PurePosixPath(file).stem)}-{_hash(file)}"
 
 

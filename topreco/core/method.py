@@ -1,21 +1,100 @@
-"""What all methods have in common: a name, and a call from `DileptonEvents` to `TopPair`."""
+"""The contract of all methods: a name, a fingerprint, and a call from `DileptonEvents` to `TopPair`."""
 
-from typing import Protocol, runtime_checkable
+import hashlib
+import inspect
+import json
+from typing import Any, Protocol, cast, runtime_checkable
 
+from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, TopPair
 
 
-@runtime_checkable
-class Method(Protocol):
-    """A method of reconstruction.
-
-    Attributes
-    ----------
-    name
-        How the method is called in histograms and tables.
-    """
+class NamedCallable(Protocol):
+    """The least that a method of your own must be: a callable with a name; see `as_method`."""
 
     name: str
 
     def __call__(self, events: DileptonEvents) -> TopPair:
         """Reconstruct the top-quark pair of each event."""
+
+
+@runtime_checkable
+class Method(NamedCallable, Protocol):
+    """A method of reconstruction, network or analytic.
+
+    Attributes
+    ----------
+    name
+        Name in histograms and tables.
+    """
+
+    @property
+    def uses_event_key(self) -> bool:
+        """True if predictions depend on the event's key (dataset, run, luminosity block, event)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that determines the predictions, apart from this package's code."""
+
+    def __call__(self, events: DileptonEvents) -> TopPair:
+        """Reconstruct the top-quark pair of each event.
+
+        Parameters
+        ----------
+        events
+            Selected events.
+
+        Returns
+        -------
+        pair
+            One entry per event, not valid where the method has no prediction.
+        """
+
+
+def as_method(method: NamedCallable) -> Method:
+    """Complete a callable with a name to a `Method`; a complete one is returned as it is.
+
+    Parameters
+    ----------
+    method
+        Any callable with a `name`. Without `uses_event_key` it is assumed to depend on the event's key, and
+        without `fingerprint` to be determined by its name and class: give it one if it has settings.
+
+    Raises
+    ------
+    TopRecoError
+        If it cannot be called or has no name.
+    """
+    if not callable(method) or not isinstance(getattr(method, "name", None), str):
+        raise TopRecoError(
+            f"method {method!r}: a name, a model file, or a callable with an attribute 'name' expected"
+        )
+    # Without evaluating them, which may read a file.
+    given = [inspect.getattr_static(method, name, None) for name in ("uses_event_key", "fingerprint")]
+    return _Completed(method) if None in given else cast("Method", method)
+
+
+class _Completed:
+    """A callable with a name, and defaults for what it lacks."""
+
+    def __init__(self, method: NamedCallable) -> None:
+        self.method = method
+        self.name = method.name
+
+    @property
+    def uses_event_key(self) -> bool:
+        return getattr(self.method, "uses_event_key", True)
+
+    @property
+    def fingerprint(self) -> str:
+        kind = type(self.method)
+        own = fingerprint_of(self.name, kind.__module__, kind.__qualname__)
+        return getattr(self.method, "fingerprint", own)
+
+    def __call__(self, events: DileptonEvents) -> TopPair:
+        return self.method(events)
+
+
+def fingerprint_of(*parts: Any) -> str:
+    """SHA-256 of plain JSON data, for `Method.fingerprint`."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

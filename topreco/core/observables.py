@@ -3,21 +3,21 @@
 The functions take numpy arrays or torch tensors of four-momenta (E, px, py, pz) in GeV; index 0 of the axis
 of length two is t with ℓ⁺, 1 is t̄ with ℓ⁻. In place of arrays they take awkward arrays of one record per
 event: `tops` with the fields ``top`` and ``antitop``, `leptons` with ``lepton_plus`` and ``lepton_minus``,
-`b` with ``b`` and ``bbar``, each a Lorentz vector. An argument left out is looked for in the first one, and
-the answer is an awkward array. `docs/OBSERVABLES.md` lists every observable with definition and reference.
+`b` with ``b`` and ``bbar``, each a Lorentz vector. An argument left out is taken from the first one, and
+the result is an awkward array. `docs/OBSERVABLES.md` lists every observable with definition and reference.
 """
 
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from topreco.core import fourvector
-from topreco.core.errors import TopRecoError
+from topreco.core.errors import TopRecoError, nearest
 from topreco.core.events import FloatArray
 
 AXES = ("k", "r", "n")
@@ -77,8 +77,8 @@ def accepts_awkward(*, returns: tuple[str, ...] = ()) -> Callable[[Callable[...,
     Parameters
     ----------
     returns
-        Fields of the four-momenta in the answer, shape (n, 2, 4), which becomes records of `vector`; without,
-        the answer becomes a regular awkward array.
+        Fields of the four-momenta in the result, shape (n, 2, 4), which becomes records of `vector`; without
+        them the result becomes a regular awkward array.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,7 +102,7 @@ def accepts_awkward(*, returns: tuple[str, ...] = ()) -> Callable[[Callable[...,
 
 
 def _is_awkward(value: Any) -> bool:
-    # Looked up, not imported: who has no awkward array must not need the package.
+    # Looked up, not imported: without awkward arrays the package is not needed.
     awkward = sys.modules.get("awkward")
     return awkward is not None and isinstance(value, awkward.Array)
 
@@ -204,8 +204,8 @@ def delta_phi_ll(leptons: Any) -> Any:
 def neutrinos(tops: Any, leptons: Any, b: Any) -> Any:
     """Neutrinos that tops, leptons and chosen b jets leave, ν = t − ℓ⁺ − b and ν̄ = t̄ − ℓ⁻ − b̄.
 
-    Massless only where the method built its tops from neutrinos and the same b jets. What networks predict
-    is a mean over what the event does not tell, and these are too.
+    Massless only where the method built its tops from neutrinos and the same b jets. The predictions of
+    networks are means over what the event leaves open, and so are these.
 
     Parameters
     ----------
@@ -528,3 +528,22 @@ OBSERVABLE_GROUPS: dict[str, tuple[str, ...]] = {
     )
 }
 """Names that stand for several observables in a configuration."""
+
+
+def observable_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of observables from a configuration, groups replaced by their members, each once, in order.
+
+    Raises
+    ------
+    TopRecoError
+        If a name is neither an observable nor a group.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        if name not in OBSERVABLES and name not in OBSERVABLE_GROUPS:
+            raise TopRecoError(
+                f"unknown observable {name!r}{nearest(name, [*OBSERVABLES, *OBSERVABLE_GROUPS])}; "
+                f"allowed: {', '.join(OBSERVABLES)}, and the groups {', '.join(OBSERVABLE_GROUPS)}"
+            )
+        found |= dict.fromkeys(OBSERVABLE_GROUPS.get(name, (name,)))
+    return tuple(found)

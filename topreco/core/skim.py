@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 _METADATA_KEY = b"topreco"
 _KINDS = {"events": DileptonEvents, "truth": Truth}
 _MIXED = "all events of a skim need the same columns, so either all have truth or none"
-# Everything else that floats is a momentum or a score, which NanoAOD holds in single precision.
+# Every other floating-point column is a momentum or a score, which NanoAOD holds in single precision.
 _DOUBLE = {"weight"}
 
 _LEAVES: dict[Any, Callable[[pa.DataType], bool]] = {
@@ -34,7 +34,7 @@ _LEAVES: dict[Any, Callable[[pa.DataType], bool]] = {
     IntArray: pa.types.is_integer,
     BoolArray: pa.types.is_boolean,
 }
-"""What a column holds, by the type of its field."""
+"""Type of a column by that of its field."""
 
 
 class SkimError(TopRecoError):
@@ -73,12 +73,12 @@ class SkimWriter:
 
         Raises
         ------
-        ValueError
+        SkimError
             If the columns differ from those of earlier calls.
         """
         table = _to_table(events, truth)
         if self._pending and table.schema != self._pending[0].schema:
-            raise ValueError(f"{self.path}: {_MIXED}")
+            raise SkimError(f"{self.path}: {_MIXED}")
         self._pending.append(table)
         self._n_pending += len(events)
         if self._n_pending >= self._row_group_size:
@@ -111,7 +111,7 @@ class SkimWriter:
                 self._temporary, table.schema, compression="zstd", write_page_checksum=True
             )
         if table.schema != self._writer.schema:
-            raise ValueError(f"{self.path}: {_MIXED}")
+            raise SkimError(f"{self.path}: {_MIXED}")
         self._writer.write_table(table, row_group_size=self._row_group_size)
         self._pending, self._n_pending = [], 0
 
@@ -246,7 +246,7 @@ def _from_table(table: pa.Table, prefix: str) -> dict[str, np.ndarray[Any, Any]]
             shape.append(array.type.list_size)
             array = array.flatten()
         if not _LEAVES[field.type](array.type) or array.null_count:
-            raise ValueError(f"'{prefix}.{field.name}' holds {array.type} with {array.null_count} nulls")
+            raise SkimError(f"'{prefix}.{field.name}' holds {array.type} with {array.null_count} nulls")
         values = array.to_numpy(zero_copy_only=False).reshape(shape)
         content[field.name] = values.astype(np.float64) if values.dtype == np.float32 else values
     return content

@@ -128,7 +128,7 @@ def spin_correlation_matrix(beta: FloatArray, cos_theta: FloatArray, initial: st
 
     Raises
     ------
-    ValueError
+    TopRecoError
         If the initial state is another.
 
     References
@@ -153,7 +153,7 @@ def spin_correlation_matrix(beta: FloatArray, cos_theta: FloatArray, initial: st
         kk = b2 + cos2 * (2 - b2)
         rk = np.sqrt(1 - b2) * 2 * sin * cos
     else:
-        raise ValueError(f"spin_correlation_matrix: initial state {initial!r}; allowed are gg, qq")
+        raise TopRecoError(f"spin_correlation_matrix: initial state {initial!r}; allowed are gg, qq")
     zero = np.zeros_like(norm)
     rows = [[kk, rk, zero], [rk, rr, zero], [zero, zero, nn]]
     return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2) / norm[..., None, None]
@@ -182,7 +182,7 @@ def spin_correlation_weight(tops: Any, leptons: Any, initial: str, scale: float 
 
     Raises
     ------
-    ValueError
+    TopRecoError
         If the initial state is another.
     """
     system = tops.sum(-2)

@@ -1,1 +1,1 @@
-"""Methods of reconstruction: networks and analytic ones behind one call."""
+"""Methods of reconstruction: networks and analytic ones with one call."""

@@ -1,23 +1,27 @@
-"""The classical methods of `topreco.solvers` as methods."""
+"""The analytic methods of `topreco.solvers` as methods."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from importlib import import_module
+from importlib import import_module, resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from topreco.config import SolverConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.events import BoolArray, DileptonEvents, FloatArray, TopPair
+from topreco.core.files import sha256_of
+from topreco.core.method import fingerprint_of
+from topreco.core.threads import checked_threads
+from topreco.reconstruction.model_files import modified
 
 if TYPE_CHECKING:
     from topreco.solvers.response import DetectorResponse
 
 
 class AnalyticMethod:
-    """A classical method of `topreco.solvers`.
+    """An analytic method of `topreco.solvers`.
 
     Parameters
     ----------
@@ -27,13 +31,15 @@ class AnalyticMethod:
         Masses, smearing and pairing.
     name
         Name in histograms and tables; by default that of the method.
+    threads
+        Threads of each call, see `topreco.core.threads`.
     quantiles
         Find the quantiles of observables over the smeared copies, too.
 
     Raises
     ------
     TopRecoError
-        If there is no such method, or the response histograms cannot be read.
+        If there is no such method, or the detector response cannot be read.
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class AnalyticMethod:
         config: SolverConfig | None = None,
         *,
         name: str | None = None,
+        threads: int | None = None,
         quantiles: bool = True,
     ) -> None:
         if method not in ANALYTIC_METHODS:
@@ -49,53 +56,64 @@ class AnalyticMethod:
         self.method = method
         self.config = config or SolverConfig()
         self.name = method if name is None else name
+        self.threads = checked_threads(threads)
         self.quantiles = quantiles
-        if method in _SMEARED:
-            _read_response(self.config.response)  # Fail here, not in the first worker.
+        if self.uses_event_key:
+            _ = self.response  # Fail here, not in the first worker.
+
+    @property
+    def response(self) -> "DetectorResponse":
+        """The detector response that smeared methods draw from."""
+        return _read_response(self.config.response, modified(self.config.response))
 
     @property
     def uses_event_key(self) -> bool:
-        """Whether (dataset, run, lumi, event) matters: it seeds the smearing."""
-        return self.method in _SMEARED
+        """True if the method smears: the event's key seeds the draws."""
+        return ANALYTIC_METHODS[self.method].smeared
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the settings that the method uses, and of the detector response if it smears."""
+        kind = ANALYTIC_METHODS[self.method]
+        settings: dict[str, Any] = self.config.model_dump(mode="json", include=set(kind.settings))
+        if kind.smeared:
+            settings["response"] = _response_digest(self.config.response, modified(self.config.response))
+            settings["quantiles"] = self.quantiles
+        return fingerprint_of(self.method, settings)
+
+    @property
+    def n_threads(self) -> int:
+        """Number of threads for the solvers."""
+        if self.threads is not None:
+            return self.threads
+        import numba
+
+        return int(numba.get_num_threads())
 
     def __call__(self, events: DileptonEvents) -> TopPair:
-        """Reconstruct the top-quark pair of each event.
-
-        Parameters
-        ----------
-        events
-            Selected events.
-
-        Returns
-        -------
-        pair
-            Not valid where the method has no solution or there are no b candidates.
-        """
-        if self.method in _SMEARED:
-            return _smeared(self.method, events, self.config, quantiles=self.quantiles)
-        return ANALYTIC_METHODS[self.method](events, self.config)
+        """Top-quark pairs; not valid where the method has no solution or there are no b candidates."""
+        return ANALYTIC_METHODS[self.method].solve(self, events)
 
 
-def _smeared(
-    method: Any, events: DileptonEvents, config: SolverConfig, *, quantiles: bool = False
-) -> TopPair:
+def _smeared(solver: Any, method: AnalyticMethod, events: DileptonEvents) -> TopPair:
     """Weighted mean over smeared copies of each event; quality is the sum of weights."""
     from topreco.solvers.smearing import DRAWN_OBSERVABLES, smear_and_solve
 
+    config = method.config
     result = smear_and_solve(
         events,
-        _read_response(config.response),
-        method=method,
+        method.response,
+        method=solver,
         n_draws=config.n_draws,
         seed=config.seed,
         pairing=config.pairing,
         m_top=config.m_top,
         reset_energy=config.reset_energy,
-        threads=config.threads,
-        quantiles=quantiles,
+        threads=method.n_threads,
+        quantiles=method.quantiles,
     )
     by_name = None
-    if quantiles:
+    if method.quantiles:
         by_name = {name: result.quantiles[:, i] for i, name in enumerate(DRAWN_OBSERVABLES)}
     return TopPair(
         result.p4,
@@ -106,36 +124,36 @@ def _smeared(
     )
 
 
-def _unsmeared(solver: str, events: DileptonEvents, config: SolverConfig) -> TopPair:
+def _unsmeared(solver: str, method: AnalyticMethod, events: DileptonEvents) -> TopPair:
     """The solution of the smallest m_tt of the event as measured."""
     module = import_module(f"topreco.solvers.{solver}")
-    solutions = module.solve(*_visible(events), **_options(config))
+    solutions = module.solve(*_visible(events), **_options(method))
     return _pair(events, solutions.neutrinos[:, 0], solutions.count > 0)
 
 
-def _closest(events: DileptonEvents, config: SolverConfig) -> TopPair:
+def _closest(method: AnalyticMethod, events: DileptonEvents) -> TopPair:
     """The ellipses' intersection or closest approach; quality is minus the distance in GeV."""
     from topreco.solvers import ellipse
 
-    result = ellipse.closest_approach(*_visible(events), **_options(config))
+    result = ellipse.closest_approach(*_visible(events), **_options(method))
     return _pair(events, result.neutrinos, np.isfinite(result.distance), quality=-result.distance)
 
 
-def _neutrino_weighting(events: DileptonEvents, config: SolverConfig) -> TopPair:
+def _neutrino_weighting(method: AnalyticMethod, events: DileptonEvents) -> TopPair:
     """The scanned neutrino pair that explains MET best; quality is its weight."""
     from topreco.solvers import neutrino_weighting
 
     # At the maximum itself the method is the ellipses' closest approach once more. Solutions that MET's
-    # resolution cannot tell from it are as good, and among them the smallest m_tt is right most often.
-    result = neutrino_weighting.solve(*_visible(events), comparable=0.6, **_options(config))
+    # resolution cannot distinguish from it are as good, and among them the smallest m_tt is right most often.
+    result = neutrino_weighting.solve(*_visible(events), comparable=0.6, **_options(method))
     return _pair(events, result.neutrinos, np.isfinite(result.weight), quality=result.weight)
 
 
-def _loose(events: DileptonEvents, config: SolverConfig) -> TopPair:
+def _loose(method: AnalyticMethod, events: DileptonEvents) -> TopPair:
     """The tt̄ system alone, without the top mass."""
     from topreco.solvers import loose
 
-    result = loose.solve(*_visible(events), m_w=config.m_w)
+    result = loose.solve(*_visible(events), m_w=method.config.m_w)
     tops = np.full((len(events), 2, 4), np.nan)
     return TopPair(tops, result.valid, ttbar=result.ttbar)
 
@@ -145,14 +163,15 @@ def _visible(events: DileptonEvents) -> tuple[FloatArray, ...]:
     return events.lepton_plus, events.lepton_minus, b[:, 0], b[:, 1], events.met
 
 
-def _options(config: SolverConfig) -> dict[str, Any]:
+def _options(method: AnalyticMethod) -> dict[str, Any]:
     """Keywords that the solvers with a top mass share."""
+    config = method.config
     return {
         "m_top": config.m_top,
         "m_antitop": config.m_top,
         "m_w_plus": config.m_w,
         "m_w_minus": config.m_w,
-        "threads": config.threads,
+        "threads": method.n_threads,
     }
 
 
@@ -165,21 +184,65 @@ def _pair(
 
 
 @lru_cache(maxsize=8)
-def _read_response(path: Path | None) -> "DetectorResponse":
+def _read_response(path: Path | None, changed: int) -> "DetectorResponse":  # noqa: ARG001 - part of the cache's key
     from topreco.solvers.response import load_detector_response
 
     return load_detector_response(path)
 
 
-ANALYTIC_METHODS: dict[str, Callable[[DileptonEvents, SolverConfig], TopPair]] = {
-    "sonnenschein": partial(_smeared, "sonnenschein"),
-    "ellipse": partial(_smeared, "ellipse"),
-    "sonnenschein_unsmeared": partial(_unsmeared, "sonnenschein"),
-    "ellipse_unsmeared": partial(_unsmeared, "ellipse"),
-    "ellipse_closest": _closest,
-    "neutrino_weighting": _neutrino_weighting,
-    "loose": _loose,
-}
-"""The classical methods by name."""
+@lru_cache(maxsize=8)
+def _response_digest(path: Path | None, changed: int) -> str:  # noqa: ARG001 - part of the cache's key
+    from topreco.solvers.response import SHIPPED
 
-_SMEARED = ("sonnenschein", "ellipse")
+    if path is not None:
+        return sha256_of(path)
+    with resources.as_file(resources.files("topreco.solvers").joinpath(SHIPPED)) as shipped:
+        return sha256_of(shipped)
+
+
+class _Kind(NamedTuple):
+    """An analytic method: one line about it, how it solves, and the settings that it uses."""
+
+    description: str
+    solve: Callable[[AnalyticMethod, DileptonEvents], TopPair]
+    settings: tuple[str, ...]
+    smeared: bool = False
+
+
+_MASSES = ("m_top", "m_w")
+_SMEARING = ("m_top", "n_draws", "pairing", "reset_energy", "seed")
+
+ANALYTIC_METHODS: dict[str, _Kind] = {
+    "sonnenschein": _Kind(
+        "algebraic solution of Sonnenschein, averaged over smeared copies of each event",
+        partial(_smeared, "sonnenschein"),
+        _SMEARING,
+        smeared=True,
+    ),
+    "ellipse": _Kind(
+        "intersections of the neutrinos' ellipses, averaged over smeared copies of each event",
+        partial(_smeared, "ellipse"),
+        _SMEARING,
+        smeared=True,
+    ),
+    "sonnenschein_unsmeared": _Kind(
+        "algebraic solution of Sonnenschein of the smallest m_tt, without smearing",
+        partial(_unsmeared, "sonnenschein"),
+        _MASSES,
+    ),
+    "ellipse_unsmeared": _Kind(
+        "intersection of the neutrinos' ellipses of the smallest m_tt, without smearing",
+        partial(_unsmeared, "ellipse"),
+        _MASSES,
+    ),
+    "ellipse_closest": _Kind(
+        "intersection of the neutrinos' ellipses, or else their closest approach", _closest, _MASSES
+    ),
+    "neutrino_weighting": _Kind(
+        "scan of the neutrinos' pseudorapidities, weighted by the agreement with MET",
+        _neutrino_weighting,
+        _MASSES,
+    ),
+    "loose": _Kind("the tt̄ system alone, without the top mass", _loose, ("m_w",)),
+}
+"""The analytic methods by name."""

@@ -1,16 +1,22 @@
-"""Methods by name or file."""
+"""Methods by name or model file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from topreco.config import SolverConfig
 from topreco.core.errors import TopRecoError
-from topreco.core.method import Method
+from topreco.core.method import Method, NamedCallable, as_method
 from topreco.reconstruction.analytic import ANALYTIC_METHODS, AnalyticMethod
-from topreco.reconstruction.model_files import shipped_models
+from topreco.reconstruction.model_files import DESCRIPTIONS, shipped_models
 from topreco.reconstruction.network import NetworkMethod
 from topreco.reconstruction.onnx import OnnxMethod
 from topreco.reconstruction.wrappers import QualityCut
+
+
+def methods() -> dict[str, str]:
+    """Names that `load` knows, shipped models first, with one line about each."""
+    models = {name: DESCRIPTIONS[name] for name in shipped_models()}
+    return models | {name: kind.description for name, kind in ANALYTIC_METHODS.items()}
 
 
 def load(
@@ -27,12 +33,12 @@ def load(
     Parameters
     ----------
     source
-        A model file (`.safetensors`, or `.onnx`, which needs no torch), one of `shipped_models`, or one of
-        `ANALYTIC_METHODS`.
+        A model file (`.safetensors`, or `.onnx`, which needs no torch), or one of the names of `methods`.
     name
         Name in histograms and tables in place of the file's stem or the method's name.
     threads
-        Threads per call of a network; None leaves torch's setting, or takes all cores.
+        Threads of each call; None leaves the default of torch, onnxruntime or numba, most often all cores.
+        Predictions do not depend on it. See `topreco.core.threads`.
     solvers
         Settings of an analytic method.
     ship
@@ -42,7 +48,7 @@ def load(
 
     Returns
     -------
-    reconstructor
+    method
         A callable from `DileptonEvents` to `TopPair`.
 
     Raises
@@ -50,20 +56,22 @@ def load(
     TopRecoError
         If there is no such method, or a file is not usable.
     """
+    if not isinstance(source, str | Path):
+        raise TopRecoError(f"method {source!r}: a name or a model file expected")
     if str(source) in ANALYTIC_METHODS:
-        return AnalyticMethod(str(source), solvers, name=name, quantiles=quantiles)
+        return AnalyticMethod(str(source), solvers, name=name, threads=threads, quantiles=quantiles)
     if Path(source).suffix == ".onnx":
         return OnnxMethod(source, name=name, threads=threads, ship=ship, quantiles=quantiles)
-    if str(source) not in shipped_models() and Path(source).suffix != ".safetensors":
+    if str(source) not in methods() and Path(source).suffix != ".safetensors":
         raise TopRecoError(
             f"method {str(source)!r}: a .safetensors file written by `topreco train` expected, an .onnx file "
-            f"written by `topreco export`, or one of {', '.join((*shipped_models(), *ANALYTIC_METHODS))}"
+            f"written by `topreco export`, or one of {', '.join(methods())}"
         )
     return NetworkMethod(source, name=name, threads=threads, ship=ship, quantiles=quantiles)
 
 
 def load_methods(
-    methods: Sequence[Method | str | Path],
+    methods: Sequence[NamedCallable | str | Path],
     *,
     threads: int | None = None,
     solvers: SolverConfig | None = None,
@@ -71,14 +79,14 @@ def load_methods(
     quantiles: bool = True,
     min_quality: Mapping[str, float] | None = None,
 ) -> list[Method]:
-    """Reconstructors with names of their own.
+    """Complete methods with names of their own.
 
     Parameters
     ----------
     methods
-        Reconstructors, model files or names that `topreco.load` knows.
+        Methods, callables with a name, model files or names that `topreco.load` knows.
     threads
-        Threads per call of the networks that are loaded; None leaves torch's setting.
+        Threads of each call of the methods that are loaded, see `topreco.core.threads`.
     solvers
         Settings of the analytic methods that are given by name.
     ship
@@ -90,7 +98,7 @@ def load_methods(
 
     Returns
     -------
-    reconstructors
+    methods
         In the order given.
 
     Raises
@@ -101,7 +109,7 @@ def load_methods(
     loaded = [
         load(m, threads=threads, solvers=solvers, ship=ship, quantiles=quantiles)
         if isinstance(m, str | Path)
-        else m
+        else as_method(m)
         for m in methods
     ]
     names = [method.name for method in loaded]

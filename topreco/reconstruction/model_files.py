@@ -1,37 +1,67 @@
-"""Methods that are read from a file: how it travels to workers, and the files that come with the package."""
+"""Methods that are read from a model file, how they travel to workers, and the files of the package."""
 
 import hashlib
 import tempfile
-from functools import cache
+from abc import ABC, abstractmethod
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from topreco.core.files import complete_file
+from topreco.core.errors import TopRecoError
+from topreco.core.events import DileptonEvents, TopPair
+from topreco.core.files import complete_file, sha256_of
+from topreco.core.method import fingerprint_of
+from topreco.core.threads import checked_threads
 
 
-class ModelFile:
-    """A model file that pickles as its path alone, a shipped model as its name, or with its content.
+class ModelFile(ABC):
+    """A method that is read from a model file.
 
-    Each process reads the file once, however many chunks it works on.
+    Pickles as the file's path alone, a shipped model as its name, or with the file's content. Each process
+    reads the file once, however many chunks it works on.
+
+    Parameters
+    ----------
+    path
+        Model file, or the name of one of `shipped_models`.
+    name
+        Name in histograms and tables; by default the file's stem.
+    batch_size
+        Events per forward pass. It changes memory and speed, not results.
+    threads
+        Threads of each call, see `topreco.core.threads`.
+    ship
+        Pickle with the file's content, for workers that cannot see the file.
+    quantiles
+        Evaluate the uncertainty of each event, too, of models that have it.
+
+    Raises
+    ------
+    TopRecoError
+        If the file is not a usable model, or a number is not positive.
     """
 
     def __init__(
         self,
-        source: Path | str,
+        path: str | Path,
         *,
-        name: str | None,
-        batch_size: int,
-        threads: int | None,
-        ship: bool,
-        quantiles: bool,
+        name: str | None = None,
+        batch_size: int = 256,
+        threads: int | None = None,
+        ship: bool = False,
+        quantiles: bool = True,
     ) -> None:
-        self._source = source
+        if batch_size < 1:
+            raise TopRecoError(f"batch_size: {batch_size} found, 1 or more expected")
+        # A shipped model may lie elsewhere in the worker that gets this object, and has the same name there.
+        self._source = str(path) if str(path) in shipped_models() else Path(path).absolute()
         self.name = self.path.stem if name is None else name
         self.batch_size = batch_size
-        self.threads = threads
+        self.threads = checked_threads(threads)
         self.ship = ship
         self.quantiles = quantiles
+        _ = self.metadata  # Fail here, not in the first worker.
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
@@ -50,12 +80,54 @@ class ModelFile:
         """The model file."""
         return self._source if isinstance(self._source, Path) else shipped_models()[self._source]
 
+    @property
+    @abstractmethod
+    def metadata(self) -> dict[str, Any]:
+        """Description of configuration, training data, versions and results in the model file."""
+
+    @property
+    @abstractmethod
+    def folds(self) -> int:
+        """Number of networks in the file."""
+
+    @property
+    def uses_event_key(self) -> bool:
+        """True if the event's key decides which of several networks, one per fold, reconstructs it."""
+        return self.folds > 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the file's content and the evaluation of quantiles."""
+        return fingerprint_of(_content(self.path, modified(self.path)), self.quantiles)
+
+    @abstractmethod
+    def __call__(self, events: DileptonEvents) -> TopPair:
+        """Timelike four-momenta of t and t̄; not valid where an input that exists is not finite."""
+
+
+def modified(path: Path | None) -> int:
+    """Time of a file's last change in ns, by which a rewritten file is another one; 0 without a file."""
+    return 0 if path is None or not path.exists() else path.stat().st_mtime_ns
+
+
+@lru_cache(maxsize=64)
+def _content(path: Path, changed: int) -> str:  # noqa: ARG001 - part of the cache's key
+    return sha256_of(path)
+
 
 @cache
 def shipped_models() -> dict[str, Path]:
     """Trained models that come with the package, by name; `docs/models` describes each."""
     folder = Path(str(resources.files("topreco"))) / "models"
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"), key=lambda path: path.stem)}
+
+
+DESCRIPTIONS = {
+    "dilepton": "network to start with: vectors-only L-GATr (slim), with the uncertainty of each event",
+    "dilepton-full": "full geometric-algebra network L-GATr",
+    "dilepton-unbiased": "as dilepton, trained for a slope near one in the response of m_tt",
+}
+"""One line about each of `shipped_models`."""
 
 
 @cache

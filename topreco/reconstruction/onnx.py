@@ -14,50 +14,7 @@ if TYPE_CHECKING:
 
 
 class OnnxMethod(ModelFile):
-    """A trained network as `topreco export` wrote it, evaluated by onnxruntime: needs no torch.
-
-    Pickles as the file's path alone; each process opens the file once, however many chunks it works on.
-
-    Parameters
-    ----------
-    path
-        Model file (`.onnx`).
-    name
-        Name in histograms and tables; by default the file's stem.
-    batch_size
-        Events per forward pass. It changes memory and speed, not results.
-    threads
-        Threads during a call; None takes all cores. Workers that share a machine want 1.
-    ship
-        Pickle with the file's content, for workers that cannot see the file.
-    quantiles
-        Evaluate the uncertainty of each event, too, of models that have it.
-
-    Raises
-    ------
-    TopRecoError
-        If the file is not a usable model, or onnxruntime is missing.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        name: str | None = None,
-        batch_size: int = 256,
-        threads: int | None = None,
-        ship: bool = False,
-        quantiles: bool = True,
-    ) -> None:
-        super().__init__(
-            Path(path).absolute(),
-            name=name,
-            batch_size=batch_size,
-            threads=threads,
-            ship=ship,
-            quantiles=quantiles,
-        )
-        _ = self._model  # Fail here, not in the first worker.
+    """A trained network, read from an `.onnx` file of `topreco export` and evaluated by onnxruntime."""
 
     @property
     def _model(self) -> "TopModel":
@@ -67,28 +24,17 @@ class OnnxMethod(ModelFile):
             return TopModel(self.path, threads=self.threads or 0, batch_size=self.batch_size)
 
     @property
-    def uses_event_key(self) -> bool:
-        """Whether (dataset, run, lumi, event) matters: it decides which of several folds reconstructs."""
-        return self._model.folds > 1
-
-    @property
     def metadata(self) -> dict[str, Any]:
-        """What the model file says of its configuration, training data, versions and results."""
+        """Description of configuration, training data, versions and results in the model file."""
         return self._model.metadata
 
+    @property
+    def folds(self) -> int:
+        """Number of networks in the file."""
+        return self._model.folds
+
     def __call__(self, events: DileptonEvents) -> TopPair:
-        """Reconstruct the top-quark pair of each event.
-
-        Parameters
-        ----------
-        events
-            Selected events.
-
-        Returns
-        -------
-        pair
-            Timelike four-momenta of t and t̄ in GeV; not valid where an input that exists is not finite.
-        """
+        """Timelike four-momenta of t and t̄; not valid where an input that exists is not finite."""
         from topreco.network.export.reader import INPUTS
         from topreco.network.splits import fold_of
 
@@ -104,7 +50,7 @@ class OnnxMethod(ModelFile):
 
 @contextmanager
 def _onnx_errors(path: str | Path) -> Iterator[None]:
-    """What the reader of an exported model raises, which knows nothing of this package, as its error."""
+    """Turn the errors of the reader, which knows nothing of this package, into this package's."""
     from topreco.network.export.reader import ModelError
 
     try:

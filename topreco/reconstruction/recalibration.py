@@ -1,7 +1,7 @@
 """Monotone recalibration of the response of m_tt: shrinkage to the mean, undone after the reconstruction.
 
-It moves RB and slope, and the width with them; the correlation with the truth, which is what the event tells,
-stays as it is. `docs/UNCERTAINTY.md` compares it with what a training can do.
+It moves RB and slope, and the width with them; the correlation with the truth, which is the
+information in the event, stays as it is. `docs/UNCERTAINTY.md` compares it with what a training can do.
 """
 
 import json
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from topreco.core.errors import TopRecoError
 from topreco.core.events import FloatArray
-from topreco.core.files import write_text
+from topreco.core.files import to_json, write_text
 
 _FORMAT = "topreco response curve 1"
 _LEAST = 2
@@ -24,7 +24,7 @@ _LEAST = 2
 class ResponseCurve:
     """A rising function from predicted to recalibrated m_tt, linear in logarithms between its points.
 
-    Outside of them it goes on with the factor of the outermost point.
+    Outside of them it continues with the factor of the outermost point.
 
     Attributes
     ----------
@@ -50,18 +50,17 @@ class ResponseCurve:
         ratio: FloatArray = np.exp(np.interp(np.log(m_tt), x, np.log(self.corrected) - x))
         return ratio
 
+    def to_dict(self) -> dict[str, list[float]]:
+        """The points as plain data."""
+        return {name: np.asarray(getattr(self, name)).tolist() for name in ("predicted", "corrected")}
+
     def write(self, path: str | Path) -> None:
         """Write the curve as JSON, whole or not at all."""
-        content = {
-            "format": _FORMAT,
-            "predicted": np.asarray(self.predicted).tolist(),
-            "corrected": np.asarray(self.corrected).tolist(),
-        }
-        write_text(path, json.dumps(content, indent=1) + "\n")
+        write_text(path, to_json({"format": _FORMAT, **self.to_dict()}))
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read what `write` has written.
+        """Read a file of `write`.
 
         Raises
         ------
@@ -94,8 +93,8 @@ def fit_response_curve(
 ) -> ResponseCurve:
     """Response curve from simulated events.
 
-    In bins of the *prediction* it gives the mean truth of such events: right for whoever asks what a
-    reconstructed mass means in this sample, whose spectrum it contains. In bins of the *truth* it inverts the
+    In bins of the *prediction* it gives the mean truth of such events: the meaning of a reconstructed mass
+    in this sample, whose spectrum it contains. In bins of the *truth* it inverts the
     mean response, exp⟨ln m⟩ at given truth: the slope becomes one, as analytic methods have it, and the
     residual wider.
 
@@ -106,7 +105,7 @@ def fit_response_curve(
     weight
         Event weights, which count with their absolute value, shape (n,).
     bins_of
-        Which of the two.
+        Quantity in whose bins the other is averaged.
     n_bins
         Number of bins of equal population.
 

@@ -11,14 +11,14 @@ from topreco.config.presets import resolve_selection
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, FloatArray, IntArray, TopPair
-from topreco.core.method import Method
+from topreco.core.method import NamedCallable, as_method
 from topreco.input.own import ACCEPTED, OwnObjects
 from topreco.reconstruction.load import load
 
 
 def reconstruct(
     events: Any,
-    model: str | Path | Method = "dilepton",
+    model: str | Path | NamedCallable = "dilepton",
     *,
     selection: SelectionConfig | None = None,
     dataset: str | None = None,
@@ -37,25 +37,26 @@ def reconstruct(
           ``leptons`` (any number per event, with pt, eta, phi, charge, pdgId), or in their place
           ``lepton_plus`` and ``lepton_minus`` (one or None per event); ``jets`` (any number, with pt, eta,
           phi, mass and the b-tag score as ``btag`` or under its name in NanoAOD); ``met`` (pt, phi); and,
-          where the model asks for them, ``run``, ``luminosityBlock`` and ``event``. They are taken as
+          where the method needs them, ``run``, ``luminosityBlock`` and ``event``. They are taken as
           selected: events with one ℓ⁺, one ℓ⁻ and at least two jets are reconstructed;
         - `DileptonEvents`.
     model
-        What `topreco.load` knows, or what it gave. A model file is read once per process.
+        A name or model file that `topreco.load` knows, a method that it returned, or any callable with a
+        name. A model file is read once per process.
     selection
         Cuts on `NanoEvents`. For own objects only its name and working point of the b tagger (`preset` and
-        `era` tell both), its number of jets to keep and `m_lb_max` count.
+        `era` set both), its number of jets to keep and `m_lb_max` count.
     dataset
         Name of the dataset, part of an event's key; by default that of `events.metadata`.
     threads
-        Threads per call of a network; None leaves torch's setting. Workers that share a machine want 1.
+        Threads of each call of a method that is loaded here, see `topreco.core.threads`.
 
     Returns
     -------
     tops
         Record array of the length of `events`: ``top``, ``antitop`` and ``ttbar`` are `Momentum4D` of
-        `vector` (pt, eta, phi, mass in GeV, and all that follows), NaN unless ``valid``; ``selected`` tells
-        events that were not selected from those without a solution. Where the method knows them, ``quality``
+        `vector` (pt, eta, phi, mass in GeV, and all that follows), NaN unless ``valid``; ``selected`` is
+        False for events that were not selected. Where the method knows them, ``quality``
         (larger is better) and ``quantiles``: for each observable the quantiles of its true value at
         `topreco.core.events.QUANTILE_LEVELS`, five numbers per event.
 
@@ -66,24 +67,24 @@ def reconstruct(
     """
     import awkward as ak
 
-    reconstructor = load(model, threads=threads) if isinstance(model, str | Path) else model
+    method = load(model, threads=threads) if isinstance(model, str | Path) else as_method(model)
     config = selection or SelectionConfig()
     if isinstance(events, DileptonEvents):
-        return _aligned(reconstructor(events), np.arange(len(events)), len(events))
+        return _aligned(method(events), np.arange(len(events)), len(events))
     dataset = dataset or (getattr(events, "metadata", None) or {}).get("dataset", "default")
     if isinstance(events, ak.Array) and (select := _selector(events)) is not None:
         selected = select(events, config, dataset=dataset)
-        return _aligned(reconstructor(selected.events), selected.index, len(events))
+        return _aligned(method(selected.events), selected.index, len(events))
     if not isinstance(events, Mapping | ak.Array):
         raise TopRecoError(f"reconstruct: {ACCEPTED} expected, {type(events).__name__} found")
     own = OwnObjects(events)
     chosen, index = own.dilepton_events(
         resolve_selection(config, ()),
         dataset,
-        needs_key=getattr(reconstructor, "uses_event_key", True),
-        name=reconstructor.name,
+        needs_key=method.uses_event_key,
+        name=method.name,
     )
-    return _aligned(reconstructor(chosen), index, own.n)
+    return _aligned(method(chosen), index, own.n)
 
 
 def _selector(events: Any) -> Any:
@@ -101,6 +102,10 @@ def _aligned(pair: TopPair, index: IntArray, n: int) -> Any:
     import awkward as ak
     import vector
 
+    if len(pair) != len(index):
+        raise TopRecoError(
+            f"method: one top-quark pair for each of {len(index)} events expected, {len(pair)} found"
+        )
     selected = np.zeros(n, dtype=bool)
     selected[index] = True
     valid = np.zeros(n, dtype=bool)

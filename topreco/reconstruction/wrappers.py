@@ -6,14 +6,14 @@ from pathlib import Path
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, FloatArray, TopPair
 from topreco.core.fourvector import mass
-from topreco.core.method import Method
+from topreco.core.method import NamedCallable, as_method, fingerprint_of
 from topreco.reconstruction.recalibration import ResponseCurve
 
 
 class Recalibrated:
     """A method with the response of its m_tt recalibrated: both tops times one factor per event.
 
-    Angles, rapidities and quantiles, which are of the truth, stay as they are.
+    Angles, rapidities and quantiles, which are those of the truth, stay as they are.
 
     Parameters
     ----------
@@ -25,29 +25,23 @@ class Recalibrated:
         Name in histograms and tables; by default that of the method.
     """
 
-    def __init__(self, method: Method, curve: ResponseCurve, *, name: str | None = None) -> None:
-        self.method = method
+    def __init__(self, method: NamedCallable, curve: ResponseCurve, *, name: str | None = None) -> None:
+        self.method = as_method(method)
         self.curve = curve
         self.name = method.name if name is None else name
 
     @property
     def uses_event_key(self) -> bool:
-        """Whether (dataset, run, lumi, event) matters to the method."""
-        return getattr(self.method, "uses_event_key", True)
+        """True if the method depends on the event's key."""
+        return self.method.uses_event_key
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the method and the curve."""
+        return fingerprint_of("recalibrated", self.method.fingerprint, self.curve.to_dict())
 
     def __call__(self, events: DileptonEvents) -> TopPair:
-        """Reconstruct the top-quark pair of each event.
-
-        Parameters
-        ----------
-        events
-            Selected events.
-
-        Returns
-        -------
-        pair
-            Valid where the method's is.
-        """
+        """Top-quark pairs of the method, recalibrated; valid where the method's are."""
         pair = self.method(events)
         factor = self.curve.factor(mass(pair.system))
 
@@ -73,8 +67,8 @@ class QualityCut:
         Smallest `TopPair.quality`; its meaning belongs to the method.
     """
 
-    def __init__(self, method: Method, minimum: float) -> None:
-        self.method = method
+    def __init__(self, method: NamedCallable, minimum: float) -> None:
+        self.method = as_method(method)
         self.minimum = minimum
         self.name = method.name
 
@@ -85,21 +79,16 @@ class QualityCut:
 
     @property
     def uses_event_key(self) -> bool:
-        """Whether (dataset, run, lumi, event) matters to the method."""
-        return getattr(self.method, "uses_event_key", True)
+        """True if the method depends on the event's key."""
+        return self.method.uses_event_key
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the method and the smallest quality."""
+        return fingerprint_of("quality cut", self.method.fingerprint, self.minimum)
 
     def __call__(self, events: DileptonEvents) -> TopPair:
-        """Reconstruct the top-quark pair of each event.
-
-        Parameters
-        ----------
-        events
-            Selected events.
-
-        Returns
-        -------
-        pair
-            Not valid where the quality is lower than the minimum.
+        """Top-quark pairs of the method, not valid where their quality is below the minimum.
 
         Raises
         ------
@@ -108,5 +97,5 @@ class QualityCut:
         """
         pair = self.method(events)
         if pair.quality is None:
-            raise TopRecoError(f"min_quality: method {self.name!r} tells no quality of its events")
+            raise TopRecoError(f"min_quality: method {self.name!r} gives no quality of its events")
         return dataclasses.replace(pair, valid=pair.valid & (pair.quality >= self.minimum))

@@ -286,16 +286,16 @@ def _die_with_parent() -> None:
 # ---- evaluation ------------------------------------------------------------------------------------------
 
 
-def _evaluate(model: Path, config: TrainConfig, skims: Sequence[Path], observables: Sequence[str]) -> Run:
+def _evaluate(path: Path, config: TrainConfig, skims: Sequence[Path], observables: Sequence[str]) -> Run:
     """Metrics of a trained network on test skims, its sizes and times."""
-    artefact = load_model(model)
+    model = load_model(path)
     on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
-    networks = [network.to("cuda" if on_gpu else "cpu") for network in artefact.networks]
+    networks = [network.to("cuda" if on_gpu else "cpu") for network in model.networks]
     parts: list[dict[str, FloatArray]] = []
-    for path in skims:
-        events, truth = Skim(path).read()
+    for skim in skims:
+        events, truth = Skim(skim).read()
         if truth is None:
-            raise TopRecoError(f"{path}: no truth in this skim")
+            raise TopRecoError(f"{skim}: no truth in this skim")
         pair = predict(networks, events, batch_size=2048 if on_gpu else 256)
         parts.append(_columns(events, pair, truth, observables, normalise=config.data.normalise_weights))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -310,16 +310,16 @@ def _evaluate(model: Path, config: TrainConfig, skims: Sequence[Path], observabl
     for name in FRACTIONS:
         value, error = fraction(columns[name], weight)
         fractions[name] = {"value": float(value), "error": float(error)}
-    history = [json.loads(line) for line in model.with_name("metrics.jsonl").read_text().splitlines()]
+    history = [json.loads(line) for line in path.with_name("metrics.jsonl").read_text().splitlines()]
     seconds = sum(row["seconds"] for row in history)
     seen = sum(row["seconds"] * row["events_per_second"] for row in history)
     return {
         "metrics": metrics,
         "fractions": fractions,
         "test_events": len(weight),
-        "train_events": artefact.metadata["data"]["networks"][0]["train"]["events"],
+        "train_events": model.metadata["data"]["networks"][0]["train"]["events"],
         "parameters": sum(parameter.numel() for parameter in networks[0].parameters()),
-        "backbone": artefact.config.backbone.kind,
+        "backbone": model.config.backbone.kind,
         "epochs": len(history),
         "seconds": seconds,
         "events_per_second": seen / seconds if seconds > 0 else math.nan,

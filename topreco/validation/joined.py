@@ -14,6 +14,8 @@ from topreco.config import NOMINAL
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import QUANTILE_LEVELS, DileptonEvents, TopPair, dataset_id
+from topreco.core.files import sha256_of
+from topreco.core.method import fingerprint_of
 from topreco.core.observables import OBSERVABLES
 
 _KEY = ("run", "luminosityBlock", "event")
@@ -55,6 +57,12 @@ class JoinedMethod:
     def uses_event_key(self) -> bool:
         """Whether the key of the event matters: it does."""
         return True
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the prefix of the columns and of the files' content."""
+        files = sorted(self.path.rglob("*.parquet")) if self.path.is_dir() else [self.path]
+        return fingerprint_of("joined", self.name, [sha256_of(file) for file in files])
 
     @property
     def has_dataset(self) -> bool:

@@ -208,13 +208,13 @@ def test_output(config, tmp_path):
 
 def test_test_metrics_are_those_of_the_saved_network(config, skim):
     path = quiet(config(data={"test_fraction": 0.3}))
-    artefact = load_model(path)
+    model = load_model(path)
     events = toy_events(N_EVENTS, max_jets=4)
     events.weight[::7] = -1
     chosen = events[split_of(events, config(data={"test_fraction": 0.3}).data) == TEST]
-    pair = predict(artefact.networks, chosen)
+    pair = predict(model.networks, chosen)
     expected = pair_metrics(pair.p4, toy_truth(chosen).tops, chosen.weight)
-    found = artefact.metadata["metrics"]["test"]
+    found = model.metadata["metrics"]["test"]
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, rel=1e-3), key
 

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-
 from topreco.network.fit.muon import Muon, orthogonalised
 
 SHAPES = ((6, 4), (4, 6), (6, 4), (5, 5), (9, 2))

@@ -292,14 +292,14 @@ def trained(skims, tmp_path_factory):
 
 
 def test_training_ends_with_calibrated_quantiles(trained):
-    artefact = load_model(trained)
-    test = artefact.metadata["quantiles"]["test"]
+    model = load_model(trained)
+    test = model.metadata["quantiles"]["test"]
     assert set(test) == set(QuantilesConfig().observables)
     for name, numbers in test.items():
         # Of 600 test events and 300 for the calibration.
         assert numbers["coverage68"] == pytest.approx(0.68, abs=0.08), name
         assert numbers["coverage95"] == pytest.approx(0.95, abs=0.05), name
-    pair = predict(artefact.networks, toy_events(50))
+    pair = predict(model.networks, toy_events(50))
     assert set(pair.quantiles) == set(test)
     assert pair.uncertainty.shape == (50, 2, 4)
     np.testing.assert_array_equal(pair.quality, mass_quality(pair.quantiles))
@@ -325,10 +325,10 @@ def test_adding_them_later_gives_the_same_file(trained, skims, tmp_path):
 
 def test_folds(skims, tmp_path):
     config = configuration(skims[0], tmp_path, data={"files": [skims[0]], "folds": 2}, epochs=1)
-    artefact = load_model(train(config, progress=False))
-    assert len(artefact.networks) == 2
-    assert artefact.metadata["quantiles"]["test"]["m_tt"]["coverage68"] == pytest.approx(0.68, abs=0.08)
-    assert np.isfinite(predict(artefact.networks, toy_events(20)).quality).all()
+    model = load_model(train(config, progress=False))
+    assert len(model.networks) == 2
+    assert model.metadata["quantiles"]["test"]["m_tt"]["coverage68"] == pytest.approx(0.68, abs=0.08)
+    assert np.isfinite(predict(model.networks, toy_events(20)).quality).all()
 
 
 def test_calibration_on_other_events(trained, skims, tmp_path):
@@ -349,14 +349,14 @@ def test_calibration_on_other_events(trained, skims, tmp_path):
 
 def test_training_events_never_calibrate(trained, skims, tmp_path):
     """Of a dataset that the model was trained on, only what it was validated with, whatever is asked for."""
-    artefact = load_model(trained)
+    model = load_model(trained)
     config = configuration(skims[0], tmp_path, data={"files": [skims[0]], "validation_fraction": 0.5})
     path = tmp_path / "again.safetensors"
-    add_quantiles(artefact, config, path, calibrate_only=True, report=lambda _: None)
+    add_quantiles(model, config, path, calibrate_only=True, report=lambda _: None)
     again = load_model(path)
-    expected = artefact.metadata["data"]["networks"][0]["validation"]["events"]
+    expected = model.metadata["data"]["networks"][0]["validation"]["events"]
     assert again.metadata["quantiles"]["calibration"]["events"] == expected
-    for name, tensor in artefact.networks[0].state_dict().items():
+    for name, tensor in model.networks[0].state_dict().items():
         assert torch.equal(tensor, again.networks[0].state_dict()[name]), name
 
 
@@ -429,8 +429,8 @@ def test_the_command(toy_model, skims, tmp_path, monkeypatch, capsys):
 
 def test_unreadable_calibration_is_refused(trained, tmp_path):
     """A file whose tensors are not those of its configuration."""
-    artefact = load_model(trained)
-    network = artefact.networks[0]
+    model = load_model(trained)
+    network = model.networks[0]
     network.quantiles.knots = torch.zeros(5)
     save_model(tmp_path / "odd.safetensors", [network], {})
     with pytest.raises(Exception, match=r"quantiles\.knots.* of shape \(5,\), .* of shape \(3,\) expected"):
