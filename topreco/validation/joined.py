@@ -53,12 +53,12 @@ class JoinedMethod:
 
     @property
     def uses_event_key(self) -> bool:
-        """Whether the key of the event matters: it does."""
+        """True, since predictions are found by the key of the event."""
         return True
 
     @property
     def has_dataset(self) -> bool:
-        """Whether the file tells events of several datasets apart."""
+        """True if the file distinguishes events of several datasets."""
         return "dataset" in self._table.column_names
 
     def __call__(self, events: DileptonEvents) -> TopPair:

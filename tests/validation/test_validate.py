@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from topreco.cli import app
 from topreco.core.errors import TopRecoError
 from topreco.validation.gather import OBSERVED
-from topreco.validation.run import parse_joined, parse_masses, validate
+from topreco.validation.validate import parse_joined, parse_masses, validate
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 METHODS = ["sonnenschein_unsmeared", "ellipse_unsmeared"]
