@@ -371,6 +371,23 @@ def efficiency(selected: Any, selected_squared: Any, solved: Any, solved_squared
     return Estimate(value, _root(_not_negative(variance)))
 
 
+def fraction(passed: Array, weight: Array) -> tuple[float, float]:
+    """Weighted fraction of the events that pass, and its error as in `efficiency`.
+
+    Parameters
+    ----------
+    passed
+        1 or 0, or True or False; events with NaN do not count, shape (n,).
+    weight
+        Signed event weights, shape (n,).
+    """
+    known = np.isfinite(passed)
+    good, w = passed[known] > 0, np.asarray(weight, float)[known]
+    ww = w**2
+    found = efficiency(w.sum(), ww.sum(), w[good].sum(), ww[good].sum())
+    return float(found.value), float(found.error)
+
+
 # ---- quantiles -------------------------------------------------------------------------------------------
 
 

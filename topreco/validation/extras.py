@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from topreco.core.statistics import Array, Metrics
+from topreco.core.statistics import Array, Metrics, fraction
 from topreco.validation.gather import EventTable, Predictions
-from topreco.validation.statistics import fraction, measure
+from topreco.validation.statistics import measure
 from topreco.validation.uncertainty import quality_minima
 
 SCANNED = ("m_tt", "pt_top")

@@ -13,7 +13,7 @@ import numpy as np
 from topreco.config import HistogramConfig
 from topreco.core.events import CHANNELS
 from topreco.core.observables import OBSERVABLES
-from topreco.core.statistics import Array, Metrics, efficiency, summarise_arrays
+from topreco.core.statistics import Array, Metrics, fraction, summarise_arrays
 from topreco.evaluation.histograms import truth_edges
 from topreco.evaluation.summary import Bin
 from topreco.validation.gather import EventTable
@@ -197,21 +197,6 @@ def ranges(values: Array, edges: tuple[float, ...]) -> Iterator[tuple[str, Array
         else:
             name = f"{low:g}–{high:g}" if math.isfinite(high) else f"> {low:g}"
         yield name, (values >= low) & (values < high)
-
-
-def fraction(inside: Array, weight: Array) -> tuple[float, float]:
-    """Weighted fraction of events and its binomial error.
-
-    Parameters
-    ----------
-    inside
-        True for the events to count, shape (n,).
-    weight
-        Signed event weights, shape (n,).
-    """
-    w, ww = weight, weight**2
-    share = efficiency(w.sum(), ww.sum(), w[inside].sum(), ww[inside].sum())
-    return float(share.value), float(share.error)
 
 
 def close(table: EventTable, method: str, m_top: float) -> Closure:

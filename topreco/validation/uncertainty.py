@@ -10,9 +10,9 @@ import numpy as np
 
 from topreco.core.events import QUANTILE_LEVELS
 from topreco.core.observables import OBSERVABLES
-from topreco.core.statistics import Array, Cumulative, Metrics, median, summarise_arrays, width68
+from topreco.core.statistics import Array, Cumulative, Metrics, fraction, median, summarise_arrays, width68
 from topreco.validation.gather import EventTable, Predictions
-from topreco.validation.statistics import M_TT_REGIONS, fraction, ranges
+from topreco.validation.statistics import M_TT_REGIONS, ranges
 
 _KEPT = tuple(round(0.1 * i, 1) for i in range(10, 0, -1))
 """Fractions of the events that are kept for their quality."""
@@ -98,7 +98,7 @@ def cover(truth: Array, quantiles: Array, weight: Array) -> Coverage:
     shares = []
     for low, high in ((1, 3), (0, 4)):
         inside = (truth >= quantiles[:, low]) & (truth <= quantiles[:, high])
-        shares += [float(x) for x in fraction(inside, weight)]
+        shares += fraction(inside, weight)
     return Coverage(len(truth), *shares)
 
 
