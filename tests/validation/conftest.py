@@ -56,6 +56,12 @@ class _Leptons:
         )
 
 
+@pytest.fixture
+def no_page(monkeypatch):
+    """Leave out the page, whose figures take longest."""
+    monkeypatch.setattr("topreco.validation.validate.render", lambda *_: "")
+
+
 @pytest.fixture(scope="session")
 def leptons():
     return _Leptons()

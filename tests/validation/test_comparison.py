@@ -3,13 +3,16 @@
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import math
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import topreco
+from topreco.cli import app
 from topreco.config import (
     ConfigError,
     DataConfig,
@@ -25,15 +28,17 @@ from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import PRODUCTIONS, dataset_id
 from topreco.core.observables import OBSERVABLE_GROUPS, m_tt
-from topreco.core.skim import Skim, SkimWriter
+from topreco.core.skim import Skim, SkimWriter, read_skims
 from topreco.core.spin import event_spin_weight
 from topreco.core.statistics import Metrics
-from topreco.evaluation.summary import summarise
+from topreco.evaluation.summary import Bin, summarise
 from topreco.input.skimming import make_skim
 from topreco.network.splits import TEST, split_of
 from topreco.reconstruction.recalibration import fit_response_curve
 from topreco.reconstruction.wrappers import Recalibrated
-from topreco.validation.statistics import Means, Performance
+from topreco.validation.gather import gather, open_pool, tabulate
+from topreco.validation.preparation import HeldOut, Preparation
+from topreco.validation.statistics import Means, Performance, measure
 from topreco.validation.tables import comparison_csv, comparison_markdown
 from topreco.validation.validate import validate
 
@@ -56,18 +61,22 @@ def results(folder):
 
 @pytest.fixture(scope="module")
 def compared(skim, toy_model, tmp_path_factory):
-    """Folder of a comparison of all observables."""
+    """Folder of a comparison with further observables, without the page."""
     config = ValidationConfig(
-        solvers=SolverConfig(n_draws=5), observables=("all",), histograms={"bins": {"m_tt": PUBLISHED}}
+        solvers=SolverConfig(n_draws=5),
+        observables=("default", "polarisation"),
+        histograms={"bins": {"m_tt": PUBLISHED}},
     )
     folder = tmp_path_factory.mktemp("compared")
-    validate([skim], folder, methods=[toy_model, "sonnenschein"], config=config, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("topreco.validation.validate.render", lambda *_: "")
+        validate([skim], folder, methods=[toy_model, "sonnenschein"], config=config, progress=False)
     return folder
 
 
-def test_all_observables_are_compared(compared):
+def test_every_observable_is_compared(compared):
     response = results(compared)["response"]
-    assert set(response) == set(OBSERVABLE_GROUPS["all"])
+    assert set(response) == {*OBSERVABLE_GROUPS["default"], *OBSERVABLE_GROUPS["polarisation"]}
     for methods in response.values():
         assert list(methods) == ["toy", "sonnenschein"]
         for of in methods.values():
@@ -108,19 +117,17 @@ def test_numbers_are_those_of_the_processor(compared, simulated, toy_model):
                 assert found[name] == pytest.approx(getattr(expected, name), rel=1e-5), (subset, method, name)
 
 
-def test_a_method_and_its_recalibration(skim, tmp_path):
-    method = topreco.load("loose")
-    events, truth = Skim(skim).read()
-    pair = method(events)
+def test_a_method_and_its_recalibration(skims, leptons):
+    events, truth = read_skims(skims)
+    pair = leptons(events)
     columns = (m_tt(pair.p4)[pair.valid], m_tt(truth.tops)[pair.valid], events.weight[pair.valid])
     changed = [
-        Recalibrated(method, fit_response_curve(*columns, bins_of=kind), name=kind)
+        Recalibrated(leptons, fit_response_curve(*columns, bins_of=kind), name=kind)
         for kind in ("prediction", "truth")
     ]
-    validate([skim], tmp_path, methods=[method, *changed], progress=False)
-    bias = {m: abs(of["inclusive"]["rb"]) for m, of in results(tmp_path)["response"]["m_tt"].items()}
-    assert list(bias) == ["loose", "prediction", "truth"]
-    assert bias["prediction"] < bias["loose"]
+    table = tabulate(events, truth, [leptons, *changed])
+    assert list(table.predictions) == ["leptons", "prediction", "truth"]
+    assert abs(measure(table, "prediction", "m_tt").rb) < abs(measure(table, "leptons", "m_tt").rb)
 
 
 # ---- tables ----------------------------------------------------------------------------------------------
@@ -130,11 +137,7 @@ def performance(scale, mean=None):
     values = dict.fromkeys(Metrics._fields, 0.5) | {"n": 50}
     values |= dict.fromkeys(("res", "width68", "rms_linearised", "width68_linearised"), 0.2 * scale)
     metrics = Metrics(**(values | {name: 0.01 for name in values if name.endswith("_error")}))
-    ends = (-math.inf, 300, 400, math.inf)
-    bins = tuple((low, high, metrics) for low, high in zip(ends[:-1], ends[1:], strict=True))
-    from topreco.evaluation.summary import Bin
-
-    bins = tuple(Bin(*b) for b in bins)
+    bins = tuple(Bin(*ends, metrics) for ends in itertools.pairwise((-math.inf, 300, 400, math.inf)))
     means = None if mean is None else Means(mean, 0.01, mean, 0.01)
     return Performance(metrics, metrics, bins, bins, {}, bins, bins, means, means)
 
@@ -192,20 +195,34 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["half", "folds"])
-def test_only_events_that_were_not_trained_on(skim, trained, tmp_path, name):
-    model = trained / f"{name}.safetensors"
-    validate([skim], tmp_path, methods=[model], config=ValidationConfig(test_split=(model,)), progress=False)
-    events, _ = Skim(skim).read()
-    held_out = int((split_of(events, DataConfig(test_fraction=0.5)) == TEST).sum())
-    assert 0 < held_out < len(events)
-    metadata = results(tmp_path)["metadata"]
+def test_only_events_that_were_not_trained_on(skim, trained, name):
+    events, truth = Skim(skim).read()
+    held_out = split_of(events, DataConfig(test_fraction=0.5)) == TEST
+    assert 0 < held_out.sum() < len(events)
+    kept, of_kept = Preparation([HeldOut(trained / f"{name}.safetensors")], None)(events, truth)
     # With folds no event was seen by the network that reconstructs it.
-    assert metadata["n_events"] == (held_out if name == "half" else len(events))
-    assert metadata["config"]["test_split"] == [model.name]
-    assert results(tmp_path)["methods"][name]["training_events"] == 0
+    expected = events.event[held_out] if name == "half" else events.event
+    assert (kept.event == expected).all()
+    assert len(of_kept) == len(kept)
 
 
-@pytest.mark.parametrize(("name", "message"), [("other", "not trained on this dataset"), ("toy", "were split")])
+@pytest.mark.usefixtures("no_page")
+def test_split_and_spin_through_the_command(skim, trained, tmp_path):
+    model = trained / "half.safetensors"
+    arguments = ["validate", str(skim), "-m", str(model), "-o", str(tmp_path), "--workers", "1", "--quiet"]
+    result = CliRunner().invoke(app, [*arguments, f"test_split=[{model}]", "spin_correlation=0.5"])
+    assert result.exit_code == 0, result.output
+    content = results(tmp_path)
+    assert 0 < content["metadata"]["n_events"] < len(Skim(skim))
+    assert content["metadata"]["config"]["test_split"] == [model.name]
+    assert content["metadata"]["config"]["spin_correlation"] == 0.5
+    # No warning of events that its training has used.
+    assert content["methods"]["half"]["training_events"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("other", "not trained on this dataset"), ("toy", "were split")]
+)
 def test_a_split_that_does_not_fit(skim, trained, toy_model, tmp_path, name, message):
     model = toy_model if name == "toy" else trained / "other.safetensors"
     config = ValidationConfig(test_split=(model,))
@@ -218,19 +235,17 @@ def test_a_split_that_does_not_fit(skim, trained, toy_model, tmp_path, name, mes
 
 
 @pytest.mark.parametrize("change", ["add", "remove", 0.5])
-def test_events_are_weighted_with_the_spin_correlation(skim, tmp_path, change):
-    config = load_config(ValidationConfig, None, [f"spin_correlation={change}"])
-    validate([skim], tmp_path, methods=["loose"], config=config, progress=False)
-    content = results(tmp_path)
-    assert content["metadata"]["config"]["spin_correlation"] == change
+def test_events_are_weighted_with_the_spin_correlation(skim, change):
     events, truth = Skim(skim).read()
     add = event_spin_weight(truth)
     factor = {"add": add, "remove": 1 / add, 0.5: (1 + add) / (2 * add)}[change]
-    pair = topreco.load("loose")(events)
+    method = topreco.load("loose")
+    with open_pool(1, progress=False) as apply:
+        table = gather(apply, [Skim(skim)], [method], title="", prepare=Preparation([], change))
+    pair = method(events)
     residual = fourvector.mass(pair.ttbar) / m_tt(truth.tops) - 1
-    weight = (events.weight * factor)[pair.valid]
-    expected = np.average(residual[pair.valid], weights=weight)
-    assert content["response"]["m_tt"]["loose"]["inclusive"]["rb"] == pytest.approx(expected, rel=1e-6)
+    expected = np.average(residual[pair.valid], weights=(events.weight * factor)[pair.valid])
+    assert measure(table, "loose", "m_tt").rb == pytest.approx(expected, rel=1e-6)
     assert abs(expected - residual[pair.valid].mean()) > 1e-5
 
 

@@ -13,7 +13,7 @@ from topreco.evaluation.histograms import book, fill, predicted_values, true_val
 from topreco.evaluation.summary import ALL_CHANNELS, summarise
 from topreco.validation.extras import scan_mass
 from topreco.validation.gather import OBSERVED, concatenate, tabulate
-from topreco.validation.statistics import close, measure, regions, perform
+from topreco.validation.statistics import close, measure, perform, regions
 from topreco.validation.uncertainty import by_quality, cover, pull, uncertainty
 
 NORMAL = np.array([-1.959964, -0.994458, 0.0, 0.994458, 1.959964])

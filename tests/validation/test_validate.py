@@ -82,6 +82,7 @@ def test_page_is_well_formed(page):
     assert not re.search(r"\bnan\b", re.sub(r"data:[^\"]*", "", page))
 
 
+@pytest.mark.usefixtures("no_page")
 def test_workers_change_nothing_but_the_speed(skims, tmp_path):
     found = []
     for workers in (1, 2):
@@ -92,6 +93,7 @@ def test_workers_change_nothing_but_the_speed(skims, tmp_path):
     assert found[0] == found[1]
 
 
+@pytest.mark.usefixtures("no_page")
 def test_command(skims, tmp_path):
     arguments = [
         *("validate", *map(str, skims), "--methods", "ellipse_unsmeared", "-o", str(tmp_path / "out")),
@@ -105,6 +107,7 @@ def test_command(skims, tmp_path):
     assert [b["low"] for b in bins] == [None, 300, 500, 900]
 
 
+@pytest.mark.usefixtures("no_page")
 def test_joined_method(skims, leptons, tmp_path):
     """Tops that went through a file are validated as if they had been made here."""
     import pyarrow as pa
