@@ -86,6 +86,9 @@ def test_every_observable_is_compared(compared):
     toy, analytic = (response["m_tt"][m] for m in ("toy", "sonnenschein"))
     assert toy["inclusive"]["efficiency"] == 1
     assert analytic["inclusive"]["n"] < toy["inclusive"]["n"] == results(compared)["metadata"]["n_events"]
+    assert toy["share_common"] == analytic["inclusive"]["efficiency"]
+    for ours, theirs in zip(toy["common_m_tt_bins"], analytic["m_tt_bins"], strict=True):
+        assert ours["metrics"]["efficiency"] == theirs["metrics"]["efficiency"]
     assert toy["common"]["n"] == analytic["common"]["n"] == analytic["inclusive"]["n"]
 
 
@@ -139,7 +142,7 @@ def performance(scale, mean=None):
     metrics = Metrics(**(values | {name: 0.01 for name in values if name.endswith("_error")}))
     bins = tuple(Bin(*ends, metrics) for ends in itertools.pairwise((-math.inf, 300, 400, math.inf)))
     means = None if mean is None else Means(mean, 0.01, mean, 0.01)
-    return Performance(metrics, metrics, bins, bins, {}, bins, bins, means, means)
+    return Performance(metrics, metrics, bins, bins, {}, bins, 0.5, 0.01, bins, means, means)
 
 
 @pytest.fixture(scope="module")

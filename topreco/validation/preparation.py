@@ -117,8 +117,11 @@ def spin_factor(truth: Truth, change: str | float) -> FloatArray:
     TopRecoError
         If it is not known for all events.
     """
-    scale, present = {"add": (1.0, 0.0), "remove": (0.0, 1.0)}.get(change, (change, 1.0))
-    factor = event_spin_weight(truth, float(scale), present=present)
+    if isinstance(change, str):
+        scale, present = {"add": (1.0, 0.0), "remove": (0.0, 1.0)}[change]
+    else:
+        scale, present = change, 1.0
+    factor = event_spin_weight(truth, scale, present=present)
     if unknown := int((~np.isfinite(factor)).sum()):
         raise TopRecoError(
             f"spin_correlation {change}: {unknown} of {len(factor)} events were made by neither gg nor qq̄, "

@@ -48,9 +48,12 @@ class Performance(NamedTuple):
         Metrics in bins of the true and of the predicted value, the outermost open.
     regions
         Metrics of parts of the events, by kind and name of the part.
-    m_tt_bins, common_m_tt_bins
-        Metrics in bins of the true m_tt, the outermost open, of all events and of those that every method
-        solves.
+    m_tt_bins
+        Metrics in bins of the true m_tt, the outermost open.
+    share_common, share_common_error
+        Fraction of the events that every method solves.
+    common_m_tt_bins
+        As `m_tt_bins`, of the events that every method solves; their efficiency is relative to all events.
     means, common_means
         Means of the solved events among the same two; None for relative residuals.
     """
@@ -61,6 +64,8 @@ class Performance(NamedTuple):
     pred_bins: tuple[Bin, ...]
     regions: dict[str, dict[str, Metrics]]
     m_tt_bins: tuple[Bin, ...]
+    share_common: float
+    share_common_error: float
     common_m_tt_bins: tuple[Bin, ...]
     means: Means | None
     common_means: Means | None
@@ -88,7 +93,9 @@ class Closure(NamedTuple):
     pt_tt: Metrics
 
 
-def measure(table: EventTable, method: str, name: str, where: Array | None = None) -> Metrics:
+def measure(
+    table: EventTable, method: str, name: str, where: Array | None = None, solved: Array | None = None
+) -> Metrics:
     """Metrics of one observable and method in some of the events.
 
     Parameters
@@ -99,10 +106,15 @@ def measure(table: EventTable, method: str, name: str, where: Array | None = Non
         Method and observable.
     where
         True for events that count as selected, shape (n,); all if None.
+    solved
+        True for events whose prediction counts, shape (n,); all if None.
     """
     where = np.ones(len(table), bool) if where is None else where
+    predicted = table.predictions[method].values[name]
+    if solved is not None:
+        predicted = np.where(solved, predicted, np.nan)
     return summarise_arrays(
-        table.predictions[method].values[name][where],
+        predicted[where],
         table.truth[name][where],
         table.events["weight"][where],
         relative=OBSERVABLES[name].relative,
@@ -122,14 +134,13 @@ def perform(table: EventTable, method: str, name: str, config: HistogramConfig) 
         Bins of the observable and of m_tt.
     """
     edges, m_tt_edges = (np.array([-math.inf, *truth_edges(config, of), math.inf]) for of in (name, "m_tt"))
-    everything = np.ones(len(table), bool)
     common = np.logical_and.reduce([found.valid for found in table.predictions.values()])
 
-    def bins(values: Array, edges: Array, among: Array = everything) -> tuple[Bin, ...]:
+    def bins(values: Array, edges: Array, solved: Array | None = None) -> tuple[Bin, ...]:
         # NaN lands after the last edge, which is infinite.
         index = np.digitize(values, edges) - 1
         return tuple(
-            Bin(float(low), float(high), measure(table, method, name, among & (index == i)))
+            Bin(float(low), float(high), measure(table, method, name, index == i, solved))
             for i, (low, high) in enumerate(itertools.pairwise(edges))
         )
 
@@ -143,17 +154,20 @@ def perform(table: EventTable, method: str, name: str, config: HistogramConfig) 
         bins(table.predictions[method].values[name], edges),
         parts,
         bins(table.truth["m_tt"], m_tt_edges),
+        *fraction(common, table.events["weight"]),
         bins(table.truth["m_tt"], m_tt_edges, common),
-        _means(table, method, name, everything),
+        _means(table, method, name),
         _means(table, method, name, common),
     )
 
 
-def _means(table: EventTable, method: str, name: str, among: Array) -> Means | None:
+def _means(table: EventTable, method: str, name: str, solved: Array | None = None) -> Means | None:
     if OBSERVABLES[name].relative:
         return None
     true, predicted = table.truth[name], table.predictions[method].values[name]
-    known = among & np.isfinite(true) & np.isfinite(predicted)
+    known = np.isfinite(true) & np.isfinite(predicted)
+    if solved is not None:
+        known &= solved
     weight = table.events["weight"][known]
     found = [_metrics_of(values[known], weight) for values in (true, predicted)]
     return Means(found[0].rb, found[0].rb_error, found[1].rb, found[1].rb_error)

@@ -33,7 +33,7 @@ Response = Mapping[str, Mapping[str, Performance]]
 
 
 def of_subset(found: Performance, subset: str) -> tuple[Metrics, tuple[Bin, ...], Means | None]:
-    """Metrics, bins of the true m_tt and means of one of `SUBSETS`.
+    """Metrics, bins of the true m_tt and means of one of `SUBSETS`; efficiencies are relative to all events.
 
     Parameters
     ----------
@@ -44,7 +44,8 @@ def of_subset(found: Performance, subset: str) -> tuple[Metrics, tuple[Bin, ...]
     """
     if subset == "all":
         return found.inclusive, found.m_tt_bins, found.means
-    return found.common, found.common_m_tt_bins, found.common_means
+    metrics = found.common._replace(efficiency=found.share_common, efficiency_error=found.share_common_error)
+    return metrics, found.common_m_tt_bins, found.common_means
 
 
 def estimate(of: object, field: str, scale: float = 1.0) -> str:

@@ -10,7 +10,16 @@ import numpy as np
 
 from topreco.core.events import QUANTILE_LEVELS
 from topreco.core.observables import OBSERVABLES
-from topreco.core.statistics import Array, Cumulative, Metrics, fraction, median, summarise_arrays, width68
+from topreco.core.statistics import (
+    Array,
+    Cumulative,
+    Metrics,
+    effective_number,
+    fraction,
+    median,
+    summarise_arrays,
+    width68,
+)
 from topreco.validation.gather import EventTable, Predictions
 from topreco.validation.statistics import M_TT_REGIONS, ranges
 
@@ -95,7 +104,7 @@ def cover(truth: Array, quantiles: Array, weight: Array) -> Coverage:
     """
     known = np.isfinite(truth) & np.isfinite(quantiles).all(axis=1)
     truth, quantiles, weight = truth[known], quantiles[known], weight[known]
-    shares = []
+    shares: list[float] = []
     for low, high in ((1, 3), (0, 4)):
         inside = (truth >= quantiles[:, low]) & (truth <= quantiles[:, high])
         shares += fraction(inside, weight)
@@ -119,7 +128,7 @@ def pull(truth: Array, quantiles: Array, weight: Array) -> Pull:
     known = np.isfinite(truth) & np.isfinite(quantiles).all(axis=1) & (high > low)
     pulls = (truth[known] - middle[known]) / ((high[known] - low[known]) / 2)
     w = weight[known]
-    n_eff = float(w.sum() ** 2 / (w**2).sum()) if (w != 0).any() else 0.0
+    n_eff = float(effective_number({"w": w.sum(), "ww": (w**2).sum()}))
     cumulative = Cumulative.from_values(pulls, w)
     edges = np.linspace(-5, 5, 51)
     counts = np.histogram(pulls, edges, weights=w)[0]
