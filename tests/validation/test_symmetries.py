@@ -67,7 +67,7 @@ class _Nothing:
         return TopPair(p4=np.full((len(events), 2, 4), np.nan), valid=np.zeros(len(events), bool))
 
 
-def test_no_answers():
+def test_nothing_solved():
     with open_pool(1, progress=False) as apply:
         found = check_symmetries(apply, [_Nothing()], toy_events(10))["nothing"]["rotation"]
     assert (found.n, found.verdict, found.changed) == (0, "–", 0.0)

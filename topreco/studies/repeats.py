@@ -171,9 +171,9 @@ def difference(values: Spread, reference: Spread, common: Prior) -> Difference:
     Parameters
     ----------
     values, reference
-        Of the two sets.
+        Spreads of the two sets.
     common
-        Of all sets of the study.
+        Common variance of all sets of the study.
     """
     mean = values.mean - reference.mean
     pair = [each for each in (values, reference) if each.n > 1]

@@ -144,7 +144,7 @@ def _read(name: str, path: Path) -> pa.Table:
 
 
 def _columns(name: str, path: Path, present: set[str]) -> dict[str, str]:
-    """Column of the file by what it means."""
+    """Column of the file by its meaning."""
     prefixed = re.sub(r"\W", "_", name) + "_"
     prefix = "" if "top_pt" in present and f"{prefixed}top_pt" not in present else prefixed
     wanted = {key: key for key in _KEY} | {column: f"{prefix}{column}" for column in _MOMENTUM}

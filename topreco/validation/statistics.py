@@ -203,7 +203,7 @@ def ranges(values: Array, edges: tuple[float, ...]) -> Iterator[tuple[str, Array
     values
         Shape (n,); NaN is in no range.
     edges
-        Of the ranges, the first and the last infinite.
+        Edges of the ranges, the first and the last infinite.
     """
     for low, high in itertools.pairwise(edges):
         if not math.isfinite(low):
