@@ -4,7 +4,7 @@
 
 Makes virtual environments with coffea 0.7 and awkward 1 (and, where asked, PocketCoffea 0.9) from the package
 index, exports `dilepton`, runs each example on real simulation and compares four-momenta with those of
-`topreco.load("dilepton")` behind the default selection. Needs the extra `onnx`; a few minutes.
+`topreco.load("dilepton")` after the default selection. Needs the extra `onnx`; a few minutes.
 """
 
 import argparse

@@ -349,8 +349,8 @@ def validate(
     import os
     import shlex
 
-    from topreco.validation.run import parse_joined, parse_masses
-    from topreco.validation.run import validate as run_validation
+    from topreco.validation.validate import parse_joined, parse_masses
+    from topreco.validation.validate import validate as run_validation
 
     skims, overrides = _split(arguments)
     page = run_validation(

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from topreco.core import fourvector
-from topreco.studies.assignment import fraction, right_pairing, right_tops
+from topreco.core.statistics import fraction
+from topreco.studies.assignment import right_pairing, right_tops
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Studies end to end, with small networks: what is trained, what goes on after a kill, what fails."""
+"""Studies end to end, with small networks: what is trained, what continues after a kill, what fails."""
 
 import importlib.util
 import json
@@ -13,10 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from topreco.cli import app
-from topreco.config import ConfigError, StudyConfig, load_config, load_study, shipped_configs
+from topreco.config import ConfigError, StudyConfig, TrainConfig, load_config, load_study, shipped_configs
+from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import Truth, toy_events
-from topreco.core.skim import SkimWriter
+from topreco.core.skim import Skim, SkimWriter
 from topreco.network.tasks.tops import TopNetwork
 from topreco.reconstruction.load import load
 from topreco.studies import study as module
@@ -59,7 +60,7 @@ def toy_skim(path, n, seed):
         w=nothing,
         b=events.b_candidate_p4,
         lepton=events.lepton_p4,
-        neutrino=nothing,
+        neutrino=fourvector.from_three_momentum(tops[..., 1:], 0.0),
         via_tau=np.zeros((n, 2), bool),
         dileptonic=np.ones(n, bool),
         production=np.zeros(n, np.int8),
@@ -129,6 +130,8 @@ def test_grid_multiplies_points():
         (["only=[both, some]"], r"only: no point 'some'"),
         (["points={a/b: []}", "reference=a/b"], r"letters, digits and _ . \+ = , - expected, found 'a/b'"),
         (["points={a: [seed=3]}", "reference=a"], r"'seed' is not a point's to change; see the key 'seeds'"),
+        (["perfect={met: [met]}"], r"perfect: no point 'met'"),
+        (["perfect={none: [mt]}"], r"perfect.none.*'met'"),
         (["seeds=[1, 1]"], r"seeds: one or more seeds expected, each once"),
         (["observables=[m_ttt]"], r"observables: unknown observable 'm_ttt'; did you mean 'm_tt'"),
         (["epochs=3"], r"unknown key 'epochs'"),
@@ -185,9 +188,8 @@ def run_here(monkeypatch):
         for job in jobs:
             order = {"test_skims": list(map(str, config.test_skims)), "observables": config.observables}
             try:
-                module._work(
-                    order | {"train": job.config.model_dump(mode="json"), "key": job.key, "restart": restart}
-                )
+                order |= {"train": job.config.model_dump(mode="json"), "key": job.key, "restart": restart}
+                module._work(order | {"perfect": job.perfect})
             except TopRecoError as error:
                 yield job, 0.0, str(error)
             else:
@@ -266,6 +268,20 @@ def test_other_test_events_are_evaluated_with_the_same_training(file, tmp_path, 
     assert "320 test events" in (config.output / "table.md").read_text()
 
 
+def test_points_with_perfect_parts(file, monkeypatch):
+    """Their networks are trained and tested on other events; train.yaml says on which."""
+    run_here(monkeypatch)
+    points = ["points={measured: [], met: []}", "reference=measured", "seeds=[1]"]
+    config = load_study(file, [*points, "perfect={met: [met]}"])
+    study(config, progress=False)
+    found, failures = quantities(config.output)
+    assert not failures
+    assert found["met"]["m_tt correlation"]["difference"]["mean"] != 0
+    folder = config.output / "met" / "seed1"
+    assert load_config(TrainConfig, folder / "train.yaml").data.files == (folder / "train0.parquet",)
+    assert Skim(folder / "test0.parquet").metadata["perfect"] == ["met"]
+
+
 def test_nothing_to_compare(file, tmp_path):
     with pytest.raises(
         TopRecoError, match=r"no training succeeded; xyplane: point 'xyplane' of dilepton\.yaml"
@@ -284,7 +300,7 @@ def test_nothing_to_compare(file, tmp_path):
             study(config.model_copy(update=changes), progress=False)
 
 
-def test_a_process_that_dies_is_reported_and_the_others_go_on(file, monkeypatch):
+def test_a_process_that_dies_is_reported_and_the_others_continue(file, monkeypatch):
     """Processes of another program, one of which is killed."""
     codes = {"both": "print('error: too few events'); sys.exit(1)", "none": "os.abort()"}
 

@@ -10,7 +10,7 @@ from topreco.core.skim import SkimWriter
 
 
 def _make_events(n, seed, *, m_top=172.5):
-    """Toy events, and tops with the leptons in them and a momentum that the measurement knows nothing of."""
+    """Toy events, and tops with the leptons in them and a momentum that the measurement does not see."""
     events = toy_events(n, seed=seed)
     rng = np.random.default_rng(seed)
     momentum = 2 * events.lepton_p4[..., 1:] + rng.normal(0, 30, (n, 2, 3))
@@ -38,7 +38,7 @@ def _write_skim(path, n, seed, *, m_top=172.5, with_truth=True, first=0):
 
 
 class _Leptons:
-    """Twice the leptons, on shell; every seventh event has no answer."""
+    """Twice the leptons, on shell; every seventh event is not solved."""
 
     name = "leptons"
     uses_event_key = True
@@ -54,6 +54,12 @@ class _Leptons:
             quality=np.where(valid, -mass, np.nan),
             quantiles={"m_tt": mass[:, None] * np.exp(steps)},
         )
+
+
+@pytest.fixture
+def no_page(monkeypatch):
+    """Leave out the page, whose figures take longest."""
+    monkeypatch.setattr("topreco.validation.validate.render", lambda *_: "")
 
 
 @pytest.fixture(scope="session")

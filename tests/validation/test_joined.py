@@ -36,7 +36,7 @@ def plain_columns(events, pair):
 
 
 @pytest.mark.parametrize("kind", ["friend tree", "no prefix"])
-def test_answers_come_back(events, pair, tmp_path, kind):
+def test_predictions_come_back(events, pair, tmp_path, kind):
     table = friend_tree(events, pair) if kind == "friend tree" else pa.table(plain_columns(events, pair))
     order = np.random.default_rng(1).permutation(len(events))[:40]
     pq.write_table(table.take(order), tmp_path / "other.parquet")

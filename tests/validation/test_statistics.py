@@ -13,7 +13,7 @@ from topreco.evaluation.histograms import book, fill, predicted_values, true_val
 from topreco.evaluation.summary import ALL_CHANNELS, summarise
 from topreco.validation.extras import scan_mass
 from topreco.validation.gather import OBSERVED, concatenate, tabulate
-from topreco.validation.statistics import close, measure, regions, respond
+from topreco.validation.statistics import close, measure, perform, regions
 from topreco.validation.uncertainty import by_quality, cover, pull, uncertainty
 
 NORMAL = np.array([-1.959964, -0.994458, 0.0, 0.994458, 1.959964])
@@ -47,7 +47,7 @@ def test_numbers_are_those_of_the_metrics(sample, table, leptons, name):
         known = getattr(binned[ALL_CHANNELS][name].metrics, field)
         assert getattr(expected, field) == pytest.approx(known, rel=1e-9), field
 
-    found = respond(table, "leptons", name, HistogramConfig())
+    found = perform(table, "leptons", name, HistogramConfig())
     for ours, theirs in zip(found.truth_bins, binned[ALL_CHANNELS][name].bins, strict=True):
         assert ours[:2] == theirs[:2]
         assert ours.metrics.rb == pytest.approx(theirs.metrics.rb, rel=1e-9, nan_ok=True)
@@ -57,7 +57,7 @@ def test_numbers_are_those_of_the_metrics(sample, table, leptons, name):
 
 
 def test_bins_of_prediction_and_regions_hold_every_event(table):
-    found = respond(table, "leptons", "m_tt", HistogramConfig())
+    found = perform(table, "leptons", "m_tt", HistogramConfig())
     assert sum(b.metrics.n for b in found.pred_bins) == found.inclusive.n
     kinds = {}
     for kind, _, where in regions(table):
@@ -113,7 +113,7 @@ def test_coverage_by_region(table):
 
 
 def test_best_quality_first(table):
-    kept = by_quality(table, "leptons")["m_tt"]
+    kept = by_quality(table, "leptons", OBSERVED)["m_tt"]
     assert kept[0].metrics == measure(table, "leptons", "m_tt")
     shares = [k.metrics.n / kept[0].metrics.n for k in kept]
     assert shares == sorted(shares, reverse=True)

@@ -29,8 +29,8 @@ class _Broken:
 @pytest.fixture(scope="module")
 def verdicts(leptons):
     methods = [leptons, *(_Broken(leptons, name) for name in TRANSFORMATIONS)]
-    with open_pool(1, progress=False) as run:
-        found = check_symmetries(run, methods, toy_events(300, seed=4))
+    with open_pool(1, progress=False) as apply:
+        found = check_symmetries(apply, methods, toy_events(300, seed=4))
     return {method: {name: s.verdict for name, s in of.items()} for method, of in found.items()}
 
 
@@ -67,7 +67,7 @@ class _Nothing:
         return TopPair(p4=np.full((len(events), 2, 4), np.nan), valid=np.zeros(len(events), bool))
 
 
-def test_no_answers():
-    with open_pool(1, progress=False) as run:
-        found = check_symmetries(run, [_Nothing()], toy_events(10))["nothing"]["rotation"]
+def test_nothing_solved():
+    with open_pool(1, progress=False) as apply:
+        found = check_symmetries(apply, [_Nothing()], toy_events(10))["nothing"]["rotation"]
     assert (found.n, found.verdict, found.changed) == (0, "–", 0.0)

@@ -156,12 +156,28 @@ class SolverConfig(Config):
 
 
 class ValidationConfig(Config):
-    """`topreco validate`: settings of the validated methods and of their numbers."""
+    """`topreco validate`: what the validated methods, events and numbers depend on."""
 
     solvers: SolverConfig = SolverConfig()
     """Settings of the analytic methods; `m_top` is also the mass that tops are compared with."""
     histograms: HistogramConfig = HistogramConfig()
-    """`bins` replaces the edges of m_tt, pt_top, y_top or c_hel."""
+    """`bins` replaces the edges of the validated observables."""
+    observables: tuple[str, ...] = ()
+    """Observables to validate besides m_tt, pt_top, y_top and c_hel, or groups of them as in `histograms`."""
+    test_split: tuple[Path, ...] = ()
+    """Model files; only events that the split of their trainings has set apart are used."""
+    spin_correlation: Literal["add", "remove"] | Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Weight events such that the tt̄ spin correlation of leading-order QCD is added to a sample without it,
+    removed from one that has it, or made this many times as large there."""
+    d_of_sample: Annotated[float, Field(gt=-1, lt=1)] = 0.0
+    """Spin correlation D of the sample before cuts: 0 for Pythia's own tops, −0.24 with that of QCD."""
+    reference: str = "sonnenschein"
+    """Method with whose widths `comparison.md` compares those of the others, if it is among them."""
+
+    @field_validator("observables")
+    @classmethod
+    def _observables_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return observable_names(names)
 
 
 class PepperWriteConfig(SkimConfig):

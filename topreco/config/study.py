@@ -30,11 +30,14 @@ class StudyConfig(Config):
     base: str = "dilepton.yaml"
     """Configuration of `topreco train` that all start from: a file, or the name of a shipped one."""
     train: dict[str, Any] = {}
-    """What all trainings change in `base`, nested as there: `train.data.files=[...]`, `train.epochs=5`."""
+    """Changes of all trainings to `base`, nested as there: `train.data.files=[...]`, `train.epochs=5`."""
     points: dict[str, tuple[str, ...]] = {}
-    """What each point of the study changes, by its name: overrides as for `topreco train`."""
+    """Changes of each point of the study by its name: overrides as for `topreco train`."""
     grid: dict[str, tuple[str | int | float | bool | None, ...]] = {}
     """Points that are all combinations of values of keys, named KEY=VALUE; multiplied by `points`, if any."""
+    perfect: dict[str, tuple[Literal["none", "pairing", "jets", "leptons", "met"], ...]] = {}
+    """Parts of the measurement that a point replaces by the truth in training and test events, by name; see
+    `topreco.studies.perfect`."""
     only: tuple[str, ...] = ()
     """Names of the points to train; empty for all."""
     reference: str
@@ -87,7 +90,8 @@ class StudyConfig(Config):
         names = self.all_points
         if not names:
             raise ValueError("points, grid: at least one point expected")
-        for key, chosen in {"reference": (self.reference,), "only": self.only}.items():
+        chosen_by_key = {"reference": (self.reference,), "only": self.only, "perfect": tuple(self.perfect)}
+        for key, chosen in chosen_by_key.items():
             for name in chosen:
                 if name not in names:
                     raise ValueError(

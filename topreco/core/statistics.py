@@ -410,18 +410,21 @@ def efficiency(selected: Any, selected_squared: Any, solved: Any, solved_squared
     return Estimate(value, _root(_not_negative(variance)))
 
 
-def fraction(passed: Array, weight: Array) -> Estimate:
-    """Weighted fraction of events that pass, with the error of `efficiency`.
+def fraction(passed: Array, weight: Array) -> tuple[float, float]:
+    """Weighted fraction of the events that pass, and its error as in `efficiency`.
 
     Parameters
     ----------
     passed
-        Mask of the events to count, shape (n,).
+        1 or 0, or True or False; events with NaN do not count, shape (n,).
     weight
         Signed event weights, shape (n,).
     """
-    squared = weight**2
-    return efficiency(weight.sum(), squared.sum(), weight[passed].sum(), squared[passed].sum())
+    known = np.isfinite(passed)
+    good, w = passed[known] > 0, np.asarray(weight, float)[known]
+    ww = w**2
+    found = efficiency(w.sum(), ww.sum(), w[good].sum(), ww[good].sum())
+    return float(found.value), float(found.error)
 
 
 # ---- quantiles -------------------------------------------------------------------------------------------
@@ -879,9 +882,9 @@ class _Sample(NamedTuple):
         p, t, w = pred[used], truth[used], weight[used]
         reference = float(np.median(t)) if len(t) else 1.0
         u, v = (response_coordinate(x, relative=relative, reference=reference) for x in (t, p))
-        share = fraction(solved, weight)
+        share, error = fraction(solved, weight)
         return cls(
-            (p - t) / t if relative else p - t, u, v, w, Estimate(share.value[None], share.error[None])
+            (p - t) / t if relative else p - t, u, v, w, Estimate(np.array([share]), np.array([error]))
         )
 
     def sums(self, names: Sequence[str]) -> dict[str, Array]:

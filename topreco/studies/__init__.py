@@ -1,1 +1,1 @@
-"""Studies: trainings that differ in a few keys, and what their comparison says."""
+"""Studies: trainings that differ in a few keys, and their comparison."""

@@ -1,14 +1,14 @@
-"""Whether a reconstruction assigns decay products to the right top: fractions of events, with errors."""
+"""Assignment of decay products to the right top, event by event."""
 
 import numpy as np
 
 from topreco.core import fourvector
 from topreco.core.events import FloatArray
-from topreco.core.statistics import Array, Estimate, efficiency
+from topreco.core.statistics import Array
 
 
 def right_tops(pred: FloatArray, truth: FloatArray) -> Array:
-    """Whether predicted t and t̄ are closer to their own true quarks than to each other's.
+    """True where predicted t and t̄ are closer to their own true quarks than to each other's.
 
     With d the distance of three-momenta, d(t_pred, t)² + d(t̄_pred, t̄)² < d(t_pred, t̄)² + d(t̄_pred, t)²,
     which is (t_pred − t̄_pred)·(t − t̄) > 0. Half of the events pass by chance.
@@ -29,7 +29,7 @@ def right_tops(pred: FloatArray, truth: FloatArray) -> Array:
 
 
 def right_pairing(pred: FloatArray, leptons: FloatArray, b: FloatArray) -> Array:
-    """Whether predicted t and t̄ fit the true pairing of b quarks and leptons better than the exchanged one.
+    """True where predicted t and t̄ fit the true pairing of b and leptons better than the exchanged one.
 
     Each top minus a lepton and a b quark is a neutrino, whose mass should vanish. The pairing is right if
 
@@ -55,21 +55,3 @@ def right_pairing(pred: FloatArray, leptons: FloatArray, b: FloatArray) -> Array
         np.abs(fourvector.mass_squared(pred - leptons - quarks)).sum(axis=1) for quarks in (b, b[:, ::-1])
     )
     return np.where(np.isfinite(right) & np.isfinite(exchanged), right < exchanged, np.nan)
-
-
-def fraction(right: Array, weight: Array) -> Estimate:
-    """Weighted fraction of the events that pass, among those for which it is known.
-
-    Parameters
-    ----------
-    right
-        1, 0, or NaN where unknown, shape (n,).
-    weight
-        Signed event weights, shape (n,).
-    """
-    known = np.isfinite(right)
-    passed, weight = right[known] > 0, np.asarray(weight, float)[known]
-    squared = weight**2
-    sums = (weight.sum(), squared.sum(), weight[passed].sum(), squared[passed].sum())
-    value, error = efficiency(*sums)
-    return Estimate(np.asarray(value), np.asarray(error))

@@ -40,7 +40,7 @@ class Spread(NamedTuple):
 
 
 class Prior(NamedTuple):
-    """What the variances of many sets of trainings have in common.
+    """Common variance of many sets of trainings.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Difference(NamedTuple):
 
     @property
     def significant(self) -> bool:
-        """Whether it counts as a difference."""
+        """True if it counts as a difference."""
         return abs(self.mean) > self.error
 
 
@@ -126,7 +126,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def student_error(deviation: float, n: int, probability: float) -> float:
-    """Half-width of the interval that holds a mean with a probability: t · s/√n.
+    """Half-width of the interval that contains a mean with a probability: t · s/√n.
 
     Parameters
     ----------
@@ -171,9 +171,9 @@ def difference(values: Spread, reference: Spread, common: Prior) -> Difference:
     Parameters
     ----------
     values, reference
-        Of the two sets.
+        Spreads of the two sets.
     common
-        Of all sets of the study.
+        Common variance of all sets of the study.
     """
     mean = values.mean - reference.mean
     pair = [each for each in (values, reference) if each.n > 1]

@@ -1,12 +1,15 @@
-"""What the trainings of a study came to: tables as Markdown and JSON, and figures.
+"""Results of a study: tables as Markdown, CSV and JSON, and figures.
 
-A *run* is the content of one ``evaluation.json``, plain JSON data, see `topreco.studies.study`. Runs come by
-point and seed. Everything here is a function of them, so the same runs give the same tables.
+A `Training` is the content of one ``evaluation.json``, plain JSON data, see `topreco.studies.study`.
+Trainings are given by point and seed. Everything here is a function of them, so the same trainings give the
+same tables.
 """
 
+import csv
+import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +34,7 @@ from topreco.studies.repeats import (
     student_error,
 )
 
-Run = dict[str, Any]
+Training = dict[str, Any]
 Quantity = tuple[str, str]
 """Observable and field of `Metrics`; or "" and the name of a fraction of events."""
 
@@ -48,7 +51,7 @@ FRACTIONS = {"right_tops": "own tops", "right_pairing": "right pairing"}
 """Headings of the fractions of events, by name."""
 
 _SIZES = {"events": ("train_events", "training events", 1e7), "parameters": ("parameters", "parameters", 1e8)}
-"""Key in a run, name, and where to extrapolate to."""
+"""Key in a training, name, and size to extrapolate to."""
 
 _LEGEND = (
     "Mean ± standard deviation over the seeds, on the same test events. ρ: correlation of prediction and "
@@ -67,9 +70,19 @@ _LEGEND_SCALING = (
     "{metric} against the number N of {size}: y = a + b (N/{first:.3g})^−c, fitted to the means over the "
     "seeds. In brackets the central 68 % of refits of points redrawn within their errors. Assumed: one law "
     "from the smallest N to the extrapolation, independent points, and a training's seed as the only source "
-    "of their errors; all runs of a size share their events."
+    "of their errors; all trainings of a size share their events."
 )
-_LEGEND_COST = "Cost, the mean over the seeds; times are of training alone, beside whatever else ran."
+_COSTS = {
+    "parameters": "parameters",
+    "train_events": "training events",
+    "epochs": "epochs",
+    "seconds": "seconds",
+    "events_per_second": "events/s",
+}
+"""Headings of the costs by key in a training."""
+_LEGEND_COST = (
+    "Cost, the mean over the seeds; times are those of the training alone, beside whatever else ran."
+)
 
 
 class Scaling(NamedTuple):
@@ -78,7 +91,7 @@ class Scaling(NamedTuple):
     Attributes
     ----------
     name, label
-        Of the metric.
+        Name and label of the metric.
     points
         Size, mean and its standard error, shape (3, k), by kind of network.
     laws
@@ -93,26 +106,26 @@ class Scaling(NamedTuple):
 
 @dataclass(frozen=True)
 class StudyReport:
-    """Runs of a study, and what follows from them.
+    """Trainings of a study, and the numbers that follow from them.
 
     Attributes
     ----------
     config
         The study.
-    runs
-        Runs by point and seed; points without any have none.
+    trainings
+        Trainings by point and seed; empty for points without any.
     failures
         Error by point.
     """
 
     config: StudyConfig
-    runs: Mapping[str, Mapping[int, Run]]
+    trainings: Mapping[str, Mapping[int, Training]]
     failures: Mapping[str, str]
 
     @property
-    def finished(self) -> dict[str, Mapping[int, Run]]:
-        """Points with runs."""
-        return {point: found for point, found in self.runs.items() if found}
+    def finished(self) -> dict[str, Mapping[int, Training]]:
+        """Points with trainings."""
+        return {point: found for point, found in self.trainings.items() if found}
 
     @property
     def quantities(self) -> dict[Quantity, str]:
@@ -124,8 +137,9 @@ class StudyReport:
         return found | {("", name): heading for name, heading in FRACTIONS.items()}
 
     def values(self, point: str, quantity: Quantity) -> dict[int, float]:
-        """A number of the runs of a point by seed."""
-        return {seed: _value(run, quantity) for seed, run in sorted(self.runs.get(point, {}).items())}
+        """A number of the trainings of a point by seed."""
+        found = sorted(self.trainings.get(point, {}).items())
+        return {seed: _value(training, quantity) for seed, training in found}
 
     def spread(self, point: str, quantity: Quantity) -> Spread:
         """Its mean and standard deviation over the seeds."""
@@ -148,12 +162,12 @@ class StudyReport:
             "width68_linearised": f"(width68 lin.)²({observable})",
         }.items():
             series: dict[str, list[tuple[float, float, float]]] = {}
-            for point, runs in self.finished.items():
+            for point, trainings in self.finished.items():
                 squares = [value**2 for value in self.values(point, (observable, field)).values()]
                 mean, deviation, n = spread([1 - s if field == "correlation" else s for s in squares])
-                size = float(np.mean([run[key] for run in runs.values()]))
+                size = float(np.mean([training[key] for training in trainings.values()]))
                 error = student_error(deviation, n, ONE_SIGMA)
-                kind = next(iter(runs.values()))["backbone"]
+                kind = next(iter(trainings.values()))["backbone"]
                 series.setdefault(kind, []).append((size, mean, error))
             points = {kind: np.array(sorted(rows)).T for kind, rows in series.items()}
             laws = {kind: power_law(*columns, at=at) for kind, columns in points.items()}
@@ -161,9 +175,9 @@ class StudyReport:
         return found
 
 
-def _value(run: Run, quantity: Quantity) -> float:
+def _value(training: Training, quantity: Quantity) -> float:
     name, field = quantity
-    value = run["metrics"][name][field] if name else run["fractions"][field]["value"]
+    value = training["metrics"][name][field] if name else training["fractions"][field]["value"]
     return math.nan if value is None else float(value)
 
 
@@ -171,16 +185,21 @@ def _value(run: Run, quantity: Quantity) -> float:
 
 
 def write_tables(report: StudyReport) -> Path:
-    """Write ``table.json`` and ``table.md`` into the output folder of a study.
+    """Write ``table.json``, ``table.csv`` and ``table.md`` into the output folder of a study.
+
+    With `scaling` there is also ``scaling.csv``, the fitted power laws.
 
     Returns
     -------
     path
-        The latter.
+        Path of the last.
     """
     folder, scaling = report.config.output, report.scaling()
     text = json.dumps(plain(_data(report, scaling)), indent=1, ensure_ascii=False)
     write_text(folder / "table.json", text + "\n")
+    write_text(folder / "table.csv", _csv(_rows(report)))
+    if scaling:
+        write_text(folder / "scaling.csv", _csv(_law_rows(scaling)))
     write_text(folder / "table.md", "\n".join(_markdown(report, scaling)) + "\n")
     return folder / "table.md"
 
@@ -210,7 +229,7 @@ def _data(report: StudyReport, scaling: Sequence[Scaling]) -> dict[str, Any]:
             point: {
                 "overrides": list(overrides),
                 "quantities": {" ".join(q).strip(): compared(point, q) for q in report.quantities},
-                "runs": {str(seed): run for seed, run in sorted(report.runs[point].items())},
+                "trainings": {str(seed): found for seed, found in sorted(report.trainings[point].items())},
             }
             for point, overrides in config.chosen_points.items()
         },
@@ -226,19 +245,19 @@ def _data(report: StudyReport, scaling: Sequence[Scaling]) -> dict[str, Any]:
 
 def _markdown(report: StudyReport, scaling: Sequence[Scaling]) -> Iterator[str]:
     config, headings = report.config, list(report.quantities.values())
-    some = next((run for runs in report.runs.values() for run in runs.values()), None)
+    some = next((t for found in report.trainings.values() for t in found.values()), None)
     events = f"; {some['test_events']} test events" if some else ""
     yield f"# {config.output.name}\n"
     yield f"Reference: {config.reference}; seeds {', '.join(map(str, config.seeds))}{events}. {_LEGEND}\n"
     yield from _table(
         ["point", *headings, "seeds"],
         [
-            [point, *(_spread_text(report.spread(point, q)) for q in report.quantities), str(len(runs))]
-            for point, runs in report.finished.items()
+            [point, *(_spread_text(report.spread(point, q)) for q in report.quantities), str(len(found))]
+            for point, found in report.finished.items()
         ],
     )
     others = [point for point in report.finished if point != config.reference]
-    if others and report.runs.get(config.reference):
+    if others and report.trainings.get(config.reference):
         yield f"\n{_LEGEND_DIFFERENCES.format(reference=config.reference)}\n"
         yield from _table(
             ["point", *headings],
@@ -252,8 +271,8 @@ def _markdown(report: StudyReport, scaling: Sequence[Scaling]) -> Iterator[str]:
         yield from _scaling_table(report, each.label, fitted)
     yield f"\n{_LEGEND_COST}\n"
     yield from _table(
-        ["point", "parameters", "training events", "epochs", "seconds", "events/s"],
-        [[point, *_cost(list(runs.values()))] for point, runs in report.finished.items()],
+        ["point", *_COSTS.values()],
+        [[point, *_cost(list(found.values()))] for point, found in report.finished.items()],
     )
     if report.failures:
         yield "\nNot trained with at least one seed:\n"
@@ -311,13 +330,57 @@ def _difference_text(found: Difference) -> str:
     return f"**{text}**" if found.significant else text
 
 
-def _cost(runs: Sequence[Run]) -> list[str]:
-    formats = {"parameters": ".0f", "train_events": ".0f", "epochs": ".1f", "seconds": ".0f"}
-    formats["events_per_second"] = ".0f"
-    return [
-        format(spread([math.nan if run[key] is None else float(run[key]) for run in runs]).mean, shown)
-        for key, shown in formats.items()
+def _cost(trainings: Sequence[Training]) -> list[str]:
+    values = (
+        spread([math.nan if t[key] is None else float(t[key]) for t in trainings]).mean for key in _COSTS
+    )
+    return [f"{value:.{1 if key == 'epochs' else 0}f}" for key, value in zip(_COSTS, values, strict=True)]
+
+
+def _rows(report: StudyReport) -> Iterator[Sequence[str]]:
+    """Heading, and a row per point: each number with its spread and its difference to the reference."""
+    columns = ("", " deviation", " difference", " difference error")
+    yield [
+        *("point", "seeds", "test events"),
+        *(f"{' '.join(q).strip()}{column}" for q in report.quantities for column in columns),
+        *_COSTS.values(),
     ]
+    for point, found in report.finished.items():
+        trainings = list(found.values())
+        numbers = [
+            number
+            for q in report.quantities
+            for number in (*report.spread(point, q)[:2], *_compared(report, point, q))
+        ]
+        cells = [f"{x:.6g}" if math.isfinite(x) else "" for x in numbers]
+        test_events = str(trainings[0]["test_events"])
+        yield [point, str(len(trainings)), test_events, *cells, *_cost(trainings)]
+
+
+def _compared(report: StudyReport, point: str, quantity: Quantity) -> tuple[float, float]:
+    """Difference to the reference and its error, NaN for the reference itself."""
+    if point == report.config.reference:
+        return math.nan, math.nan
+    return report.difference(point, quantity)[:2]
+
+
+def _law_rows(scaling: Sequence[Scaling]) -> Iterator[Sequence[str]]:
+    """Heading, and a row per fitted power law."""
+    ends = [f"{name}_{end}" for name in "abc" for end in ("low", "high")]
+    names = ("a", "b", "c", "n_first", "chi2", "ndf", "at", "value", "value_low", "value_high")
+    yield ["metric", "network", *names, *ends]
+    for each in scaling:
+        for kind, law in each.laws.items():
+            if law is not None:
+                of_ends = [end for pair in zip(law.low, law.high, strict=True) for end in pair]
+                numbers = (*(getattr(law, name) for name in names), *of_ends)
+                yield [each.label, kind, *(f"{x:.6g}" for x in numbers)]
+
+
+def _csv(rows: Iterable[Sequence[str]]) -> str:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue()
 
 
 # ---- figures ---------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Studies: trainings that differ in a few keys, on all cores or GPUs, and one table of what came of them.
 
 Every training is one of `topreco.network.fit.loop` in a folder of its own, ``<output>/<point>/seed<k>``, and
-so goes on where it was stopped. Beside its files lie
+so continues where it was stopped. Beside its files lie
 
 ===================  =====================================================================================
 ``train.yaml``       its configuration, for ``topreco-train --config``
@@ -37,12 +37,13 @@ from topreco.core.events import DileptonEvents, FloatArray, TopPair, Truth
 from topreco.core.files import writable_folder, write_text
 from topreco.core.observables import OBSERVABLES
 from topreco.core.skim import Skim
-from topreco.core.statistics import summarise_arrays
+from topreco.core.statistics import fraction, summarise_arrays
 from topreco.network.inference import predict
 from topreco.network.model_file import load_model
 from topreco.network.train import MAY_DIFFER, WHERE_DATA_ARE, train
-from topreco.studies.assignment import fraction, right_pairing, right_tops
-from topreco.studies.report import FRACTIONS, Run, StudyReport, plain, write_figures, write_tables
+from topreco.studies.assignment import right_pairing, right_tops
+from topreco.studies.perfect import write_perfect
+from topreco.studies.report import FRACTIONS, StudyReport, Training, plain, write_figures, write_tables
 
 EVALUATION_FILE = "evaluation.json"
 _VERSION = 1
@@ -51,7 +52,7 @@ _VERSION = 1
 def study(config: StudyConfig, *, progress: bool = True, restart: bool = False) -> Path:
     """Train and evaluate all points with all seeds, or what is missing, and write tables and figures.
 
-    A training that cannot start or fails is listed in the table with its error; the others go on.
+    A training that cannot start or fails is listed in the table with its error; the others continue.
 
     Parameters
     ----------
@@ -65,7 +66,7 @@ def study(config: StudyConfig, *, progress: bool = True, restart: bool = False) 
     Returns
     -------
     table
-        ``<output>/table.md``; beside it lie ``table.json`` and ``figures``.
+        ``<output>/table.md``; beside it lie ``table.json``, ``table.csv`` and ``figures``.
 
     Raises
     ------
@@ -75,8 +76,8 @@ def study(config: StudyConfig, *, progress: bool = True, restart: bool = False) 
     output = writable_folder(config.output)
     console = Console(stderr=True, quiet=not progress, highlight=False, soft_wrap=True)
     failures: dict[str, str] = {}
-    runs: dict[str, dict[int, Run]] = {point: {} for point in config.chosen_points}
-    report = StudyReport(config, runs, failures)
+    trainings: dict[str, dict[int, Training]] = {point: {} for point in config.chosen_points}
+    report = StudyReport(config, trainings, failures)
     jobs = _jobs(config, failures)
     waiting = []
     for job in jobs:
@@ -84,7 +85,7 @@ def study(config: StudyConfig, *, progress: bool = True, restart: bool = False) 
         if found is None:
             waiting.append(job)
         else:
-            runs[job.point][job.seed] = found
+            trainings[job.point][job.seed] = found
     done = len(jobs) - len(waiting)
     if done:
         console.print(f"{done} of {len(jobs)} trainings are there already")
@@ -96,7 +97,7 @@ def study(config: StudyConfig, *, progress: bool = True, restart: bool = False) 
             failures[job.point] = failure or f"no {EVALUATION_FILE} in {job.config.output}"
             console.print(f"{title}: failed: {failures[job.point]}")
         else:
-            runs[job.point][job.seed] = found
+            trainings[job.point][job.seed] = found
             first = config.observables[0]
             rho = found["metrics"][first]["correlation"]
             console.print(f"{title}: ρ({first}) {rho:.4f}" if rho is not None else title)
@@ -109,7 +110,7 @@ def study(config: StudyConfig, *, progress: bool = True, restart: bool = False) 
     return table
 
 
-# ---- what there is to do ---------------------------------------------------------------------------------
+# ---- jobs --------------- ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,11 @@ class _Job:
     Attributes
     ----------
     point, seed
-        Which.
+        Point and seed.
     config
-        Of the training.
+        Configuration of the training.
+    perfect
+        Parts of the measurement that are replaced by the truth, see `topreco.studies.perfect`.
     key
         Digest of all that the evaluation depends on.
     """
@@ -129,10 +132,11 @@ class _Job:
     point: str
     seed: int
     config: TrainConfig
+    perfect: tuple[str, ...]
     key: str
 
-    def evaluation(self) -> Run | None:
-        """What was found out, None if it is not there or is of something else."""
+    def evaluation(self) -> Training | None:
+        """Content of its ``evaluation.json``, None if there is none or it belongs to another training."""
         try:
             content = json.loads((self.config.output / EVALUATION_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -166,7 +170,9 @@ def _jobs(config: StudyConfig, failures: dict[str, str]) -> list[_Job]:
             except ConfigError as error:
                 failures[point] = str(error)
             else:
-                jobs.append(_Job(point, seed, training, _key(training, test, config)))
+                perfect = config.perfect.get(point, ())
+                key = _key(training, test, config, perfect)
+                jobs.append(_Job(point, seed, training, perfect, key))
     return jobs
 
 
@@ -183,13 +189,17 @@ def _check(training: TrainConfig, config: StudyConfig) -> None:
             raise ConfigError(f"train.{key}: {value} found, 1 expected in a study")
 
 
-def _key(training: TrainConfig, test: Sequence[tuple[str, int]], config: StudyConfig) -> str:
+def _key(
+    training: TrainConfig, test: Sequence[tuple[str, int]], config: StudyConfig, perfect: Sequence[str]
+) -> str:
     """Digest of what an evaluation depends on, files by name and size: a study may move."""
     what = training.model_dump(
         mode="json", exclude=dict.fromkeys(MAY_DIFFER, True) | {"data": WHERE_DATA_ARE}
     )
     what["data"]["files"] = [(path.name, path.stat().st_size) for path in training.data.files]
-    content = json.dumps([_VERSION, what, test, config.observables], sort_keys=True)
+    content = json.dumps(
+        [_VERSION, what, test, config.observables, *([perfect] if perfect else [])], sort_keys=True
+    )
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -197,7 +207,7 @@ def _key(training: TrainConfig, test: Sequence[tuple[str, int]], config: StudyCo
 
 
 def _slots(config: StudyConfig, jobs: Sequence[_Job]) -> list[str | None]:
-    """What each process that may run at a time has to itself: the number of a GPU, or nothing."""
+    """Number of the GPU of each process that may run at a time, or None."""
     if any(job.config.accelerator != "cpu" for job in jobs) and torch.cuda.is_available():
         count = torch.cuda.device_count()
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -236,11 +246,11 @@ def _execute(
 
 def _start(job: _Job, config: StudyConfig, slot: str | None, *, restart: bool) -> "subprocess.Popen[bytes]":
     folder = writable_folder(job.config.output)
-    write_text(folder / "train.yaml", dump_config(job.config))
     order = {
         "train": job.config.model_dump(mode="json"),
         "test_skims": [str(path) for path in config.test_skims],
         "observables": config.observables,
+        "perfect": job.perfect,
         "key": job.key,
         "restart": restart,
     }
@@ -259,7 +269,7 @@ def _start(job: _Job, config: StudyConfig, slot: str | None, *, restart: bool) -
 
 
 def _last_words(job: _Job, code: int) -> str:
-    """The last line that a process left behind."""
+    """Last line that a process wrote."""
     log = job.config.output / "log.txt"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
@@ -267,12 +277,21 @@ def _last_words(job: _Job, code: int) -> str:
 
 
 def _work(order: Mapping[str, Any]) -> None:
-    """Train and evaluate; what a process of `_execute` does."""
+    """Train and evaluate, in a process of `_execute`."""
     config = build_config(TrainConfig, order["train"], "study")
+    test = [Path(path) for path in order["test_skims"]]
+    if parts := order["perfect"]:
+        files = [
+            [write_perfect(path, config.output / f"{kind}{i}.parquet", parts) for i, path in enumerate(paths)]
+            for kind, paths in (("train", config.data.files), ("test", test))
+        ]
+        data = config.data.model_copy(update={"files": tuple(files[0])})
+        config, test = config.model_copy(update={"data": data}), files[1]
+    write_text(config.output / "train.yaml", dump_config(config))
     (config.output / EVALUATION_FILE).unlink(missing_ok=True)
     model = train(config, restart=order["restart"])
-    run = _evaluate(model, config, [Path(path) for path in order["test_skims"]], order["observables"])
-    text = json.dumps({"key": order["key"], **plain(run)}, indent=1)
+    found = _evaluate(model, config, test, order["observables"])
+    text = json.dumps({"key": order["key"], **plain(found)}, indent=1)
     write_text(config.output / EVALUATION_FILE, text + "\n")
 
 
@@ -286,7 +305,7 @@ def _die_with_parent() -> None:
 # ---- evaluation ------------------------------------------------------------------------------------------
 
 
-def _evaluate(path: Path, config: TrainConfig, skims: Sequence[Path], observables: Sequence[str]) -> Run:
+def _evaluate(path: Path, config: TrainConfig, skims: Sequence[Path], observables: Sequence[str]) -> Training:
     """Metrics of a trained network on test skims, its sizes and times."""
     model = load_model(path)
     on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
@@ -309,7 +328,7 @@ def _evaluate(path: Path, config: TrainConfig, skims: Sequence[Path], observable
     fractions = {}
     for name in FRACTIONS:
         value, error = fraction(columns[name], weight)
-        fractions[name] = {"value": float(value), "error": float(error)}
+        fractions[name] = {"value": value, "error": error}
     history = [json.loads(line) for line in path.with_name("metrics.jsonl").read_text().splitlines()]
     seconds = sum(row["seconds"] for row in history)
     seen = sum(row["seconds"] * row["events_per_second"] for row in history)

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from topreco.core.statistics import Array, Metrics
-from topreco.validation.gather import Answers, EventTable
-from topreco.validation.statistics import fraction, measure
+from topreco.core.statistics import Array, Metrics, fraction
+from topreco.validation.gather import EventTable, Predictions
+from topreco.validation.statistics import measure
 from topreco.validation.uncertainty import quality_minima
 
 SCANNED = ("m_tt", "pt_top")
@@ -44,18 +44,18 @@ class Cut(NamedTuple):
 
 
 class Background(NamedTuple):
-    """Answers of one method to events without tops.
+    """Predictions of one method for events without tops.
 
     Attributes
     ----------
     n, n_solved
-        Number of events, and of those with an answer.
+        Number of events and of solved events.
     efficiency, efficiency_error
-        Fraction of the events with an answer.
+        Fraction of solved events.
     m_tt, quality
-        Distributions; None without any answer, or without a quality.
+        Distributions; None without any solved event, or without a quality.
     cuts
-        On the quality, such that signal keeps some fractions.
+        Cuts on the quality, such that signal keeps some fractions.
     """
 
     n: int
@@ -92,7 +92,7 @@ class MassScan(NamedTuple):
 
 
 def compare_background(signal: EventTable, background: EventTable, method: str) -> Background:
-    """Answers of a method to events without tops, beside those to tt̄.
+    """Predictions of a method for events without tops, beside those for tt̄.
 
     Parameters
     ----------
@@ -102,18 +102,18 @@ def compare_background(signal: EventTable, background: EventTable, method: str) 
         Method.
     """
     tables = signal, background
-    answers = [table.answers[method] for table in tables]
-    share, error = fraction(answers[1].valid, background.events["weight"])
-    both = all(a.valid.any() for a in answers)
-    has_quality = both and all(a.quality is not None for a in answers)
+    predictions = [table.predictions[method] for table in tables]
+    share, error = fraction(predictions[1].valid, background.events["weight"])
+    both = all(a.valid.any() for a in predictions)
+    has_quality = both and all(a.quality is not None for a in predictions)
     return Background(
         len(background),
-        int(answers[1].valid.sum()),
+        int(predictions[1].valid.sum()),
         share,
         error,
-        _shape(tables, [a.values["m_tt"] for a in answers], (300.0, 1200.0)) if both else None,
-        _quality_shape(tables, answers) if has_quality else None,
-        _cuts(tables, answers) if has_quality else (),
+        _shape(tables, [a.values["m_tt"] for a in predictions], (300.0, 1200.0)) if both else None,
+        _quality_shape(tables, predictions) if has_quality else None,
+        _cuts(tables, predictions) if has_quality else (),
     )
 
 
@@ -128,8 +128,8 @@ def _shape(tables: tuple[EventTable, ...], values: list[Array], reach: tuple[flo
     return Shape(tuple(edges.tolist()), *shapes)
 
 
-def _quality_shape(tables: tuple[EventTable, ...], answers: list[Answers]) -> Shape | None:
-    values = [np.asarray(a.quality, float) for a in answers]
+def _quality_shape(tables: tuple[EventTable, ...], predictions: list[Predictions]) -> Shape | None:
+    values = [np.asarray(a.quality, float) for a in predictions]
     finite = np.concatenate([v[np.isfinite(v)] for v in values])
     if len(finite) == 0:
         return None
@@ -137,11 +137,11 @@ def _quality_shape(tables: tuple[EventTable, ...], answers: list[Answers]) -> Sh
     return _shape(tables, values, (float(low), float(high))) if low < high else None
 
 
-def _cuts(tables: tuple[EventTable, ...], answers: list[Answers]) -> tuple[Cut, ...]:
+def _cuts(tables: tuple[EventTable, ...], predictions: list[Predictions]) -> tuple[Cut, ...]:
     found = []
-    for minimum in quality_minima(answers[0], tables[0].events["weight"], _KEPT):
+    for minimum in quality_minima(predictions[0], tables[0].events["weight"], _KEPT):
         shares: list[float] = []
-        for table, of in zip(tables, answers, strict=True):
+        for table, of in zip(tables, predictions, strict=True):
             above = np.asarray(of.quality)[of.valid] >= minimum
             shares += fraction(above, table.events["weight"][of.valid])
         found.append(Cut(minimum, *shares))

@@ -21,6 +21,7 @@ from topreco.evaluation.plotting import (
 from topreco.evaluation.summary import Bin
 from topreco.validation.extras import MassScan, Shape
 from topreco.validation.gather import EventTable
+from topreco.validation.spin import SpinLinearity
 from topreco.validation.uncertainty import Coverage, Kept, Pull
 
 _LINES = ("-", "--", ":", "-.")
@@ -54,7 +55,7 @@ def draw_bins(
     observable
         Name of the observable.
     predicted
-        Whether the bins are of the predicted value.
+        Bins are of the predicted value.
     """
     metric = next(m for m in METRICS if m.field == field)
     figure = plot_metric(methods, metric, OBSERVABLES[observable])
@@ -77,8 +78,8 @@ def draw_residuals(table: EventTable, observable: str) -> Figure:
     edges = np.linspace(-2, 4, 601)
     with np.errstate(invalid="ignore", divide="ignore"):
         residuals = {
-            method: known.residual(answers.values[observable], table.truth[observable])
-            for method, answers in table.answers.items()
+            method: known.residual(found.values[observable], table.truth[observable])
+            for method, found in table.predictions.items()
         }
     counts = {}
     for method, values in residuals.items():
@@ -96,7 +97,7 @@ def draw_coverage(methods: Mapping[str, Mapping[str, Coverage]], label: str) -> 
     methods
         Coverage by method and region.
     label
-        What the regions are of.
+        Axis label of the regions.
     """
     names = list(next(iter(methods.values())))
 
@@ -187,7 +188,7 @@ def draw_shape(shape: Shape, label: str) -> Figure:
     shape
         What to draw.
     label
-        Of the quantity.
+        Axis label.
     """
 
     def draw(axes: Any) -> None:
@@ -222,6 +223,31 @@ def draw_mass_scan(methods: Mapping[str, MassScan], observable: str) -> Figure:
         axes.axhline(0, color="0.6", linewidth=1.5, zorder=0)
         axes.set_xlabel(r"Generated $m_{t}$ [GeV]")
         axes.set_ylabel(f"Mean relative residual of {OBSERVABLES[observable].label}")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high + 0.35 * (high - low))
+
+    return _draw(draw)
+
+
+def draw_spin(methods: Mapping[str, SpinLinearity]) -> Figure:
+    """Difference of reconstructed and true mean of c_hel against the true one.
+
+    Parameters
+    ----------
+    methods
+        Samples of all spin correlations by method.
+    """
+
+    def draw(axes: Any) -> None:
+        for i, (method, found) in enumerate(methods.items()):
+            true, predicted, error = (
+                np.array([getattr(point, key) for point in found.points])
+                for key in ("true", "predicted", "bias_error")
+            )
+            axes.errorbar(true, predicted - true, error, label=method, **_marker(i))
+        axes.axhline(0, color="0.6", linewidth=1.5, zorder=0)
+        axes.set_xlabel(r"True $\langle c_{hel}\rangle$ of the solved events")
+        axes.set_ylabel(r"Reconstructed − true $\langle c_{hel}\rangle$")
         low, high = axes.get_ylim()
         axes.set_ylim(low, high + 0.35 * (high - low))
 

@@ -1,4 +1,4 @@
-"""One pass over skims: a compact table of what is true and of what each method says of every event."""
+"""One pass over skims: a compact table of the truth and of each method's prediction for every event."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,28 +23,31 @@ from topreco.core.statistics import Array
 from topreco.evaluation.histograms import predicted_values, true_values
 
 OBSERVED = ("m_tt", "pt_top", "y_top", "c_hel")
-"""Observables that are validated."""
+"""Observables that are always validated."""
 CLOSURE = ("m_top", "m_antitop", "pt_tt")
-"""Further ones, which tell whether the kinematics close."""
+"""Further ones, which show whether the kinematics close."""
 
-Run = Callable[[Callable[[Any], Any], Sequence[Any], str], list[Any]]
+Prepare = Callable[[DileptonEvents, Truth], tuple[DileptonEvents, Truth]]
+"""Choose and weight events before they are reconstructed."""
+Apply = Callable[[Callable[[Any], Any], Sequence[Any], str], list[Any]]
 """Apply a function to each task: called with function, tasks and a title, it keeps their order."""
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a method says of each event.
+class Predictions:
+    """Predictions of a method.
 
     Attributes
     ----------
     valid
-        Whether it has an answer, shape (n,).
+        True for solved events, shape (n,).
     values
-        Each of `OBSERVED` and `CLOSURE`, NaN without an answer, shape (n,).
+        Each validated observable and each of `CLOSURE`, NaN where not solved, shape (n,).
     quality
-        As in `TopPair`, NaN without an answer; None for methods without.
+        As in `TopPair`, NaN where not solved; None for methods without.
     quantiles
-        As in `TopPair`, those of `OBSERVED` that the method has, NaN without an answer, shape (n, 5).
+        As in `TopPair`, those of the validated observables that the method has, NaN where not solved,
+        shape (n, 5).
     """
 
     valid: Array
@@ -62,8 +65,8 @@ class EventTable:
     events
         ``channel``, ``n_jets``, ``n_btags``, ``weight``, the key of the event, and ``via_tau`` with truth.
     truth
-        Each of `OBSERVED` and `CLOSURE`, NaN without generated tops; empty without truth.
-    answers
+        Each validated observable and each of `CLOSURE`, NaN without generated tops; empty without truth.
+    predictions
         By name of the method.
     seconds
         Time that each method took, added up over processes.
@@ -71,7 +74,7 @@ class EventTable:
 
     events: dict[str, Array]
     truth: dict[str, Array]
-    answers: dict[str, Answers]
+    predictions: dict[str, Predictions]
     seconds: dict[str, float]
 
     def __len__(self) -> int:
@@ -79,7 +82,7 @@ class EventTable:
 
 
 @contextmanager
-def open_pool(workers: int, *, progress: bool = True) -> Iterator[Run]:
+def open_pool(workers: int, *, progress: bool = True) -> Iterator[Apply]:
     """Run tasks in processes of their own, or in this one if there is one worker.
 
     Parameters
@@ -91,7 +94,7 @@ def open_pool(workers: int, *, progress: bool = True) -> Iterator[Run]:
 
     Yields
     ------
-    run
+    apply
         Applies a function to each task, in parallel; the results keep the order of the tasks.
 
     Raises
@@ -137,7 +140,7 @@ def open_skims(paths: Sequence[str | Path], *, truth: bool) -> list[Skim]:
     paths
         Files of `topreco skim`.
     truth
-        Whether they need generated tops.
+        Require generated tops.
 
     Raises
     ------
@@ -161,34 +164,58 @@ def open_skims(paths: Sequence[str | Path], *, truth: bool) -> list[Skim]:
     return skims
 
 
-def gather(run: Run, skims: Sequence[Skim], methods: Sequence[Method], *, title: str) -> EventTable:
+def gather(
+    apply: Apply,
+    skims: Sequence[Skim],
+    methods: Sequence[Method],
+    *,
+    title: str,
+    observables: Sequence[str] = OBSERVED,
+    prepare: Prepare | None = None,
+) -> EventTable:
     """Reconstruct all events by all methods.
 
     Parameters
     ----------
-    run
-        Of `open_pool`.
+    apply
+        From `open_pool`.
     skims
-        Where the events are.
+        Files with the events.
     methods
-        Reconstructors, each with a name of its own.
+        Methods, each with a name of its own.
     title
-        Of the progress bar.
+        Title of the progress bar.
+    observables
+        Validated observables.
+    prepare
+        Choice and weights of the events, which need truth then; None takes them as they are.
     """
     tasks = [(skim, group) for skim in skims for group in range(skim.n_row_groups)]
     # The longest first, or one process would work on it at the end while the others wait.
     order = sorted(range(len(tasks)), key=lambda i: -len(tasks[i][0]) / tasks[i][0].n_row_groups)
     blocks = [(skim.path, group) for skim, group in tasks]
-    found = run(partial(_read_block, tuple(methods)), [blocks[i] for i in order], title)
+    found = apply(
+        partial(_read_block, tuple(methods), tuple(observables), prepare), [blocks[i] for i in order], title
+    )
     return concatenate([table for _, table in sorted(zip(order, found, strict=True), key=lambda x: x[0])])
 
 
-def _read_block(methods: Sequence[Method], block: tuple[Path, int]) -> EventTable:
+def _read_block(
+    methods: Sequence[Method], observables: Sequence[str], prepare: Prepare | None, block: tuple[Path, int]
+) -> EventTable:
     path, group = block
-    return tabulate(*Skim(path).read_row_group(group), methods)
+    events, truth = Skim(path).read_row_group(group)
+    if prepare is not None and truth is not None:
+        events, truth = prepare(events, truth)
+    return tabulate(events, truth, methods, observables)
 
 
-def tabulate(events: DileptonEvents, truth: Truth | None, methods: Sequence[Method]) -> EventTable:
+def tabulate(
+    events: DileptonEvents,
+    truth: Truth | None,
+    methods: Sequence[Method],
+    observables: Sequence[str] = OBSERVED,
+) -> EventTable:
     """Table of some events.
 
     Parameters
@@ -198,8 +225,11 @@ def tabulate(events: DileptonEvents, truth: Truth | None, methods: Sequence[Meth
     truth
         Generated tops, None in data.
     methods
-        Reconstructors, each with a name of its own.
+        Methods, each with a name of its own.
+    observables
+        Validated observables.
     """
+    names = (*OBSERVED, *observables, *CLOSURE)
     columns: dict[str, Array] = {
         "channel": events.channel,
         "n_jets": events.n_jets,
@@ -213,27 +243,27 @@ def tabulate(events: DileptonEvents, truth: Truth | None, methods: Sequence[Meth
     true: dict[str, Array] = {}
     if truth is not None:
         columns["via_tau"] = np.asarray(truth.via_tau.any(axis=1))
-        true = true_values((*OBSERVED, *CLOSURE), truth)
-    answers, seconds = {}, {}
+        true = true_values(names, truth)
+    predictions, seconds = {}, {}
     for method in methods:
         # Reading a model and compiling a solver are not part of what an event costs.
         method(events[:1])
         start = time.perf_counter()
         pair = method(events)
         seconds[method.name] = time.perf_counter() - start
-        answers[method.name] = _answers(events, pair)
-    return EventTable(columns, true, answers, seconds)
+        predictions[method.name] = _predictions(events, pair, names)
+    return EventTable(columns, true, predictions, seconds)
 
 
-def _answers(events: DileptonEvents, pair: TopPair) -> Answers:
+def _predictions(events: DileptonEvents, pair: TopPair, names: Sequence[str]) -> Predictions:
     def blank(values: Array) -> Array:
         return np.where(pair.valid.reshape(-1, *[1] * (np.ndim(values) - 1)), values, np.nan)
 
-    return Answers(
+    return Predictions(
         np.asarray(pair.valid, bool),
-        predicted_values((*OBSERVED, *CLOSURE), events, pair),
+        predicted_values(names, events, pair),
         None if pair.quality is None else blank(pair.quality),
-        {name: blank(values) for name, values in (pair.quantiles or {}).items() if name in OBSERVED},
+        {name: blank(values) for name, values in (pair.quantiles or {}).items() if name in names},
     )
 
 
@@ -250,11 +280,11 @@ def concatenate(tables: Sequence[EventTable]) -> EventTable:
     def joined(columns: Sequence[dict[str, Array]]) -> dict[str, Array]:
         return {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
 
-    answers = {}
-    for name in first.answers:
-        parts = [table.answers[name] for table in tables]
+    predictions = {}
+    for name in first.predictions:
+        parts = [table.predictions[name] for table in tables]
         qualities = [part.quality for part in parts if part.quality is not None]
-        answers[name] = Answers(
+        predictions[name] = Predictions(
             np.concatenate([part.valid for part in parts]),
             joined([part.values for part in parts]),
             np.concatenate(qualities) if len(qualities) == len(parts) else None,
@@ -263,6 +293,6 @@ def concatenate(tables: Sequence[EventTable]) -> EventTable:
     return EventTable(
         joined([table.events for table in tables]),
         joined([table.truth for table in tables]),
-        answers,
+        predictions,
         {name: sum(table.seconds[name] for table in tables) for name in first.seconds},
     )

@@ -55,7 +55,7 @@ class JoinedMethod:
 
     @property
     def uses_event_key(self) -> bool:
-        """Whether the key of the event matters: it does."""
+        """True, since predictions are found by the key of the event."""
         return True
 
     @property
@@ -66,7 +66,7 @@ class JoinedMethod:
 
     @property
     def has_dataset(self) -> bool:
-        """Whether the file tells events of several datasets apart."""
+        """True if the file distinguishes events of several datasets."""
         return "dataset" in self._table.column_names
 
     def __call__(self, events: DileptonEvents) -> TopPair:
@@ -152,7 +152,7 @@ def _read(name: str, path: Path) -> pa.Table:
 
 
 def _columns(name: str, path: Path, present: set[str]) -> dict[str, str]:
-    """Column of the file by what it means."""
+    """Column of the file by its meaning."""
     prefixed = re.sub(r"\W", "_", name) + "_"
     prefix = "" if "top_pt" in present and f"{prefixed}top_pt" not in present else prefixed
     wanted = {key: key for key in _KEY} | {column: f"{prefix}{column}" for column in _MOMENTUM}

@@ -1,166 +1,410 @@
-"""The page of a validation: every number of the JSON that a reader wants, with figures."""
+"""Data of the page of a validation: tables and figures for ``page.html.jinja``."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
 
 from topreco.core.statistics import Metrics
-from topreco.validation import html, sections
-from topreco.validation.figures import draw_bins, draw_residuals
-from topreco.validation.gather import OBSERVED, EventTable
-from topreco.validation.provenance import provenance
-from topreco.validation.sections import NAMES, Results, embedded, estimate
+from topreco.evaluation.report import format_estimate, plain
+from topreco.validation.figures import (
+    data_uri,
+    draw_bins,
+    draw_coverage,
+    draw_mass_scan,
+    draw_pulls,
+    draw_quality,
+    draw_residuals,
+    draw_shape,
+    draw_spin,
+)
+from topreco.validation.gather import EventTable
+from topreco.validation.statistics import ON_SHELL
+from topreco.validation.symmetries import APPROXIMATE, EXACT
+from topreco.validation.tables import COLUMNS, estimate
+from topreco.validation.uncertainty import Coverage
 
-_METRICS = {
-    "rb": "RB",
-    "res": "Res",
-    "median": "median",
-    "width68": "width68",
-    "slope": "slope",
-    "correlation": "ρ",
-    "rms_linearised": "RMS lin.",
-    "width68_linearised": "width68 lin.",
-    "efficiency": "efficiency",
+Results = Mapping[str, Any]
+
+_NAMES = {"m_tt": "m(tt̄)", "pt_top": "pT(t)", "y_top": "y(t)"}
+"""Observables in running text; the others by their names."""
+_SYMMETRIES = {
+    "rotation": "rotation about the beam",
+    "reflection": "reflection z → −z",
+    "charge": "exchange of charges",
+    "jet_order": "order of jets",
 }
+_METRICS = (*(field for field in COLUMNS if field != "efficiency"), "efficiency")
+_INTERVALS = ("68 % interval [%]", "95 % interval [%]")
+
+
+class Table(NamedTuple):
+    """Headings, cells of each row, the first of which names it, and caption; `text` may break into lines."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    text: bool = False
+
+
+class Image(NamedTuple):
+    """Data URI of a figure, and caption, which is also its alternative text."""
+
+    uri: str
+    text: str
 
 
 def render(results: Results, table: EventTable) -> str:
-    """The page as HTML.
+    """Page as HTML that needs nothing else.
 
     Parameters
     ----------
     results
-        As `topreco.validation.run.validate` collects them.
+        As `topreco.validation.validate.validate` collects them.
     table
         Events, for the distributions.
     """
-    parts = [
-        ("summary", "Summary", _summary(results)),
-        *((name, f"Response: {NAMES[name]}", _response(results, table, name)) for name in OBSERVED),
-        ("regions", "Response in parts of the events", _regions(results)),
-        ("uncertainty", "Uncertainty of each event", sections.uncertainty(results)),
-        ("quality", "Resolution against efficiency", sections.quality(results)),
-        ("closure", "Kinematic closure", sections.closure(results)),
-        ("symmetries", "Symmetries", sections.symmetries(results)),
-        *_optional(results),
-        ("speed", "Speed", sections.speed(results)),
-        ("provenance", "Data, versions, command", provenance(results)),
-    ]
-    methods = ", ".join(results["methods"])
-    title = "Validation of the reconstruction of top-quark pairs"
-    head = [
-        html.title(title),
-        html.paragraph(f"{methods}, on {results['metadata']['n_events']} simulated events."),
-        html.contents([(anchor, name) for anchor, name, _ in parts]),
-    ]
-    return html.document(title, [*head, *(html.section(*entry[:2], *entry[2]) for entry in parts)])
+    environment = Environment(
+        loader=PackageLoader("topreco.validation", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    contents = {
+        "summary": "Summary",
+        **{name: f"Response: {_name(name)}" for name in results["response"]},
+        "regions": "Response in parts of the events",
+        "uncertainty": "Uncertainty of each event",
+        "quality": "Resolution against efficiency",
+        "closure": "Kinematic closure",
+        "symmetries": "Symmetries",
+        "spin": "Spin correlation",
+        **({"background": "Events without tops"} if results["background"] else {}),
+        **({"mass-scan": "Dependence on the top-quark mass"} if results["mass_scan"] else {}),
+        "speed": "Speed",
+        "provenance": "Data, versions, command",
+    }
+    return environment.get_template("page.html.jinja").render(
+        title="Validation of the reconstruction of top-quark pairs",
+        methods=list(results["methods"]),
+        n_events=results["metadata"]["n_events"],
+        contents=contents,
+        trained_on={m: n for m, of in results["methods"].items() if (n := of.get("training_events"))},
+        exact=f"{EXACT:g}",
+        approximate=f"{APPROXIMATE:g}",
+        summary=_summary(results),
+        response={name: _response(results, table, name) for name in results["response"]},
+        regions=list(_regions(results)),
+        uncertainty=_uncertainty(results),
+        quality=_quality(results),
+        closure=_closure(results),
+        symmetries=_symmetries(results),
+        spin=_spin(results),
+        background=_background(results),
+        mass_scan=_mass_scan(results),
+        speed=_speed(results),
+        provenance=_provenance(results),
+    )
 
 
-def _optional(results: Results) -> list[tuple[str, str, list[str]]]:
-    found = []
-    if results["background"]:
-        found.append(("background", "Events without tops", sections.background(results)))
-    if results["mass_scan"]:
-        found.append(("mass-scan", "Dependence on the top-quark mass", sections.mass_scan(results)))
-    return found
+def _name(observable: str) -> str:
+    return _NAMES.get(observable, observable)
 
 
-def _row(name: str, metrics: Metrics, fields: Sequence[str] = tuple(_METRICS)) -> list[str]:
+def _images(drawn: Iterable[tuple[Figure, str]]) -> list[Image]:
+    return [Image(data_uri(figure), text) for figure, text in drawn]
+
+
+# ---- response --------------------------------------------------------------------------------------------
+
+
+def _row(name: str, metrics: Metrics, fields: Sequence[str] = _METRICS) -> list[str]:
     return [name, str(metrics.n), *(estimate(metrics, field) for field in fields)]
 
 
-def _summary(results: Results) -> list[str]:
-    head = ["efficiency"]
-    shown: tuple[tuple[str, str], ...] = (
-        ("m_tt", "rb"),
-        ("m_tt", "width68"),
-        ("pt_top", "rb"),
-        ("pt_top", "width68"),
+def _summary(results: Results) -> Table:
+    shown = (
+        *(("m_tt", "rb"), ("m_tt", "width68"), ("pt_top", "rb"), ("pt_top", "width68")),
+        *(("y_top", "width68"), ("c_hel", "slope")),
     )
-    shown += (("y_top", "width68"), ("c_hel", "slope"))
-    head += [f"{_METRICS[field]} {NAMES[name]}" for name, field in shown]
-    head += [
-        "in the 68 % interval m(tt̄) [%]",
-        "in the 95 % interval m(tt̄) [%]",
+    head = [
+        "efficiency",
+        *(f"{COLUMNS[field]} {_name(name)}" for name, field in shown),
+        *(f"in the {level} % interval m(tt̄) [%]" for level in (68, 95)),
         "symmetries that hold exactly",
     ]
     columns = []
     for method in results["methods"]:
-        of = {name: results["response"][name][method].inclusive for name in OBSERVED}
+        inclusive = {name: of[method].inclusive for name, of in results["response"].items()}
         found = results["uncertainty"]["m_tt"].get(method)
         covered = [estimate(found.overall, f"coverage{level}", 100) if found else "–" for level in (68, 95)]
         verdicts = [s.verdict for s in results["symmetries"].get(method, {}).values()]
         exact = f"{verdicts.count('exact')} of {len(verdicts)}" if verdicts else "–"
-        numbers = [estimate(of[name], field) for name, field in shown]
-        columns.append([estimate(of["m_tt"], "efficiency"), *numbers, *covered, exact])
+        numbers = [estimate(inclusive[name], field) for name, field in shown]
+        columns.append([estimate(inclusive["m_tt"], "efficiency"), *numbers, *covered, exact])
     rows = [list(row) for row in zip(head, *columns, strict=True)]
-    warnings = [
-        html.paragraph(
-            f"{of['training_events']} of the {results['metadata']['n_events']} events are of datasets "
-            f"that {method} was trained on. Judge it on others.",
-            warning=True,
-        )
-        for method, of in results["methods"].items()
-        if of.get("training_events")
-    ]
-    return [
-        html.paragraph(
-            "Numbers in brackets are the statistical error of the last digits. RB is the mean of (reco "
-            "− true)/true (of reco − true for y and c_hel) and should be near 0; width68 is half the "
-            "width of its central 68 %: smaller is better at equal efficiency. A slope of 1 keeps the "
-            "whole information of c_hel, 0 none. The intervals should hold the truth as often as their "
-            "names say."
-        ),
-        *warnings,
-        html.table(["", *results["methods"]], rows, caption="All selected events"),
-    ]
+    return Table(["", *results["methods"]], rows, "All selected events")
 
 
-def _response(results: Results, table: EventTable, name: str) -> list[str]:
+def _response(results: Results, table: EventTable, name: str) -> dict[str, Any]:
     of = results["response"][name]
-    head = ["method", "events", *_METRICS.values()]
-    figures = [
+    head = ["method", "events", *(COLUMNS[field] for field in _METRICS)]
+    true, predicted = ({m: getattr(r, f"{kind}_bins") for m, r in of.items()} for kind in ("truth", "pred"))
+    drawn = [
         (draw_residuals(table, name), "Distribution of the residual"),
-        (draw_bins({m: r.truth_bins for m, r in of.items()}, "rb", name), "Bias in bins of the truth"),
-        (draw_bins({m: r.truth_bins for m, r in of.items()}, "res", name), "Resolution in bins of the truth"),
+        (draw_bins(true, "rb", name), "Bias in bins of the truth"),
+        (draw_bins(true, "res", name), "Resolution in bins of the truth"),
+        (draw_bins(true, "width68", name), "68 % half-width in bins of the truth"),
+        (draw_bins(predicted, "rb", name, predicted=True), "Bias in bins of the reconstructed value"),
         (
-            draw_bins({m: r.truth_bins for m, r in of.items()}, "width68", name),
-            "68 % half-width in bins of the truth",
-        ),
-        (
-            draw_bins({m: r.pred_bins for m, r in of.items()}, "rb", name, predicted=True),
-            "Bias in bins of the reconstructed value",
-        ),
-        (
-            draw_bins({m: r.pred_bins for m, r in of.items()}, "width68", name, predicted=True),
+            draw_bins(predicted, "width68", name, predicted=True),
             "68 % half-width in bins of the reconstructed value",
         ),
     ]
-    return [
-        html.paragraph(
-            "Whoever knows little shrinks toward the mean: RB is then positive at small true values and "
-            "negative at large ones. In bins of the reconstructed value, which are what an analysis "
-            "sees, it is another. Slope, ρ and the linearised widths do not reward shrinking."
-        ),
-        html.table(head, [_row(m, r.inclusive) for m, r in of.items()], caption="All selected events"),
-        html.table(head, [_row(m, r.common) for m, r in of.items()], caption="Events that all methods solve"),
-        embedded([(figure, f"{text}, {NAMES[name]}") for figure, text in figures]),
-    ]
+    return {
+        "inclusive": Table(head, [_row(m, r.inclusive) for m, r in of.items()], "All selected events"),
+        "common": Table(head, [_row(m, r.common) for m, r in of.items()], "Events that all methods solve"),
+        "figures": _images((figure, f"{text}, {_name(name)}") for figure, text in drawn),
+    }
 
 
-def _regions(results: Results) -> list[str]:
+def _regions(results: Results) -> Iterator[Table]:
     fields = ("rb", "res", "median", "width68", "efficiency")
-    head = ["region", "events", *(_METRICS[field] for field in fields)]
-    parts = [
-        html.paragraph(
-            "The same metrics of m(tt̄) by channel, number of jets and b tags, decays through a τ and "
-            "true kinematics; the other observables are in results.json. Differences in RB between "
-            "channels or numbers of jets become uncertainties of an analysis that mixes them."
-        )
-    ]
-    for method, response in results["response"]["m_tt"].items():
+    head = ["region", "events", *(COLUMNS[field] for field in fields)]
+    for method, of in results["response"]["m_tt"].items():
         rows = [
             _row(f"{kind}: {name}", metrics, fields)
-            for kind, found in response.regions.items()
+            for kind, found in of.regions.items()
             for name, metrics in found.items()
         ]
-        parts.append(html.table(head, rows, caption=f"{NAMES['m_tt']}, {method}"))
-    return parts
+        yield Table(head, rows, f"{_name('m_tt')}, {method}")
+
+
+# ---- uncertainty and quality -----------------------------------------------------------------------------
+
+
+def _uncertainty(results: Results) -> dict[str, Any] | None:
+    """Coverage and pulls."""
+    known = {name: of for name, of in results["uncertainty"].items() if of}
+    if not known:
+        return None
+    rows = [
+        [
+            f"{_name(name)}, {method}",
+            *_covered(found.overall),
+            *(estimate(found.pull, f) for f in ("median", "width68")),
+        ]
+        for name, of in known.items()
+        for method, found in of.items()
+    ]
+    head = ["", "events", *_INTERVALS, "median of pulls", "width68 of pulls"]
+    tables = [Table(head, rows, "All events with an interval")]
+    drawn = [
+        (draw_pulls({m: f.pull for m, f in of.items()}, name), f"Pulls of {_name(name)}")
+        for name, of in known.items()
+    ]
+    for field, label in (("predicted", "Reconstructed"), ("true", "True")) if "m_tt" in known else ():
+        by_method = {m: getattr(f, field) for m, f in known["m_tt"].items()}
+        rows = [
+            [f"{method}, {region}", *_covered(coverage)]
+            for method, found in by_method.items()
+            for region, coverage in found.items()
+        ]
+        tables.append(Table(["", "events", *_INTERVALS], rows, f"Coverage of m(tt̄) by {label} m(tt̄) [GeV]"))
+        figure = draw_coverage(by_method, rf"{label} $m_{{t\bar{{t}}}}$ [GeV]")
+        text = f"Coverage of m(tt̄) by {label.lower()} m(tt̄): full markers 68 %, open ones 95 %"
+        drawn.append((figure, text))
+    return {"tables": tables, "figures": _images(drawn)}
+
+
+def _covered(found: Coverage) -> list[str]:
+    return [str(found.n), *(estimate(found, f"coverage{level}", 100) for level in (68, 95))]
+
+
+def _quality(results: Results) -> dict[str, Any] | None:
+    """Resolution against efficiency."""
+    known = {method: of for method, of in results["quality"].items() if of}
+    if not known:
+        return None
+    head = ["", "quality above", "efficiency", "RB", "Res", "width68"]
+    rows = [
+        [
+            method,
+            f"{kept.minimum:.4g}",
+            *(estimate(kept.metrics, f) for f in ("efficiency", "rb", "res", "width68")),
+        ]
+        for method, of in known.items()
+        for kept in of["m_tt"]
+    ]
+    drawn = (
+        (draw_quality({m: of[name] for m, of in known.items()}, name), f"Cuts on the quality, {_name(name)}")
+        for name in results["response"]
+    )
+    return {
+        "figures": _images(drawn),
+        "table": Table(head, rows, f"Cuts on the quality, {_name('m_tt')}"),
+    }
+
+
+# ---- kinematics, symmetries, spin ------------------------------------------------------------------------
+
+
+def _closure(results: Results) -> Table:
+    """Masses and balance."""
+    head = ["method", "mean mass [GeV]", "width68 [GeV]", f"on shell within {ON_SHELL:g} GeV [%]"]
+    head += ["mean of Δ pT(tt̄) [GeV]", "width68 of Δ pT(tt̄) [GeV]", "note"]
+    rows = []
+    for method, closure in results["closure"].items():
+        free = results["methods"][method].get("head") == "direct"
+        rows.append(
+            [
+                method,
+                estimate(closure, "mass_mean"),
+                # All on shell: a width of rounding errors is none.
+                "0" if closure.mass_width68 < 1e-6 else estimate(closure, "mass_width68"),
+                estimate(closure, "on_shell", 100),
+                estimate(closure.pt_tt, "rb"),
+                estimate(closure.pt_tt, "width68"),
+                "the mass means nothing (head direct)" if free else "",
+            ]
+        )
+    return Table(head, rows)
+
+
+def _symmetries(results: Results) -> Table:
+    """Verdicts on symmetries."""
+    head = ["", "verdict", "events", "median difference", "largest difference", f"above {EXACT:g} [%]"]
+    rows = [
+        [
+            f"{method}: {_SYMMETRIES[name]}",
+            found.verdict,
+            str(found.n),
+            *(
+                format_estimate(float(f"{x:.2g}"), float("nan"))
+                for x in (found.median, found.largest, 100 * found.above, 100 * found.changed)
+            ),
+        ]
+        for method, of in results["symmetries"].items()
+        for name, found in of.items()
+    ]
+    return Table([*head, "solved once [%]"], rows)
+
+
+def _spin(results: Results) -> dict[str, Any]:
+    """Linearity of the mean of c_hel."""
+    known = {method: found for method, found in results["spin_linearity"].items() if found is not None}
+    head = ["method", "events", "slope", "offset", "largest deviation from the line"]
+    rows = [
+        [method, str(of.n), estimate(of, "slope"), estimate(of, "offset"), f"{of.deviation:.2g}"]
+        for method, of in known.items()
+    ]
+    drawn = [(draw_spin(known), "Reconstructed minus true mean of c_hel")] if known else []
+    return {"table": Table(head, rows, "Solved events"), "figures": _images(drawn)}
+
+
+# ---- other samples ---------------------------------------------------------------------------------------
+
+
+def _background(results: Results) -> dict[str, Any] | None:
+    """Events without tops."""
+    if not results["background"]:
+        return None
+    rows, cuts, drawn = [], [], []
+    for method, found in results["background"].items():
+        rows.append([method, str(found.n), str(found.n_solved), estimate(found, "efficiency")])
+        cuts += [
+            [method, f"{cut.minimum:.4g}", *(estimate(cut, of, 100) for of in ("signal", "background"))]
+            for cut in found.cuts
+        ]
+        for quantity, shape in (("m(tt̄)", found.m_tt), ("quality", found.quality)):
+            if shape is not None:
+                label = (
+                    r"Reconstructed $m_{t\bar{t}}$ [GeV]" if shape is found.m_tt else f"Quality of {method}"
+                )
+                drawn.append((draw_shape(shape, label), f"{quantity} of {method}, tt̄ and background"))
+    return {
+        "solved": Table(["method", "events", "solved", "efficiency"], rows, "Background"),
+        "cuts": Table(["method", "quality above", "tt̄ kept [%]", "background kept [%]"], cuts),
+        "figures": _images(drawn),
+    }
+
+
+def _mass_scan(results: Results) -> dict[str, Any] | None:
+    """Bias against the top-quark mass."""
+    scans = results["mass_scan"]
+    if not scans:
+        return None
+    masses = [f"{point.m_top:g}" for point in next(iter(scans["m_tt"].values())).points]
+    rows = [
+        [
+            f"{_name(name)}, {method}",
+            *(estimate(point.metrics, "rb") for point in scan.points),
+            estimate(scan, "slope"),
+        ]
+        for name, of in scans.items()
+        for method, scan in of.items()
+    ]
+    return {
+        "table": Table(["", *(f"RB at {mass} GeV" for mass in masses), "change per GeV"], rows),
+        "figures": _images(
+            (draw_mass_scan(of, name), f"Bias of {_name(name)} against the mass")
+            for name, of in scans.items()
+        ),
+    }
+
+
+# ---- speed and provenance --------------------------------------------------------------------------------
+
+
+def _speed(results: Results) -> Table:
+    rows = [
+        [method, f"{of['events_per_second']:.0f}", f"{of['seconds']:.1f}"]
+        for method, of in results["speed"].items()
+    ]
+    return Table(["method", "events/s", "seconds in all"], rows)
+
+
+def _provenance(results: Results) -> dict[str, Any]:
+    """Methods, samples, versions, settings and command line."""
+    metadata = results["metadata"]
+    methods = [
+        [name, *(of.get(key, "–") for key in ("kind", "file", "sha256"))]
+        for name, of in results["methods"].items()
+    ]
+    samples = [("validated", skim) for skim in metadata["skims"]]
+    samples += [("background", skim) for skim in metadata["background"]]
+    samples += [(f"m_t = {mass} GeV", skim) for mass, of in metadata["mass_scan"].items() for skim in of]
+    rows = [
+        [
+            skim["file"],
+            kind,
+            ", ".join(skim.get("datasets", {})) or "–",
+            *(_number(skim.get(key)) for key in ("n_events", "n_read", "n_generated", "sum_gen_weights")),
+            skim.get("versions", {}).get("topreco", "–"),
+        ]
+        for kind, skim in samples
+    ]
+    head = ["file", "used as", "datasets", "events", "entries read", "generated", "sum of weights", "topreco"]
+    # Most often all skims were made with one selection.
+    selections: dict[str, list[str]] = {}
+    for _, skim in samples:
+        selections.setdefault(_dump(skim.get("selection")), []).append(skim["file"])
+    return {
+        "methods": Table(["method", "kind", "file", "SHA-256"], methods, "Methods", text=True),
+        "samples": Table(head, rows, "Samples"),
+        "versions": Table(["package", "version"], list(metadata["versions"].items()), "Versions"),
+        "settings": _dump(metadata["config"]),
+        "selections": selections,
+        "command": metadata["command"],
+    }
+
+
+def _number(value: Any) -> str:
+    return "–" if value is None else f"{value:.10g}"
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(plain(value), ensure_ascii=False)

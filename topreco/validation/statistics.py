@@ -13,12 +13,7 @@ import numpy as np
 from topreco.config import HistogramConfig
 from topreco.core.events import CHANNELS
 from topreco.core.observables import OBSERVABLES
-from topreco.core.statistics import (
-    Array,
-    Metrics,
-    efficiency,
-    summarise_arrays,
-)
+from topreco.core.statistics import Array, Metrics, fraction, summarise_arrays
 from topreco.evaluation.histograms import truth_edges
 from topreco.evaluation.summary import Bin
 from topreco.validation.gather import EventTable
@@ -31,19 +26,36 @@ ON_SHELL = 1.0
 """Distance of a top's mass from the nominal one, in GeV, that counts as on shell."""
 
 
-class Response(NamedTuple):
+class Means(NamedTuple):
+    """Weighted means of truth and prediction, for observables whose residual is a difference."""
+
+    true: float
+    true_error: float
+    predicted: float
+    predicted_error: float
+
+
+class Performance(NamedTuple):
     """Metrics of one observable and method.
 
     Attributes
     ----------
     inclusive
-        Of all events.
+        Metrics of all events.
     common
-        Of the events that every method solves.
+        Metrics of the events that every method solves.
     truth_bins, pred_bins
-        In bins of the true and of the predicted value, the outermost open.
+        Metrics in bins of the true and of the predicted value, the outermost open.
     regions
-        In parts of the events, by kind and name of the part.
+        Metrics of parts of the events, by kind and name of the part.
+    m_tt_bins
+        Metrics in bins of the true m_tt, the outermost open.
+    share_common, share_common_error
+        Fraction of the events that every method solves.
+    common_m_tt_bins
+        As `m_tt_bins`, of the events that every method solves; their efficiency is relative to all events.
+    means, common_means
+        Means of the solved events among the same two; None for relative residuals.
     """
 
     inclusive: Metrics
@@ -51,15 +63,21 @@ class Response(NamedTuple):
     truth_bins: tuple[Bin, ...]
     pred_bins: tuple[Bin, ...]
     regions: dict[str, dict[str, Metrics]]
+    m_tt_bins: tuple[Bin, ...]
+    share_common: float
+    share_common_error: float
+    common_m_tt_bins: tuple[Bin, ...]
+    means: Means | None
+    common_means: Means | None
 
 
 class Closure(NamedTuple):
-    """Whether the kinematics close.
+    """Closure of the kinematics.
 
     Attributes
     ----------
     mass_mean, mass_mean_error, mass_width68, mass_width68_error
-        Of the predicted masses of t and t̄ in GeV.
+        Mean and 68 % half-width of the predicted masses of t and t̄ in GeV.
     on_shell, on_shell_error
         Fraction of the solved events whose masses both are within `ON_SHELL` of the nominal one.
     pt_tt
@@ -75,7 +93,9 @@ class Closure(NamedTuple):
     pt_tt: Metrics
 
 
-def measure(table: EventTable, method: str, name: str, where: Array | None = None) -> Metrics:
+def measure(
+    table: EventTable, method: str, name: str, where: Array | None = None, solved: Array | None = None
+) -> Metrics:
     """Metrics of one observable and method in some of the events.
 
     Parameters
@@ -85,18 +105,23 @@ def measure(table: EventTable, method: str, name: str, where: Array | None = Non
     method, name
         Method and observable.
     where
-        Which events count as selected, shape (n,); all if None.
+        True for events that count as selected, shape (n,); all if None.
+    solved
+        True for events whose prediction counts, shape (n,); all if None.
     """
     where = np.ones(len(table), bool) if where is None else where
+    predicted = table.predictions[method].values[name]
+    if solved is not None:
+        predicted = np.where(solved, predicted, np.nan)
     return summarise_arrays(
-        table.answers[method].values[name][where],
+        predicted[where],
         table.truth[name][where],
         table.events["weight"][where],
         relative=OBSERVABLES[name].relative,
     )
 
 
-def respond(table: EventTable, method: str, name: str, config: HistogramConfig) -> Response:
+def perform(table: EventTable, method: str, name: str, config: HistogramConfig) -> Performance:
     """Metrics of one observable and method, of all events and of parts of them.
 
     Parameters
@@ -106,29 +131,46 @@ def respond(table: EventTable, method: str, name: str, config: HistogramConfig) 
     method, name
         Method and observable.
     config
-        Bins of the observable.
+        Bins of the observable and of m_tt.
     """
-    edges = np.array([-math.inf, *truth_edges(config, name), math.inf])
-    common = np.logical_and.reduce([answers.valid for answers in table.answers.values()])
+    edges, m_tt_edges = (np.array([-math.inf, *truth_edges(config, of), math.inf]) for of in (name, "m_tt"))
+    common = np.logical_and.reduce([found.valid for found in table.predictions.values()])
 
-    def bins(values: Array) -> tuple[Bin, ...]:
+    def bins(values: Array, edges: Array, solved: Array | None = None) -> tuple[Bin, ...]:
+        # NaN lands after the last edge, which is infinite.
         index = np.digitize(values, edges) - 1
-        # NaN lands behind the last edge, which is infinite.
         return tuple(
-            Bin(float(low), float(high), measure(table, method, name, index == i))
+            Bin(float(low), float(high), measure(table, method, name, index == i, solved))
             for i, (low, high) in enumerate(itertools.pairwise(edges))
         )
 
     parts: dict[str, dict[str, Metrics]] = {}
     for kind, region, where in regions(table):
         parts.setdefault(kind, {})[region] = measure(table, method, name, where)
-    return Response(
+    return Performance(
         measure(table, method, name),
         measure(table, method, name, common),
-        bins(table.truth[name]),
-        bins(table.answers[method].values[name]),
+        bins(table.truth[name], edges),
+        bins(table.predictions[method].values[name], edges),
         parts,
+        bins(table.truth["m_tt"], m_tt_edges),
+        *fraction(common, table.events["weight"]),
+        bins(table.truth["m_tt"], m_tt_edges, common),
+        _means(table, method, name),
+        _means(table, method, name, common),
     )
+
+
+def _means(table: EventTable, method: str, name: str, solved: Array | None = None) -> Means | None:
+    if OBSERVABLES[name].relative:
+        return None
+    true, predicted = table.truth[name], table.predictions[method].values[name]
+    known = np.isfinite(true) & np.isfinite(predicted)
+    if solved is not None:
+        known &= solved
+    weight = table.events["weight"][known]
+    found = [_metrics_of(values[known], weight) for values in (true, predicted)]
+    return Means(found[0].rb, found[0].rb_error, found[1].rb, found[1].rb_error)
 
 
 def regions(table: EventTable) -> Iterator[tuple[str, str, Array]]:
@@ -161,7 +203,7 @@ def ranges(values: Array, edges: tuple[float, ...]) -> Iterator[tuple[str, Array
     values
         Shape (n,); NaN is in no range.
     edges
-        Of the ranges, the first and the last infinite.
+        Edges of the ranges, the first and the last infinite.
     """
     for low, high in itertools.pairwise(edges):
         if not math.isfinite(low):
@@ -169,21 +211,6 @@ def ranges(values: Array, edges: tuple[float, ...]) -> Iterator[tuple[str, Array
         else:
             name = f"{low:g}–{high:g}" if math.isfinite(high) else f"> {low:g}"
         yield name, (values >= low) & (values < high)
-
-
-def fraction(inside: Array, weight: Array) -> tuple[float, float]:
-    """Weighted fraction of events and its binomial error.
-
-    Parameters
-    ----------
-    inside
-        Which events to count, shape (n,).
-    weight
-        Signed event weights, shape (n,).
-    """
-    w, ww = weight, weight**2
-    share = efficiency(w.sum(), ww.sum(), w[inside].sum(), ww[inside].sum())
-    return float(share.value), float(share.error)
 
 
 def close(table: EventTable, method: str, m_top: float) -> Closure:
@@ -198,11 +225,10 @@ def close(table: EventTable, method: str, m_top: float) -> Closure:
     m_top
         Nominal mass of the top quark in GeV.
     """
-    answers = table.answers[method]
-    masses = np.stack([answers.values["m_top"], answers.values["m_antitop"]])
+    values = table.predictions[method].values
+    masses = np.stack([values["m_top"], values["m_antitop"]])
     known = np.isfinite(masses).all(axis=0)
     weight = table.events["weight"][known]
-    # Of differences to the nominal mass, since their mean is what metrics know.
     both = masses[:, known].ravel()
     spread = _metrics_of(both, np.concatenate([weight, weight]))
     near = np.asarray((np.abs(masses[:, known] - m_top) < ON_SHELL).all(axis=0))

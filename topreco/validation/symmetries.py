@@ -1,4 +1,4 @@
-"""Which symmetries of the detector a method respects: transformed events against transformed answers."""
+"""Symmetries of the detector that a method respects: transformed events against transformed predictions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ import numpy as np
 from topreco.core.events import DileptonEvents, TopPair
 from topreco.core.method import Method
 from topreco.core.statistics import Array
-from topreco.validation.gather import Run
+from topreco.validation.gather import Apply
 
 N_EVENTS = 2000
 """Events that are transformed."""
@@ -24,18 +24,19 @@ Transform = Callable[[DileptonEvents], DileptonEvents]
 
 
 class Symmetry(NamedTuple):
-    """How well a method respects a symmetry.
+    """Agreement of a method with a symmetry.
 
     Attributes
     ----------
     n
-        Number of events with an answer before and after.
+        Number of events that are solved before and after.
     median, largest
-        Of the largest difference of any component of both four-momenta, in units of the top's energy.
+        Median and maximum over the events of the largest difference of any component of both
+        four-momenta, in units of the top's energy.
     above
         Fraction of the events whose difference is above `EXACT`.
     changed
-        Fraction of all events that have an answer either only before or only after.
+        Fraction of all events that are solved only before or only after.
     verdict
         "exact", "approximate" or "none"; "–" without events.
     """
@@ -96,7 +97,7 @@ def charge_conjugated(events: DileptonEvents) -> DileptonEvents:
 
 
 def jets_permuted(events: DileptonEvents) -> DileptonEvents:
-    """Events with their jets in another order; padding stays behind them.
+    """Events with their jets in another order; padding stays after them.
 
     Methods may read only so many jets. Where an event has more, the order decides which.
     """
@@ -124,20 +125,20 @@ TRANSFORMATIONS: dict[str, tuple[Transform, Callable[[Array], Array]]] = {
     "charge": (charge_conjugated, lambda p4: p4[:, ::-1]),
     "jet_order": (jets_permuted, _same),
 }
-"""What is done to events, and what that must do to the four-momenta of t and t̄, shape (n, 2, 4)."""
+"""Transformation of events, and its effect on the four-momenta of t and t̄, shape (n, 2, 4)."""
 
 
 def check_symmetries(
-    run: Run, methods: Sequence[Method], events: DileptonEvents
+    apply: Apply, methods: Sequence[Method], events: DileptonEvents
 ) -> dict[str, dict[str, Symmetry]]:
-    """How well methods respect each symmetry.
+    """Agreement of methods with each symmetry.
 
     Parameters
     ----------
-    run
-        Of `topreco.validation.gather.open_pool`.
+    apply
+        From `topreco.validation.gather.open_pool`.
     methods
-        Reconstructors, each with a name of its own.
+        Methods, each with a name of its own.
     events
         Selected events, of which the first `N_EVENTS` are used.
 
@@ -149,7 +150,11 @@ def check_symmetries(
     events = events[:N_EVENTS]
     tasks = [(method, name) for method in methods for name in (None, *TRANSFORMATIONS)]
     pairs = dict(
-        zip(((m.name, t) for m, t in tasks), run(partial(_answer, events), tasks, "symmetries"), strict=True)
+        zip(
+            ((m.name, t) for m, t in tasks),
+            apply(partial(_predict, events), tasks, "symmetries"),
+            strict=True,
+        )
     )
     return {
         method.name: {
@@ -160,20 +165,20 @@ def check_symmetries(
     }
 
 
-def _answer(events: DileptonEvents, task: tuple[Method, str | None]) -> TopPair:
+def _predict(events: DileptonEvents, task: tuple[Method, str | None]) -> TopPair:
     method, name = task
     return method(events if name is None else TRANSFORMATIONS[name][0](events))
 
 
 def compare(before: TopPair, after: TopPair, expected: Callable[[Array], Array]) -> Symmetry:
-    """Answers to transformed events against the transformed answers.
+    """Predictions for transformed events against the transformed predictions.
 
     Parameters
     ----------
     before, after
-        Answers to the events as they are and to the transformed ones.
+        Predictions for the events as they are and for the transformed ones.
     expected
-        What the transformation must do to the four-momenta.
+        Effect of the transformation on the four-momenta.
     """
     wanted = expected(before.p4)
     finite = np.isfinite(wanted).all(axis=(1, 2)) & np.isfinite(after.p4).all(axis=(1, 2))

@@ -1,24 +1,34 @@
-"""Whether methods know how well they know: coverage, pulls, and resolution against efficiency.
+"""Uncertainty of each event: coverage, pulls, and resolution against efficiency.
 
 Every formula is one of `topreco.core.statistics`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from topreco.core.events import QUANTILE_LEVELS
 from topreco.core.observables import OBSERVABLES
-from topreco.core.statistics import Array, Cumulative, Metrics, median, summarise_arrays, width68
-from topreco.validation.gather import OBSERVED, Answers, EventTable
-from topreco.validation.statistics import M_TT_REGIONS, fraction, ranges
+from topreco.core.statistics import (
+    Array,
+    Cumulative,
+    Metrics,
+    effective_number,
+    fraction,
+    median,
+    summarise_arrays,
+    width68,
+)
+from topreco.validation.gather import EventTable, Predictions
+from topreco.validation.statistics import M_TT_REGIONS, ranges
 
 _KEPT = tuple(round(0.1 * i, 1) for i in range(10, 0, -1))
 """Fractions of the events that are kept for their quality."""
 
 
 class Coverage(NamedTuple):
-    """How often the truth lies within the intervals that a method gives, with binomial errors."""
+    """Fraction of events with the truth in the intervals that a method gives, with binomial errors."""
 
     n: int
     coverage68: float
@@ -28,7 +38,7 @@ class Coverage(NamedTuple):
 
 
 class Pull(NamedTuple):
-    """Distribution of (truth − median)/(half width of the 68 % interval): of median 0 and width68 1.
+    """Distribution of (truth − median)/(half width of the 68 % interval), ideally of median 0 and width68 1.
 
     Attributes
     ----------
@@ -47,16 +57,16 @@ class Pull(NamedTuple):
 
 
 class Uncertainty(NamedTuple):
-    """Whether the uncertainty of each event of one observable and method is right.
+    """Coverage and pulls of one observable and method.
 
     Attributes
     ----------
     overall
-        Of all events.
+        Coverage of all events.
     predicted, true
-        By region of the m_tt that the method predicts, and of the true one.
+        Coverage by region of the m_tt that the method predicts, and of the true one.
     pull
-        Of all events.
+        Pulls of all events.
     """
 
     overall: Coverage
@@ -73,7 +83,7 @@ class Kept(NamedTuple):
     minimum
         Smallest quality that is kept.
     metrics
-        Of those events; the efficiency is of all selected ones.
+        Metrics of those events; the efficiency is relative to all selected ones.
     """
 
     minimum: float
@@ -94,10 +104,10 @@ def cover(truth: Array, quantiles: Array, weight: Array) -> Coverage:
     """
     known = np.isfinite(truth) & np.isfinite(quantiles).all(axis=1)
     truth, quantiles, weight = truth[known], quantiles[known], weight[known]
-    shares = []
+    shares: list[float] = []
     for low, high in ((1, 3), (0, 4)):
         inside = (truth >= quantiles[:, low]) & (truth <= quantiles[:, high])
-        shares += [float(x) for x in fraction(inside, weight)]
+        shares += fraction(inside, weight)
     return Coverage(len(truth), *shares)
 
 
@@ -118,7 +128,7 @@ def pull(truth: Array, quantiles: Array, weight: Array) -> Pull:
     known = np.isfinite(truth) & np.isfinite(quantiles).all(axis=1) & (high > low)
     pulls = (truth[known] - middle[known]) / ((high[known] - low[known]) / 2)
     w = weight[known]
-    n_eff = float(w.sum() ** 2 / (w**2).sum()) if (w != 0).any() else 0.0
+    n_eff = float(effective_number({"w": w.sum(), "ww": (w**2).sum()}))
     cumulative = Cumulative.from_values(pulls, w)
     edges = np.linspace(-5, 5, 51)
     counts = np.histogram(pulls, edges, weights=w)[0]
@@ -132,7 +142,7 @@ def pull(truth: Array, quantiles: Array, weight: Array) -> Pull:
 
 
 def uncertainty(table: EventTable, method: str, name: str) -> Uncertainty:
-    """Whether the uncertainty of each event is right, of an observable for which the method has quantiles.
+    """Coverage and pulls of an observable for which the method has quantiles.
 
     Parameters
     ----------
@@ -141,8 +151,8 @@ def uncertainty(table: EventTable, method: str, name: str) -> Uncertainty:
     method, name
         Method and observable.
     """
-    answers = table.answers[method]
-    columns = table.truth[name], answers.quantiles[name], table.events["weight"]
+    found = table.predictions[method]
+    columns = table.truth[name], found.quantiles[name], table.events["weight"]
 
     def by_region(m_tt: Array) -> dict[str, Coverage]:
         return {
@@ -151,11 +161,11 @@ def uncertainty(table: EventTable, method: str, name: str) -> Uncertainty:
         }
 
     return Uncertainty(
-        cover(*columns), by_region(answers.values["m_tt"]), by_region(table.truth["m_tt"]), pull(*columns)
+        cover(*columns), by_region(found.values["m_tt"]), by_region(table.truth["m_tt"]), pull(*columns)
     )
 
 
-def by_quality(table: EventTable, method: str) -> dict[str, list[Kept]]:
+def by_quality(table: EventTable, method: str, names: Sequence[str]) -> dict[str, list[Kept]]:
     """Metrics of the events of best quality by observable, from all of them down to a tenth.
 
     Parameters
@@ -163,18 +173,20 @@ def by_quality(table: EventTable, method: str) -> dict[str, list[Kept]]:
     table
         Events with truth.
     method
-        Method; empty without a quality.
+        Method; without a quality the result is empty.
+    names
+        Observables.
     """
-    answers = table.answers[method]
-    if answers.quality is None or not answers.valid.any():
+    predictions = table.predictions[method]
+    if predictions.quality is None or not predictions.valid.any():
         return {}
-    minima = quality_minima(answers, table.events["weight"], _KEPT)
+    minima = quality_minima(predictions, table.events["weight"], _KEPT)
     found: dict[str, list[Kept]] = {}
-    for name in OBSERVED:
+    for name in names:
         for minimum in minima:
-            good = answers.valid & (answers.quality >= minimum)
+            good = predictions.valid & (predictions.quality >= minimum)
             metrics = summarise_arrays(
-                np.where(good, answers.values[name], np.nan),
+                np.where(good, predictions.values[name], np.nan),
                 table.truth[name],
                 table.events["weight"],
                 relative=OBSERVABLES[name].relative,
@@ -183,20 +195,20 @@ def by_quality(table: EventTable, method: str) -> dict[str, list[Kept]]:
     return found
 
 
-def quality_minima(answers: Answers, weight: Array, kept: tuple[float, ...]) -> list[float]:
+def quality_minima(predictions: Predictions, weight: Array, kept: tuple[float, ...]) -> list[float]:
     """Smallest quality that keeps each fraction of the solved events.
 
     Parameters
     ----------
-    answers
-        Of a method with a quality.
+    predictions
+        Predictions of a method with a quality.
     weight
         Signed event weights, shape (n,).
     kept
         Fractions.
     """
-    quality = np.asarray(answers.quality, float)
-    known = answers.valid & np.isfinite(quality)
+    quality = np.asarray(predictions.quality, float)
+    known = predictions.valid & np.isfinite(quality)
     quality = quality[known]
     cumulative = Cumulative.from_values(quality, weight[known])
     return [float(quality.min()) if f == 1 else cumulative.quantile(1 - f) for f in kept]

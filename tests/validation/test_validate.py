@@ -6,14 +6,17 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from topreco.cli import app
 from topreco.core.errors import TopRecoError
+from topreco.core.skim import read_skims
+from topreco.runs.columns import event_columns
 from topreco.validation.gather import OBSERVED
-from topreco.validation.run import parse_joined, parse_masses, validate
+from topreco.validation.validate import parse_joined, parse_masses, validate
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 METHODS = ["sonnenschein_unsmeared", "ellipse_unsmeared"]
@@ -82,6 +85,7 @@ def test_page_is_well_formed(page):
     assert not re.search(r"\bnan\b", re.sub(r"data:[^\"]*", "", page))
 
 
+@pytest.mark.usefixtures("no_page")
 def test_workers_change_nothing_but_the_speed(skims, tmp_path):
     found = []
     for workers in (1, 2):
@@ -92,6 +96,7 @@ def test_workers_change_nothing_but_the_speed(skims, tmp_path):
     assert found[0] == found[1]
 
 
+@pytest.mark.usefixtures("no_page")
 def test_command(skims, tmp_path):
     arguments = [
         *("validate", *map(str, skims), "--methods", "ellipse_unsmeared", "-o", str(tmp_path / "out")),
@@ -105,17 +110,25 @@ def test_command(skims, tmp_path):
     assert [b["low"] for b in bins] == [None, 300, 500, 900]
 
 
-def test_joined_method(skims, leptons, tmp_path):
+@pytest.fixture
+def write_joined(skims, leptons, tmp_path):
+    """Write the predictions of `leptons` as a file to join, with changes of the events' key."""
+
+    def write(name, **key):
+        events, _ = read_skims(skims)
+        for column, value in key.items():
+            getattr(events, column)[:] = value
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.table(event_columns(events, {name: leptons(events)})), path)
+        return {name: path}
+
+    return write
+
+
+@pytest.mark.usefixtures("no_page")
+def test_joined_method(skims, leptons, write_joined, tmp_path):
     """Tops that went through a file are validated as if they had been made here."""
-    import pyarrow as pa
-
-    from topreco.core.skim import read_skims
-    from topreco.runs.columns import event_columns
-
-    events, _ = read_skims(skims)
-    pq.write_table(pa.table(event_columns(events, {"other": leptons(events)})), tmp_path / "other.parquet")
-    joined = {"other": tmp_path / "other.parquet"}
-    validate(skims, tmp_path / "out", methods=[leptons], joined=joined, progress=False)
+    validate(skims, tmp_path / "out", methods=[leptons], joined=write_joined("other"), progress=False)
     content = json.loads((tmp_path / "out" / "results.json").read_text())
     ours, theirs = (content["response"]["m_tt"][name]["inclusive"] for name in ("leptons", "other"))
     assert theirs["n"] == ours["n"]
@@ -123,11 +136,26 @@ def test_joined_method(skims, leptons, tmp_path):
     assert "other" not in content["symmetries"]
 
 
+def test_a_file_of_other_events(skims, write_joined, tmp_path):
+    joined = write_joined("x", run=5)
+    with pytest.raises(TopRecoError, match=r"x\.parquet: has none of the 750 events of the skims"):
+        validate(skims, tmp_path / "o", methods=["ellipse_unsmeared"], joined=joined, progress=False)
+    assert list((tmp_path / "o").glob("*")) == []
+
+
 def _no_truth(skims, tmp_path, write_skim):
     return {"skims": [write_skim(tmp_path / "data.parquet", 20, 1, with_truth=False)]}
 
 
+def _no_events(skims, tmp_path, _):
+    path = tmp_path / "empty.parquet"
+    schema = pq.read_metadata(skims[0]).metadata
+    pq.write_table(pq.read_table(skims[0]).slice(0, 0).replace_schema_metadata(schema), path)
+    return {"skims": [path]}
+
+
 BAD = {
+    "no events": (_no_events, r"empty\.parquet: no events in this skim"),
     "no truth": (_no_truth, r"data\.parquet: no truth in this skim"),
     "no skim": (lambda *_: {"skims": []}, "no skims; Parquet files"),
     "twice": (lambda skims, *_: {"skims": [skims[0]] * 2}, r"a\.parquet: given twice"),
@@ -151,40 +179,10 @@ def test_bad_input_writes_nothing(skims, write_skim, tmp_path, fault):
     assert list((tmp_path / "out").glob("*")) == []
 
 
-def test_empty_skim(skims, tmp_path):
-    table = pq.read_table(skims[0])
-    empty = table.slice(0, 0).replace_schema_metadata(pq.read_metadata(skims[0]).metadata)
-    pq.write_table(empty, tmp_path / "empty.parquet")
-    with pytest.raises(TopRecoError, match=r"empty\.parquet: no events in this skim"):
-        validate(
-            [tmp_path / "empty.parquet"], tmp_path / "out", methods=["ellipse_unsmeared"], progress=False
-        )
-
-
 def test_output_that_cannot_be_written(skims, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TopRecoError, match="cannot write there"):
         validate(skims, tmp_path / "file" / "out", methods=["ellipse_unsmeared"], progress=False)
-
-
-def test_a_file_of_other_events(skims, leptons, tmp_path):
-    import pyarrow as pa
-
-    from topreco.core.skim import read_skims
-    from topreco.runs.columns import event_columns
-
-    events, _ = read_skims(skims)
-    events.run[:] = 5
-    pq.write_table(pa.table(event_columns(events, {"x": leptons(events)})), tmp_path / "x.parquet")
-    with pytest.raises(TopRecoError, match=r"x\.parquet: has none of the 750 events of the skims"):
-        validate(
-            skims,
-            tmp_path / "o",
-            methods=["ellipse_unsmeared"],
-            joined={"x": tmp_path / "x.parquet"},
-            progress=False,
-        )
-    assert list((tmp_path / "o").glob("*")) == []
 
 
 @pytest.mark.parametrize("text", ["x", "=x.parquet", "x="])

@@ -19,11 +19,14 @@ from topreco.evaluation.histograms import truth_edges
 from topreco.evaluation.report import plain
 from topreco.reconstruction.load import load_methods
 from topreco.validation.extras import SCANNED, compare_background, scan_mass
-from topreco.validation.gather import OBSERVED, EventTable, Run, gather, open_pool, open_skims
+from topreco.validation.gather import OBSERVED, Apply, EventTable, gather, open_pool, open_skims
 from topreco.validation.joined import JoinedMethod
 from topreco.validation.page import render
-from topreco.validation.statistics import close, respond
+from topreco.validation.preparation import HeldOut, Preparation
+from topreco.validation.spin import spin_linearity
+from topreco.validation.statistics import close, perform
 from topreco.validation.symmetries import N_EVENTS, check_symmetries
+from topreco.validation.tables import comparison_csv, comparison_markdown
 from topreco.validation.uncertainty import by_quality, uncertainty
 
 
@@ -40,7 +43,9 @@ def validate(
     command: str = "",
     progress: bool = True,
 ) -> Path:
-    """Validate methods on simulated events: ``index.html`` and ``results.json`` in a folder.
+    """Validate and compare methods on simulated events.
+
+    Writes ``index.html``, ``results.json``, ``comparison.md`` and ``comparison.csv``.
 
     Parameters
     ----------
@@ -49,11 +54,11 @@ def validate(
     output
         Folder to write.
     methods
-        Reconstructors, model files or names that `topreco.load` knows.
+        Methods, model files or names that `topreco.load` knows.
     config
-        Settings of the analytic methods and bins.
+        Settings of the analytic methods, events and observables.
     joined
-        Parquet files of other tools by the name of the method, see `topreco.validation.joined`.
+        Parquet files of other tools by name of the method, see `topreco.validation.joined`.
     background
         Skims of events without tops.
     mass_scan
@@ -76,8 +81,11 @@ def validate(
         If something cannot be used or written; nothing is written then.
     """
     output, config = Path(output), config or ValidationConfig()
-    for name in OBSERVED:
+    observables = tuple(dict.fromkeys((*OBSERVED, *config.observables)))
+    for name in observables:
         truth_edges(config.histograms, name)
+    splits = [HeldOut(model) for model in config.test_split]
+    prepare = Preparation(splits, config.spin_correlation)
     opened = open_skims(skims, truth=True)
     opened_background = open_skims(background, truth=False) if background else []
     scanned = {mass: open_skims(paths, truth=True) for mass, paths in (mass_scan or {}).items()}
@@ -85,47 +93,54 @@ def validate(
         raise TopRecoError("mass scan: at least two masses expected, found one")
     others = [JoinedMethod(name, path) for name, path in (joined or {}).items()]
     # One thread each, so that neither results nor speed depend on the number of processes.
-    reconstructors = load_methods([*methods, *others], threads=1, solvers=config.solvers)
-    if not reconstructors:
+    loaded = load_methods([*methods, *others], threads=1, solvers=config.solvers)
+    if not loaded:
         raise TopRecoError("no methods; names or model files expected")
 
     page = output / "index.html"
     with (
         complete_file(output / "results.json") as numbers,
+        complete_file(output / "comparison.md") as markdown,
+        complete_file(output / "comparison.csv") as table_file,
         complete_file(page) as html,
-        open_pool(workers, progress=progress) as run,
+        open_pool(workers, progress=progress) as apply,
     ):
-        table = gather(run, opened, reconstructors, title="events")
+        table = gather(apply, opened, loaded, title="events", observables=observables, prepare=prepare)
+        if len(table) == 0:
+            raise TopRecoError(f"test_split: none of {sum(map(len, opened))} events is in the test split")
         if not np.isfinite(table.truth["m_tt"]).any():
             raise TopRecoError(f"{skims[0]}: none of {len(table)} events has generated tops")
         _check_joined(table, others)
-        own = [method for method in reconstructors if method not in others]
+        own = [method for method in loaded if method not in others]
         sample = _first_events(opened, N_EVENTS)
         results = {
             "metadata": {
                 "command": command,
                 "versions": versions(),
                 "n_events": len(table),
-                "observables": OBSERVED,
+                "observables": observables,
                 "skims": [_describe_skim(skim) for skim in opened],
                 "background": [_describe_skim(skim) for skim in opened_background],
                 "mass_scan": {f"{m:g}": [_describe_skim(s) for s in of] for m, of in scanned.items()},
-                "config": config.model_dump(mode="json"),
+                "config": _describe_config(config),
             },
-            "methods": {m.name: _describe_method(m, table) for m in reconstructors},
+            "methods": {m.name: _describe_method(m, table, splits) for m in loaded},
             "speed": _speed(table, own),
-            "symmetries": check_symmetries(run, own, sample),
-            **_measure(table, config),
+            "symmetries": check_symmetries(apply, own, sample),
+            **_measure(table, config, observables),
             "background": {},
             "mass_scan": {},
         }
         if opened_background:
-            other = gather(run, opened_background, own, title="background")
+            other = gather(apply, opened_background, own, title="background")
             results["background"] = {m.name: compare_background(table, other, m.name) for m in own}
         if scanned:
-            results["mass_scan"] = _scan(run, scanned, own)
+            results["mass_scan"] = _scan(apply, scanned, own)
         text = json.dumps(plain(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         numbers.write_text(text, encoding="utf-8")
+        comparison = results["response"]
+        markdown.write_text(comparison_markdown(comparison, config.reference), encoding="utf-8")
+        table_file.write_text(comparison_csv(comparison), encoding="utf-8")
         html.write_text(render(results, table), encoding="utf-8")
     return page
 
@@ -180,28 +195,29 @@ def parse_masses(texts: Sequence[str]) -> dict[float, list[Path]]:
     return found
 
 
-def _measure(table: EventTable, config: ValidationConfig) -> dict[str, Any]:
-    methods = list(table.answers)
+def _measure(table: EventTable, config: ValidationConfig, observables: Sequence[str]) -> dict[str, Any]:
+    methods = list(table.predictions)
     return {
         "response": {
-            name: {method: respond(table, method, name, config.histograms) for method in methods}
-            for name in OBSERVED
+            name: {method: perform(table, method, name, config.histograms) for method in methods}
+            for name in observables
         },
         "uncertainty": {
             name: {
                 method: uncertainty(table, method, name)
                 for method in methods
-                if name in table.answers[method].quantiles
+                if name in table.predictions[method].quantiles
             }
-            for name in OBSERVED
+            for name in observables
         },
-        "quality": {method: by_quality(table, method) for method in methods},
+        "quality": {method: by_quality(table, method, observables) for method in methods},
         "closure": {method: close(table, method, config.solvers.m_top) for method in methods},
+        "spin_linearity": {method: spin_linearity(table, method, config.d_of_sample) for method in methods},
     }
 
 
-def _scan(run: Run, scanned: Mapping[float, Sequence[Skim]], methods: Sequence[Method]) -> dict[str, Any]:
-    tables = {mass: gather(run, skims, methods, title=f"{mass:g} GeV") for mass, skims in scanned.items()}
+def _scan(apply: Apply, scanned: Mapping[float, Sequence[Skim]], methods: Sequence[Method]) -> dict[str, Any]:
+    tables = {mass: gather(apply, skims, methods, title=f"{mass:g} GeV") for mass, skims in scanned.items()}
     return {name: {m.name: scan_mass(tables, m.name, name) for m in methods} for name in SCANNED}
 
 
@@ -235,7 +251,7 @@ def _check_joined(table: EventTable, methods: Sequence[JoinedMethod]) -> None:
     """Refuse a file that fits no event, or whose rows fit more than one."""
     key = np.stack([table.events[k].astype(np.uint64) for k in ("run", "luminosity_block", "event")], axis=1)
     for method in methods:
-        if not table.answers[method.name].valid.any():
+        if not table.predictions[method.name].valid.any():
             raise TopRecoError(
                 f"{method.path}: has none of the {len(table)} events of the skims, by run, luminosityBlock, "
                 f"event{' and dataset' if method.has_dataset else ''}"
@@ -247,8 +263,17 @@ def _check_joined(table: EventTable, methods: Sequence[JoinedMethod]) -> None:
             )
 
 
-def _describe_method(method: Method, table: EventTable) -> dict[str, Any]:
-    """What identifies a method, what its masses mean, and how many events are of its training's datasets."""
+def _describe_config(config: ValidationConfig) -> dict[str, Any]:
+    """Settings, files by their names alone."""
+    response = config.solvers.response
+    return config.model_dump(mode="json") | {
+        "test_split": [path.name for path in config.test_split],
+        "solvers": config.solvers.model_dump(mode="json") | {"response": response and response.name},
+    }
+
+
+def _describe_method(method: Method, table: EventTable, splits: Sequence[HeldOut]) -> dict[str, Any]:
+    """Identity of a method, its head, and the number of events that its training may have used."""
     if isinstance(method, JoinedMethod):
         return {"kind": "joined", "file": method.path.name}
     # A quality cut has the path, but not the metadata.
@@ -261,7 +286,8 @@ def _describe_method(method: Method, table: EventTable) -> dict[str, Any]:
     model = metadata.get("model")
     if isinstance(model, dict):
         found["head"] = str(model.get("head", "on_shell"))
-    trained_on = [int(i) for i in metadata.get("data", {}).get("dataset_ids", ())]
+    held_out = any(split.model.resolve() == path.resolve() for split in splits)
+    trained_on = [] if held_out else [int(i) for i in metadata.get("data", {}).get("dataset_ids", ())]
     found["training_events"] = int(np.isin(table.events["dataset"], np.array(trained_on, np.uint64)).sum())
     return found
 
