@@ -181,19 +181,19 @@ def test_csv(response, compared):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Models trained on the dataset "tt" with half of the events for tests, by folds and dataset."""
-    from topreco.network.model_file import save_artefact
-    from topreco.network.tasks.tops import build_network
+    from topreco.network.model_file import save_model
+    from topreco.network.tasks.tops import TopNetwork
 
     folder = tmp_path_factory.mktemp("trained")
     backbone = LGATrSlimConfig(blocks=1, vector_channels=4, scalar_channels=4, heads=1)
     for name, folds, dataset in (("half", 1, "tt"), ("folds", 2, "tt"), ("other", 1, "other")):
         config = TrainConfig(data=DataConfig(test_fraction=0.5, folds=folds))
-        networks = [build_network(ModelConfig(backbone=backbone)) for _ in range(folds)]
+        networks = [TopNetwork(ModelConfig(backbone=backbone)) for _ in range(folds)]
         metadata = {
             "training": config.model_dump(mode="json"),
             "data": {"dataset_ids": [str(dataset_id(dataset))]},
         }
-        save_artefact(folder / f"{name}.safetensors", networks, metadata)
+        save_model(folder / f"{name}.safetensors", networks, metadata)
     return folder
 
 
