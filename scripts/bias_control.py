@@ -29,7 +29,7 @@ from topreco.core.files import complete_file
 from topreco.core.method import Method
 from topreco.core.observables import m_tt
 from topreco.core.skim import Skim
-from topreco.evaluation.plotting import COLOURS, MARKERS
+from topreco.evaluation.style import COLOURS, MARKERS
 from topreco.evaluation.summary import summarise
 from topreco.reconstruction.load import load_methods
 from topreco.reconstruction.recalibration import ResponseCurve, fit_response_curve

@@ -46,9 +46,9 @@ from topreco.core.skim import Skim
 from topreco.core.spin import event_spin_weight
 from topreco.core.statistics import Metrics
 from topreco.core.versions import versions
+from topreco.evaluation.figures import save_all
 from topreco.evaluation.fill import fill_methods
 from topreco.evaluation.histograms import book
-from topreco.evaluation.plotting import save_all
 from topreco.evaluation.report import print_report, write_report
 from topreco.evaluation.summary import ALL_CHANNELS, Result, Summary, summarise
 from topreco.input.nano import inspect_file, is_remote, iterate_events, rename_branches

@@ -28,7 +28,7 @@ from topreco.core.events import FloatArray
 from topreco.core.files import complete_file
 from topreco.core.observables import c_hel
 from topreco.core.skim import Skim
-from topreco.evaluation.plotting import COLOURS, MARKERS
+from topreco.evaluation.style import COLOURS, MARKERS
 from topreco.reconstruction.load import load_methods
 
 _RANGE = 0.5

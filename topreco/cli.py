@@ -261,7 +261,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Reconstruct files through a coffea Runner: histograms, metrics, cutflow and figures."""
-    from topreco.evaluation.plotting import save_all
+    from topreco.evaluation.figures import save_all
     from topreco.evaluation.report import print_report
     from topreco.input.cutflow import Cutflow
     from topreco.runs.run import run as run_processor
@@ -352,19 +352,48 @@ def validate(
 
 @app.command()
 def plot(
-    source: Annotated[Path, typer.Argument(help="Output folder of `topreco run`, or its histograms.coffea.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Output folders of `topreco run`, or their histograms.coffea; they are added up."
+        ),
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the figures.")] = None,
-    label: Annotated[str, typer.Option(help="Text above the figures.")] = "Simulation",
+    subset: Annotated[
+        Literal["all", "common"], typer.Option(help="All events, or those that all methods solve.")
+    ] = "all",
+    channel: Annotated[Literal["all", "ee", "emu", "mumu"], typer.Option(help="Leptons.")] = "all",
+    observable: Annotated[list[str] | None, typer.Option(help="Observable; all by default.")] = None,
+    only: Annotated[str, typer.Option(help="Pattern of the figures' names, such as 'res_*'.")] = "*",
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="Such as svg; repeat for several. Default: png, pdf.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Text above the figures; by default Simulation, and nothing for data.")
+    ] = None,
     experiment: Annotated[str, typer.Option(help="Experiment in bold before it, such as CMS.")] = "",
     sqrt_s: Annotated[float | None, typer.Option(help="Centre-of-mass energy in TeV to show.")] = None,
 ) -> None:
-    """Make the figures of saved histograms again."""
-    from topreco.evaluation.plotting import Label, save_all
+    """Make the figures of saved histograms again, of one run or of several together."""
+    from topreco.evaluation.figures import FORMATS, save_all
+    from topreco.evaluation.histograms import add_up
+    from topreco.evaluation.style import Label
     from topreco.runs.run import load_histograms
 
-    histograms = load_histograms(source)
-    folder = output or (source if source.is_dir() else source.parent) / "plots"
-    paths = save_all(histograms, folder, label=Label(label, experiment, sqrt_s))
+    if output is None and len(sources) > 1:
+        raise TopRecoError("--output: needed for the figures of several runs")
+    histograms = add_up([load_histograms(source) for source in sources])
+    folder = output or (sources[0] if sources[0].is_dir() else sources[0].parent) / "plots"
+    paths = save_all(
+        histograms,
+        folder,
+        label=Label(label, experiment, sqrt_s),
+        subset=subset,
+        channel=channel,
+        observables=observable,
+        only=only,
+        formats=formats or FORMATS,
+    )
     typer.echo(f"{len(paths)} files in {folder}")
 
 
@@ -391,7 +420,7 @@ def unfolding(
     sqrt_s: Annotated[float | None, typer.Option(help="Centre-of-mass energy in TeV to show.")] = None,
 ) -> None:
     """Export response matrices of a run as ROOT and JSON, on request in bins of a minimum purity."""
-    from topreco.evaluation.plotting import Label
+    from topreco.evaluation.style import Label
     from topreco.measurement import export as export_to
     from topreco.measurement.unfolding import BinRequirements
     from topreco.runs.run import load_results

@@ -35,7 +35,7 @@ import pyarrow.parquet
 import torch
 import uproot
 
-import topreco.evaluation.plotting
+import topreco.evaluation.figures
 import topreco.input.skimming
 import topreco.network.export.onnx
 import topreco.network.fit.loop

@@ -11,7 +11,8 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import CHANNELS, TopPair
 from topreco.core.observables import OBSERVABLE_GROUPS, OBSERVABLES, m_tt
 from topreco.core.statistics import Metrics, summarise_arrays
-from topreco.evaluation.histograms import book, fill, histograms_of, observables_of, variations_of
+from topreco.evaluation.fill import fill
+from topreco.evaluation.histograms import book, histograms_of, observables_of, variations_of
 from topreco.evaluation.report import to_json
 from topreco.evaluation.summary import summarise
 

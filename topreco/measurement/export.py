@@ -17,9 +17,11 @@ from topreco.core.events import CHANNELS
 from topreco.core.files import complete_file, folder_name, write_text
 from topreco.core.observables import OBSERVABLES
 from topreco.core.statistics import Array, Estimate
-from topreco.evaluation.plotting import Label, plot_migration, plot_shares, save
+from topreco.evaluation.draw import plot_migration, plot_shares
+from topreco.evaluation.figures import save
 from topreco.evaluation.report import format_estimate
 from topreco.evaluation.responses import responses_of
+from topreco.evaluation.style import Label
 from topreco.evaluation.summary import ALL_CHANNELS
 from topreco.measurement.unfolding import (
     BinRequirements,

@@ -7,18 +7,11 @@ import pytest
 from topreco.config import HistogramConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.observables import OBSERVABLES
-from topreco.evaluation.histograms import book, fill
-from topreco.evaluation.plotting import (
-    METRICS,
-    Label,
-    Spectrum,
-    figures,
-    plot_metric,
-    plot_migration,
-    plot_variations,
-    save,
-    save_all,
-)
+from topreco.evaluation.draw import METRICS, Spectrum, plot_metric, plot_migration, plot_variations
+from topreco.evaluation.figures import figures, save, save_all
+from topreco.evaluation.fill import fill
+from topreco.evaluation.histograms import book
+from topreco.evaluation.style import Label
 
 CONFIG = HistogramConfig(observables=("m_tt", "pt_top", "y_top"))
 
