@@ -14,7 +14,7 @@ from topreco.core.statistics import bin_starts, merge_bins, purity, stability
 from topreco.evaluation.responses import book_responses
 from topreco.measurement.unfolding import (
     BinRequirements,
-    Response,
+    ResponseMatrix,
     Sums,
     optimal_edges,
     optimise,
@@ -33,7 +33,7 @@ def response_of(matrix, generated, *, fakes=None, unsolved=None, truth_edges=Non
     matrix = np.asarray(matrix, float)
     k, m = matrix.shape[0] - 2, matrix.shape[1] - 2
     fakes = np.zeros(m + 2) if fakes is None else np.asarray(fakes, float)
-    return Response(
+    return ResponseMatrix(
         "m_tt",
         np.arange(k + 1.0) if truth_edges is None else np.asarray(truth_edges, float),
         np.arange(m + 1.0) if reco_edges is None else np.asarray(reco_edges, float),
@@ -95,7 +95,7 @@ def test_what_is_undefined_is_nan():
 
 def test_negative_weights():
     """Signed sums count; where they are not positive, there is no fraction, but errors add up in squares."""
-    response = Response(
+    response = ResponseMatrix(
         "m_tt",
         np.arange(3.0),
         np.arange(3.0),
