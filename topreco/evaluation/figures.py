@@ -3,8 +3,9 @@
 import fnmatch
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,10 @@ def figures(
     channel: str = ALL_CHANNELS,
     label: Label | None = None,
     observables: Sequence[str] | None = None,
+    only: str = "*",
     summary: Summary | None = None,
 ) -> Iterator[tuple[str, Figure]]:
-    """Every figure of a dataset, with a name for its file.
+    """Figures of a dataset, each with a name for its file.
 
     Without truth, as in data, these are the spectra only. All are of the nominal events, except for one per
     method with the effect of the systematic variations on m_tt, where there are any.
@@ -64,6 +66,8 @@ def figures(
         Text above the figures.
     observables
         Observables to draw; all if None or empty.
+    only
+        Pattern of the names of the figures to draw, such as ``res_*``.
     summary
         Metrics of these histograms, if they have been computed already.
 
@@ -79,9 +83,10 @@ def figures(
         if name not in known:
             raise TopRecoError(f"no observable {name!r} in these histograms, only {', '.join(known)}")
         chosen = {method: found[name] for method, found in results.items()}
-        yield from _figures_of(
-            histograms, OBSERVABLES[name], chosen, (dataset, subset, channel), label or Label()
-        )
+        category = dataset, subset, channel
+        for figure, draw in _figures_of(histograms, OBSERVABLES[name], chosen, category, label or Label()):
+            if fnmatch.fnmatchcase(figure, only):
+                yield figure, draw()
 
 
 def _figures_of(
@@ -90,7 +95,8 @@ def _figures_of(
     results: Mapping[str, Result],
     category: tuple[str, str, str],
     label: Label,
-) -> Iterator[tuple[str, Figure]]:
+) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """Names of the figures of one observable, and what draws them."""
     name = observable.name
     dataset, subset, channel = category
 
@@ -110,36 +116,38 @@ def _figures_of(
         true = spectrum(method, "truth") if method in with_truth else None
         spectra[method] = spectrum(method, "reco"), true
     edges = histograms[f"spectrum/{name}"].axes["value"].edges
-    yield f"spectrum_{name}", plot_spectrum(spectra, edges, observable, label=label)
+    yield f"spectrum_{name}", partial(plot_spectrum, spectra, edges, observable, label=label)
     if name == "m_tt":
         for method, (nominal, _) in spectra.items():
             filled = [v for v in variations_of(histograms, dataset, method) if v != NOMINAL]
             if filled:
                 varied = {v: spectrum(method, "reco", v) for v in filled}
-                drawn = plot_variations(nominal, varied, edges, observable, method=method, label=label)
-                yield f"variations_{name}_{method}", drawn
+                yield (
+                    f"variations_{name}_{method}",
+                    partial(plot_variations, nominal, varied, edges, observable, method=method, label=label),
+                )
 
     if not with_truth:
         logger.info("%s: no truth for %s, only its spectrum is drawn", dataset, name)
         return
     for metric in METRICS:
         bins = {m: r.bins for m, r in with_truth.items()}
-        yield f"{metric.field}_{name}", plot_metric(bins, metric, observable, label=label)
+        yield f"{metric.field}_{name}", partial(plot_metric, bins, metric, observable, label=label)
         if name != "m_tt" and metric.field in ("rb", "res"):
             bins = {m: r.bins_m_tt for m, r in with_truth.items()}
-            drawn = plot_metric(bins, metric, observable, versus=OBSERVABLES["m_tt"], label=label)
-            yield f"{metric.field}_{name}_vs_m_tt", drawn
+            options = {"versus": OBSERVABLES["m_tt"], "label": label}
+            yield f"{metric.field}_{name}_vs_m_tt", partial(plot_metric, bins, metric, observable, **options)
     residual = histograms[f"residual/{name}"].axes["residual"].edges
     tails = {m: contents("residual", m).sum(axis=0) for m in with_truth}
-    yield f"residual_{name}", plot_residual(tails, residual, observable, label=label)
+    yield f"residual_{name}", partial(plot_residual, tails, residual, observable, label=label)
     edges = histograms[f"moments/{name}"].axes["truth"].edges
     starts = bin_starts(histograms[f"migration/{name}"].axes["truth"].edges, edges)
     for method in with_truth:
         merged = contents("migration", method)
         for axis in (0, 1):
             merged = merge_bins(merged, starts, axis=axis)
-        drawn = plot_migration(merged, edges, observable, method=method, label=label)
-        yield f"migration_{name}_{method}", drawn
+        draw = partial(plot_migration, merged, edges, observable, method=method, label=label)
+        yield f"migration_{name}_{method}", draw
 
 
 def save_all(
@@ -161,10 +169,8 @@ def save_all(
         Filled histograms of `histograms.book`.
     folder
         Where to write; made if need be.
-    label, subset, channel, observables
+    label, subset, channel, observables, only
         As for `figures`.
-    only
-        Pattern of the figures' names, such as ``res_*``.
     formats
         Suffixes that matplotlib knows.
 
@@ -182,17 +188,18 @@ def save_all(
     datasets = list(summary.get(subset, {}))
     if not datasets:
         logger.warning("no events in the subset %r: no figures", subset)
-    chosen: dict[str, Any] = {
-        "subset": subset,
-        "channel": channel,
-        "label": label,
-        "observables": observables,
-    }
     paths: list[Path] = []
     for dataset in datasets:
-        for name, figure in figures(histograms, dataset, **chosen, summary=summary):
-            if not fnmatch.fnmatchcase(name, only):
-                continue
+        for name, figure in figures(
+            histograms,
+            dataset,
+            subset=subset,
+            channel=channel,
+            label=label,
+            observables=observables,
+            only=only,
+            summary=summary,
+        ):
             stem = Path(folder) / _file_name(dataset) / _file_name(name)
             # Names that differ only in what a file name cannot hold must not overwrite each other.
             while Path(f"{stem}.{formats[0]}") in paths:
