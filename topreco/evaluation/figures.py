@@ -122,10 +122,10 @@ def _figures_of(
             filled = [v for v in variations_of(histograms, dataset, method) if v != NOMINAL]
             if filled:
                 varied = {v: spectrum(method, "reco", v) for v in filled}
-                yield (
-                    f"variations_{name}_{method}",
-                    partial(plot_variations, nominal, varied, edges, observable, method=method, label=label),
+                draw = partial(
+                    plot_variations, nominal, varied, edges, observable, method=method, label=label
                 )
+                yield f"variations_{name}_{method}", draw
 
     if not with_truth:
         logger.info("%s: no truth for %s, only its spectrum is drawn", dataset, name)
@@ -135,8 +135,9 @@ def _figures_of(
         yield f"{metric.field}_{name}", partial(plot_metric, bins, metric, observable, label=label)
         if name != "m_tt" and metric.field in ("rb", "res"):
             bins = {m: r.bins_m_tt for m, r in with_truth.items()}
-            options = {"versus": OBSERVABLES["m_tt"], "label": label}
-            yield f"{metric.field}_{name}_vs_m_tt", partial(plot_metric, bins, metric, observable, **options)
+            versus = OBSERVABLES["m_tt"]
+            draw = partial(plot_metric, bins, metric, observable, versus=versus, label=label)
+            yield f"{metric.field}_{name}_vs_m_tt", draw
     residual = histograms[f"residual/{name}"].axes["residual"].edges
     tails = {m: contents("residual", m).sum(axis=0) for m in with_truth}
     yield f"residual_{name}", partial(plot_residual, tails, residual, observable, label=label)

@@ -143,7 +143,7 @@ def to_markdown(summary: Summary, *, channel: str = ALL_CHANNELS) -> str:
     parts = []
     for title, observable, rows in _groups(summary, channel):
         table = markdown_table(*_content(_EVERYTHING, rows))
-        parts.append(f"### {title}\n\n{_unit(observable)}.\n\n{table}\n")
+        parts.append(f"### {title}\n\n{_unit(observable)}.\n\n{table}")
     return "\n".join([*parts, LEGEND, ""]) if parts else "No events in these histograms.\n"
 
 
