@@ -96,6 +96,9 @@ def test_the_whole_chain(command, tmp_path):
     assert code == 0
     names = {p.name for p in (tmp_path / "plots").rglob("*")}
     assert {"rb_m_tt.png", "res_m_tt.pdf", "rb_pt_top.png"} <= names
+    chosen = ("--subset", "common", "--channel", "emu", "--only", "res_m_tt", "--format", "png")
+    code, out, _ = command("plot", folder, folder / "histograms.coffea", "-o", tmp_path / "two", *chosen)
+    assert (code, out) == (0, f"1 files in {tmp_path / 'two'}\n")
 
 
 @pytest.mark.sim
@@ -289,6 +292,7 @@ def test_nothing_to_do(refused, tmp_path, toy_model):
     refused("run", file, "-o", tmp_path / "out", match="methods: none given")
     refused("plot", tmp_path / "absent", match="no such file")
     refused("plot", file, match="not the histograms of `topreco run`")
+    refused("plot", file, file, match="--output: needed for the figures of several runs")
 
 
 def test_preset_and_era_are_said_and_kept(command, tmp_path, toy_model):

@@ -64,7 +64,9 @@ EraOption = Annotated[
 ]
 WorkersOption = Annotated[int | None, typer.Option(help="Processes; by default one per core.")]
 PlotsOption = Annotated[bool, typer.Option(help="Make the figures too.")]
-LabelOption = Annotated[str, typer.Option(help="Text above the figures.")]
+LabelOption = Annotated[
+    str | None, typer.Option(help="Text above the figures; by default Simulation, and nothing for data.")
+]
 ExperimentOption = Annotated[str, typer.Option(help="Experiment in bold before it, such as CMS.")]
 SqrtSOption = Annotated[float | None, typer.Option(help="Centre-of-mass energy in TeV to show.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
@@ -279,7 +281,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Reconstruct files through a coffea Runner: histograms, metrics, cutflow and figures."""
-    from topreco.evaluation.plotting import save_all
+    from topreco.evaluation.figures import save_all
     from topreco.evaluation.report import print_report
     from topreco.input.cutflow import Cutflow
     from topreco.runs.run import run as run_processor
@@ -375,19 +377,46 @@ def _beside(source: Path, name: str) -> Path:
 
 @app.command()
 def plot(
-    source: ResultsArgument,
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Output folders of `topreco run`, or their histograms.coffea; they are added up."
+        ),
+    ],
     output: Annotated[Path | None, _output("Folder for the figures.")] = None,
-    label: LabelOption = "Simulation",
+    subset: Annotated[
+        Literal["all", "common"], typer.Option(help="All events, or those that all methods solve.")
+    ] = "all",
+    channel: Annotated[Literal["all", "ee", "emu", "mumu"], typer.Option(help="Leptons.")] = "all",
+    observable: Annotated[list[str] | None, typer.Option(help="Observable; all by default.")] = None,
+    only: Annotated[str, typer.Option(help="Pattern of the figures' names, such as 'res_*'.")] = "*",
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="Such as svg; repeat for several. Default: png, pdf.")
+    ] = None,
+    label: LabelOption = None,
     experiment: ExperimentOption = "",
     sqrt_s: SqrtSOption = None,
 ) -> None:
-    """Make the figures of saved histograms again."""
-    from topreco.evaluation.plotting import Label, save_all
+    """Make the figures of saved histograms again, of one run or of several together."""
+    from topreco.evaluation.figures import FORMATS, save_all
+    from topreco.evaluation.histograms import add_up
+    from topreco.evaluation.style import Label
     from topreco.runs.run import load_histograms
 
-    histograms = load_histograms(source)
-    folder = output or _beside(source, "plots")
-    paths = save_all(histograms, folder, label=Label(label, experiment, sqrt_s))
+    if output is None and len(sources) > 1:
+        raise TopRecoError("--output: needed for the figures of several runs")
+    histograms = add_up([load_histograms(source) for source in sources])
+    folder = output or _beside(sources[0], "plots")
+    paths = save_all(
+        histograms,
+        folder,
+        label=Label(label, experiment, sqrt_s),
+        subset=subset,
+        channel=channel,
+        observables=observable,
+        only=only,
+        formats=formats or FORMATS,
+    )
     typer.echo(f"{len(paths)} files in {folder}")
 
 
@@ -417,7 +446,7 @@ def unfolding(
     sqrt_s: SqrtSOption = None,
 ) -> None:
     """Export response matrices of a run as ROOT and JSON, on request in bins of a minimum purity."""
-    from topreco.evaluation.plotting import Label
+    from topreco.evaluation.style import Label
     from topreco.measurement import export as export_to
     from topreco.measurement.unfolding import BinRequirements
     from topreco.runs.run import load_results

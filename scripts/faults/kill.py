@@ -32,14 +32,14 @@ import numpy as np
 import onnxscript  # noqa: F401
 import pyarrow.dataset
 import pyarrow.parquet
+import topreco.network.tasks.quantile_training
 import torch
 import uproot
 
-import topreco.evaluation.plotting
+import topreco.evaluation.figures
 import topreco.input.skimming
 import topreco.network.export.onnx
 import topreco.network.fit.loop
-import topreco.network.tasks.quantile_training
 import topreco.runs.run
 import topreco.simulation  # noqa: F401
 from topreco.cli import main as topreco_main

@@ -11,7 +11,8 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import CHANNELS, TopPair
 from topreco.core.observables import OBSERVABLE_GROUPS, OBSERVABLES, m_tt
 from topreco.core.statistics import Metrics, summarise_arrays
-from topreco.evaluation.histograms import book, fill, histograms_of, observables_of, variations_of
+from topreco.evaluation.fill import fill
+from topreco.evaluation.histograms import add_up, book, histograms_of, observables_of, variations_of
 from topreco.evaluation.report import to_json
 from topreco.evaluation.summary import summarise
 
@@ -30,11 +31,9 @@ def cut(sample, index):
     return tuple(None if part is None else part[index] for part in sample)
 
 
-def add(*histograms):
-    total = histograms[0]
-    for other in histograms[1:]:
-        total = {key: total[key] + other[key] for key in total}
-    return total
+def results(histograms, dataset="tt", method="a"):
+    """Of all selected events and channels, by observable."""
+    return summarise(histograms)["all"][dataset][method]["all"]
 
 
 def unbinned(name, events, pair, truth):
@@ -53,7 +52,7 @@ def unbinned(name, events, pair, truth):
 def test_metrics_of_histograms_are_those_of_the_events(toy, name):
     sample = toy(50_000, signed=True)
     histograms = filled(("tt", "a", sample), config=HistogramConfig(observables=(name,)))
-    found = summarise(histograms)["all"]["tt"]["a"]["all"][name].metrics
+    found = results(histograms)[name].metrics
     expected = unbinned(name, *sample)
     for field, value, wanted in zip(Metrics._fields, found, expected, strict=True):
         if not field.startswith(QUANTILES):
@@ -69,7 +68,7 @@ def test_metrics_of_histograms_are_those_of_the_events(toy, name):
 @pytest.mark.parametrize(("shrink", "tolerance"), [(0.4, 0.02), (0.6, 0.01), (0.8, 0.01), (1.0, 0.01)])
 def test_linearised_width_from_histograms(toy, shrink, tolerance):
     sample = toy(100_000, shrink=shrink, smear=0.1)
-    found = summarise(filled(("tt", "a", sample)))["all"]["tt"]["a"]["all"]
+    found = results(filled(("tt", "a", sample)))
     for name in FEW.observables:
         expected = unbinned(name, *sample)
         value = found[name].metrics.width68_linearised
@@ -78,7 +77,7 @@ def test_linearised_width_from_histograms(toy, shrink, tolerance):
 
 def test_bins_are_those_of_the_events(toy):
     events, pair, truth = toy(20_000)
-    found = summarise(filled(("tt", "a", (events, pair, truth))))["all"]["tt"]["a"]["all"]
+    found = results(filled(("tt", "a", (events, pair, truth))))
     mass = m_tt(truth.tops)
     pt = fourvector.pt(truth.tops[:, 0])
     assert found["pt_top"].bins[1][:2] == (0, 20)
@@ -110,7 +109,7 @@ def test_any_split_merges_to_the_whole(toy, seed):
         chunk = rng.integers(0, 4, len(sample[0]))
         pieces += [(dataset, method, cut(sample, chunk == i)) for i in range(4)]
     rng.shuffle(pieces)
-    merged = add(*(filled(piece) for piece in pieces), book(FEW))
+    merged = add_up([*(filled(piece) for piece in pieces), book(FEW)])
     for key in whole:
         for dataset, method, _ in parts:
             found, expected = (h[key][dataset, method, ...].view(flow=True) for h in (merged, whole))
@@ -131,13 +130,13 @@ def test_opposite_weights_cancel_and_recover(toy):
     events, pair, truth = toy(200, efficiency=1.0)
     negative = dataclasses.replace(events, weight=-events.weight)
     plus, minus = filled(("tt", "a", (events, pair, truth))), filled(("tt", "a", (negative, pair, truth)))
-    cancelled = summarise(add(plus, minus))["all"]["tt"]["a"]["all"]["m_tt"].metrics
+    cancelled = results(add_up([plus, minus]))["m_tt"].metrics
     assert cancelled.n == 400
     assert cancelled.sumw == 0
     assert math.isnan(cancelled.rb)
     assert math.isnan(cancelled.width68)
-    recovered = summarise(add(plus, minus, plus))["all"]["tt"]["a"]["all"]["m_tt"].metrics
-    alone = summarise(plus)["all"]["tt"]["a"]["all"]["m_tt"].metrics
+    recovered = results(add_up([plus, minus, plus]))["m_tt"].metrics
+    alone = results(plus)["m_tt"].metrics
     for field in ("rb", "res", "median", "width68", "slope", "correlation", "width68_linearised"):
         assert getattr(recovered, field) == pytest.approx(getattr(alone, field)), field
 
@@ -170,7 +169,7 @@ def test_unsolved_events_enter_denominators_only(toy):
     # A method may call a NaN valid: it is none the less no value.
     half_broken = TopPair(p4=pair.p4, valid=np.ones(1000, bool))
     for candidate in (pair, half_broken):
-        found = summarise(filled(("tt", "a", (events, candidate, truth))))["all"]["tt"]["a"]["all"]["m_tt"]
+        found = results(filled(("tt", "a", (events, candidate, truth))))["m_tt"]
         solved = int(pair.valid.sum())
         assert (found.n_selected, found.n_solved, found.metrics.n) == (1000, solved, solved)
         assert found.metrics.efficiency == pytest.approx(solved / 1000)
@@ -196,7 +195,7 @@ def test_data_fill_reconstruction_only(toy):
     histograms = filled(("data", "a", (events, pair, None)))
     for key, histogram in histograms.items():
         assert bool(histogram.sum(flow=True)) == key.startswith(("events", "spectrum")), key
-    found = summarise(histograms)["all"]["data"]["a"]["all"]["m_tt"]
+    found = results(histograms, "data")["m_tt"]
     assert found.n_solved == pair.valid.sum()
     assert found.metrics.efficiency == pytest.approx(pair.valid.mean())
     assert found.metrics.n == 0
@@ -207,14 +206,14 @@ def test_data_fill_reconstruction_only(toy):
 def test_events_without_truth_enter_as_data_do(toy):
     events, pair, truth = toy(1000, efficiency=1.0)
     truth.tops[:300] = np.nan
-    found = summarise(filled(("tt", "a", (events, pair, truth))))["all"]["tt"]["a"]["all"]["m_tt"]
+    found = results(filled(("tt", "a", (events, pair, truth))))["m_tt"]
     assert (found.n_selected, found.n_solved, found.metrics.n) == (1000, 1000, 700)
 
 
 def test_a_method_may_give_the_system_only(toy):
     events, pair, truth = toy(1000)
     system = TopPair(p4=np.full((1000, 2, 4), np.nan), valid=pair.valid, ttbar=pair.system)
-    found = summarise(filled(("tt", "a", (events, system, truth))))["all"]["tt"]["a"]["all"]
+    found = results(filled(("tt", "a", (events, system, truth))))
     assert found["m_tt"].metrics.n == pair.valid.sum()
     assert found["pt_top"].metrics.n == 0
     assert found["pt_top"].metrics.efficiency == 0
@@ -249,7 +248,7 @@ def test_common_events_are_the_same_for_all_methods(toy):
 
 
 def test_equal_population_bins(toy):
-    found = summarise(filled(("tt", "a", toy(50_000))))["all"]["tt"]["a"]["all"]["m_tt"].migration_equal
+    found = results(filled(("tt", "a", toy(50_000))))["m_tt"].migration_equal
     assert len(found.stability) == len(found.edges) + 1 == 8
     assert found.mean_stability == pytest.approx(np.mean(found.stability), abs=0.02)
     assert found.mean_stability_error < 0.01
@@ -271,13 +270,14 @@ def test_an_empty_chunk_changes_nothing(toy):
 def test_fill_checks_its_input(toy):
     events, pair, truth = toy(10)
     histograms = book(FEW)
-    with pytest.raises(ValueError, match="10 events but 9 entries in pair"):
-        fill(histograms, dataset="tt", method="a", events=events, pair=pair[:9])
-    with pytest.raises(ValueError, match="10 events but 9 entries in truth"):
-        fill(histograms, dataset="tt", method="a", events=events, pair=pair, truth=truth[:9])
     broken = dataclasses.replace(events, weight=np.full(10, np.inf))
-    with pytest.raises(ValueError, match="10 of 10 weights are not finite"):
-        fill(histograms, dataset="tt", method="a", events=broken, pair=pair)
+    for changes, message in (
+        ({"pair": pair[:9]}, "10 events but 9 entries in pair"),
+        ({"truth": truth[:9]}, "10 events but 9 entries in truth"),
+        ({"events": broken}, "10 of 10 weights are not finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fill(histograms, dataset="tt", method="a", **({"events": events, "pair": pair} | changes))
     assert not any(h.sum(flow=True) for k, h in histograms.items() if not k.startswith("spectrum"))
 
 
@@ -304,18 +304,22 @@ def test_histograms_of_a_processor_output():
         histograms_of({"cutflow": 1})
 
 
+def test_runs_that_differ_in_bins_are_not_added(toy):
+    coarse = HistogramConfig(observables=FEW.observables, bins={"m_tt": (300, 500, 1000)})
+    with pytest.raises(TopRecoError, match="cannot be added: they differ in observables or bins"):
+        add_up([book(FEW), book(coarse)])
+    # Histograms that only one of them has do not matter.
+    assert add_up([book(FEW), book(FEW) | {"response/m_tt": book(FEW)["events"]}]) == book(FEW)
+
+
 # ---- means -----------------------------------------------------------------------------------------------
 
 
 def test_means_of_truth_and_prediction(toy):
     """Of the solved events, weighted, with the error of a weighted mean; D = −3⟨c_hel⟩ follows from them."""
     events, pair, truth = toy(20_000, signed=True)
-    found = summarise(
-        filled(
-            ("tt", "a", (events, pair, truth)), config=HistogramConfig(observables=("c_hel", "y_tt", "m_tt"))
-        )
-    )
-    found = found["all"]["tt"]["a"]["all"]
+    config = HistogramConfig(observables=("c_hel", "y_tt", "m_tt"))
+    found = results(filled(("tt", "a", (events, pair, truth)), config=config))
     weight = events.weight[pair.valid]
     for name in ("c_hel", "y_tt"):
         compute = OBSERVABLES[name].compute
@@ -336,18 +340,15 @@ def test_means_of_truth_and_prediction(toy):
 def test_nominal_is_the_first_variation_and_the_default(toy):
     sample = toy(500)
     histograms = book(FEW)
-    for variation in ("jes_up", "nominal"):
-        events, pair, truth = sample
-        options = {"events": events, "pair": pair, "truth": truth, "variation": variation}
-        fill(histograms, dataset="tt", method="a", **options, metrics=variation == "nominal")
+    options = dict(zip(("events", "pair", "truth"), sample, strict=True))
+    fill(histograms, dataset="tt", method="a", **options, variation="jes_up", metrics=False)
+    fill(histograms, dataset="tt", method="a", **options)
     assert variations_of(histograms, "tt", "a") == ("nominal", "jes_up")
     assert variations_of(histograms, "data", "a") == ()
     alone = filled(("tt", "a", sample))
     assert to_json(summarise(histograms)) == to_json(summarise(alone))
-    up, nominal = (
-        summarise(histograms, variation)["all"]["tt"]["a"]["all"]["m_tt"]
-        for variation in ("jes_up", "nominal")
-    )
+    up = summarise(histograms, "jes_up")["all"]["tt"]["a"]["all"]["m_tt"]
+    nominal = results(histograms)["m_tt"]
     assert up.n_solved == nominal.n_solved > 0
     assert np.isnan(up.metrics.rb)
     np.testing.assert_array_equal(up.migration.stability, nominal.migration.stability)

@@ -9,6 +9,7 @@ from topreco.config import PhaseSpaceConfig, UnfoldingConfig
 from topreco.core import fourvector
 from topreco.core.events import CHANNELS
 from topreco.core.observables import OBSERVABLES
+from topreco.evaluation.histograms import add_up
 from topreco.evaluation.responses import (
     book_responses,
     fill_generated,
@@ -36,28 +37,17 @@ def sample(toy, n=3000, **options):
     return events, pair, truth
 
 
-def filled(*parts, config=CONFIG, dataset="tt", weights=None):
-    histograms = book_responses(config)
-    for events, pair, truth in parts:
-        if truth is not None:
-            fill_generated(
-                histograms,
-                config.phase_space,
-                dataset=dataset,
-                truth=truth,
-                weights=[("nominal", events.weight)],
-            )
-        fill_responses(
-            histograms,
-            config.phase_space,
-            dataset=dataset,
-            method="a",
-            events=events,
-            pair=pair,
-            truth=truth,
-            weights=weights,
-        )
+def filled(events, pair, truth=None, weights=None):
+    histograms = book_responses(CONFIG)
+    common = {"histograms": histograms, "phase_space": CONFIG.phase_space, "dataset": "tt"}
+    if truth is not None:
+        fill_generated(**common, truth=truth, weights=[("nominal", events.weight)])
+    fill_responses(**common, method="a", events=events, pair=pair, truth=truth, weights=weights)
     return histograms
+
+
+def read(histograms, name, **options):
+    return read_response(histograms, name, dataset="tt", method="a", **options)
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -66,12 +56,10 @@ def test_any_split_merges_to_the_whole(toy, seed, signed):
     events, pair, truth = sample(toy, signed=signed)
     weight = events.weight if not signed else events.weight * np.random.default_rng(1).uniform(0.5, 2, 3000)
     events = dataclasses.replace(events, weight=weight)
-    whole = filled((events, pair, truth))
+    whole = filled(events, pair, truth)
     chunk = np.random.default_rng(seed).integers(0, 5, len(events))
-    merged = book_responses(CONFIG)
-    for i in range(5):
-        part = filled(tuple(column[chunk == i] for column in (events, pair, truth)))
-        merged = {key: merged[key] + part[key] for key in merged}
+    parts = [filled(*(column[chunk == i] for column in (events, pair, truth))) for i in range(5)]
+    merged = add_up([book_responses(CONFIG), *parts])
     for key, histogram in whole.items():
         for field in ("value", "variance"):
             found, expected = merged[key].view(flow=True)[field], histogram.view(flow=True)[field]
@@ -86,7 +74,7 @@ def test_any_split_merges_to_the_whole(toy, seed, signed):
 @pytest.mark.parametrize("name", CONFIG.observables)
 def test_every_event_is_counted_where_it_belongs(toy, name, channel):
     events, pair, truth = sample(toy, efficiency=0.7)
-    response = read_response(filled((events, pair, truth)), name, dataset="tt", method="a", channel=channel)
+    response = read(filled(events, pair, truth), name, channel=channel)
     observable = OBSERVABLES[name]
     here = np.ones(len(events), bool) if channel == "all" else events.channel == CHANNELS.index(channel)
     solved = here & pair.valid
@@ -96,10 +84,9 @@ def test_every_event_is_counted_where_it_belongs(toy, name, channel):
     truth_bins, reco_bins = (
         [-np.inf, *edges, np.inf] for edges in (response.truth_edges, response.reco_edges)
     )
+    signal = solved & inside
     expected = {
-        "response": np.histogram2d(
-            true[solved & inside], pred[solved & inside], bins=[truth_bins, reco_bins]
-        )[0],
+        "response": np.histogram2d(true[signal], pred[signal], bins=[truth_bins, reco_bins])[0],
         "measured": np.histogram(pred[solved], bins=reco_bins)[0],
         "fakes": np.histogram(pred[solved & ~inside], bins=reco_bins)[0],
         "not_reconstructed": np.histogram(true[here & ~pair.valid & inside], bins=truth_bins)[0],
@@ -114,10 +101,10 @@ def test_every_event_is_counted_where_it_belongs(toy, name, channel):
 
 def test_data_are_measured_and_nothing_else(toy):
     events, pair, _ = toy(500)
-    histograms = filled((events, pair, None))
+    histograms = filled(events, pair)
     for key, histogram in histograms.items():
         assert histogram.view(flow=True)["variance"].any() == key.startswith("measured/"), key
-    response = read_response(histograms, "y_top", dataset="tt", method="a")
+    response = read(histograms, "y_top")
     assert response.measured.value.sum() == pair.valid.sum()
     assert not response.has_truth
 
@@ -125,7 +112,7 @@ def test_data_are_measured_and_nothing_else(toy):
 def test_a_process_without_tops_is_all_fakes(toy):
     events, pair, truth = toy(500)
     truth = dataclasses.replace(truth, tops=np.full((500, 2, 4), np.nan))
-    response = read_response(filled((events, pair, truth)), "m_tt", dataset="tt", method="a")
+    response = read(filled(events, pair, truth), "m_tt")
     np.testing.assert_array_equal(response.fakes.value, response.measured.value)
     assert not response.has_truth
 
@@ -133,10 +120,8 @@ def test_a_process_without_tops_is_all_fakes(toy):
 def test_weights_of_variations_fill_an_axis(toy):
     events, pair, truth = sample(toy)
     weights = {"nominal": events.weight, "pdf": 2 * events.weight}
-    histograms = filled((events, pair, truth), weights=weights)
-    nominal, doubled = (
-        read_response(histograms, "m_tt", dataset="tt", method="a", variation=name) for name in weights
-    )
+    histograms = filled(events, pair, truth, weights)
+    nominal, doubled = (read(histograms, "m_tt", variation=name) for name in weights)
     np.testing.assert_array_equal(doubled.response.value, 2 * nominal.response.value)
     np.testing.assert_array_equal(doubled.response.variance, 4 * nominal.response.variance)
     # The generator was not varied.
@@ -183,22 +168,21 @@ def test_phase_space(toy, config, expected):
     assert in_phase_space(truth, PhaseSpaceConfig(**config)).tolist() == expected
 
 
-def test_lengths_must_agree(toy):
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("pair", "20 events but 10 entries in pair"),
+        ("truth", "20 events but 10 entries in truth"),
+        ("events", "1 of 20 weights are not finite"),
+    ],
+)
+def test_unusable_input_is_refused(toy, what, message):
     events, pair, truth = toy(20)
-    for parts in ((events, pair[:10], truth), (events, pair, truth[:10])):
-        with pytest.raises(ValueError, match="20 events but 10 entries in"):
-            filled(parts) if parts[2] is truth else fill_responses(
-                book_responses(CONFIG),
-                CONFIG.phase_space,
-                dataset="tt",
-                method="a",
-                events=events,
-                pair=pair,
-                truth=parts[2],
-            )
-
-
-def test_a_weight_that_is_not_finite_is_refused(toy):
-    events, pair, truth = toy(20)
-    with pytest.raises(ValueError, match="1 of 20 weights are not finite"):
-        filled((dataclasses.replace(events, weight=np.where(np.arange(20) == 3, np.nan, 1.0)), pair, truth))
+    weight = np.where(np.arange(20) == 3, np.nan, 1.0)
+    changed = {"pair": pair[:10], "truth": truth[:10], "events": dataclasses.replace(events, weight=weight)}
+    sample = {"events": events, "pair": pair, "truth": truth, what: changed[what]}
+    with pytest.raises(ValueError, match=message):
+        fill_responses(book_responses(CONFIG), CONFIG.phase_space, dataset="tt", method="a", **sample)
+    if what == "events":
+        with pytest.raises(ValueError, match=r"generated weight .*1 of 20 weights are not finite"):
+            filled(**sample)

@@ -14,7 +14,7 @@ from topreco.core.statistics import bin_starts, merge_bins, purity, stability
 from topreco.evaluation.responses import book_responses
 from topreco.measurement.unfolding import (
     BinRequirements,
-    Response,
+    ResponseMatrix,
     Sums,
     optimal_edges,
     optimise,
@@ -28,19 +28,19 @@ def unit(values):
     return Sums(values, values.copy())
 
 
-def response_of(matrix, generated, *, fakes=None, unsolved=None, truth_edges=None, reco_edges=None):
+def response_of(matrix, generated, *, fakes=0, unsolved=0, reco_edges=None):
     """A response of unit weights, without flow unless the arrays have it."""
     matrix = np.asarray(matrix, float)
     k, m = matrix.shape[0] - 2, matrix.shape[1] - 2
-    fakes = np.zeros(m + 2) if fakes is None else np.asarray(fakes, float)
-    return Response(
+    fakes = np.zeros(m + 2) + fakes
+    return ResponseMatrix(
         "m_tt",
-        np.arange(k + 1.0) if truth_edges is None else np.asarray(truth_edges, float),
+        np.arange(k + 1.0),
         np.arange(m + 1.0) if reco_edges is None else np.asarray(reco_edges, float),
         response=unit(matrix),
         measured=unit(matrix.sum(axis=0) + fakes),
         fakes=unit(fakes),
-        not_reconstructed=unit(np.zeros(k + 2) if unsolved is None else unsolved),
+        not_reconstructed=unit(np.zeros(k + 2) + unsolved),
         generated=unit(generated),
     )
 
@@ -55,11 +55,14 @@ TWO = response_of(
 
 
 def test_two_bins_by_hand():
-    np.testing.assert_allclose(TWO.purity.value, [60 / 100, 90 / 120])
-    np.testing.assert_allclose(TWO.stability.value, [60 / 80, 90 / 120])
-    np.testing.assert_allclose(TWO.acceptance.value, [80 / 400, 120 / 600])
-    np.testing.assert_allclose(TWO.efficiency.value, [80 / 100, 120 / 200])
-    np.testing.assert_allclose(TWO.fake_fraction.value, [50 / 150, 30 / 150])
+    for name, expected in {
+        "purity": [60 / 100, 90 / 120],
+        "stability": [60 / 80, 90 / 120],
+        "acceptance": [80 / 400, 120 / 600],
+        "efficiency": [80 / 100, 120 / 200],
+        "fake_fraction": [50 / 150, 30 / 150],
+    }.items():
+        np.testing.assert_allclose(getattr(TWO, name).value, expected, err_msg=name)
     np.testing.assert_allclose(TWO.purity.error[0], math.sqrt(0.6 * 0.4 / 100))
     np.testing.assert_allclose(TWO.missed.value, [10, 320, 480, 30])
     np.testing.assert_allclose(TWO.missed.variance, [10, 320, 480, 30])
@@ -86,16 +89,15 @@ def test_condition_number(matrix, expected):
 
 def test_what_is_undefined_is_nan():
     response = response_of(np.zeros((4, 4)), [0, 0, 10, 0])
-    assert np.isnan(response.purity.value).all()
-    assert np.isnan(response.stability.value).all()
-    assert np.isnan(response.efficiency.value).all()
+    for share in (response.purity, response.stability, response.efficiency):
+        assert np.isnan(share.value).all()
     np.testing.assert_array_equal(response.acceptance.value, [np.nan, 0])
     assert math.isnan(response.condition_number)
 
 
 def test_negative_weights():
     """Signed sums count; where they are not positive, there is no fraction, but errors add up in squares."""
-    response = Response(
+    response = ResponseMatrix(
         "m_tt",
         np.arange(3.0),
         np.arange(3.0),
@@ -114,9 +116,8 @@ def test_negative_weights():
 
 
 def test_folding_the_truth_gives_the_measurement():
-    np.testing.assert_allclose(
-        TWO.fold(TWO.generated.value) + TWO.fakes.value, TWO.measured.value, rtol=1e-14
-    )
+    folded = TWO.fold(TWO.generated.value) + TWO.fakes.value
+    np.testing.assert_allclose(folded, TWO.measured.value, rtol=1e-14)
     # Inverting what was folded gives another truth back.
     other = np.array([0, 700.0, 100, 0])
     inner = np.linalg.solve(TWO.probability[1:-1, 1:-1].T, TWO.fold(other)[1:-1])
@@ -133,9 +134,8 @@ def random_response(seed, n=6):
     rng = np.random.default_rng(seed)
     matrix = rng.integers(0, 50, (n + 2, n + 2))
     generated = matrix.sum(axis=1) + rng.integers(0, 500, n + 2)
-    return response_of(
-        matrix, generated, fakes=rng.integers(0, 20, n + 2), unsolved=rng.integers(0, 20, n + 2)
-    )
+    fakes, unsolved = rng.integers(0, 20, (2, n + 2))
+    return response_of(matrix, generated, fakes=fakes, unsolved=unsolved)
 
 
 def test_merging_bins_keeps_every_event():
@@ -160,9 +160,8 @@ def test_purity_and_stability_are_those_of_the_metrics():
 
 
 def test_only_present_edges_merge():
-    with pytest.raises(
-        TopRecoError, match=r"m_tt: reco edge 2\.5 is none of the histogram's, which are 0, 1"
-    ):
+    message = r"m_tt: reco edge 2\.5 is none of the histogram's, which are 0, 1"
+    with pytest.raises(TopRecoError, match=message):
         random_response(1).merged([0, 6], [0, 2.5, 6])
 
 
@@ -224,11 +223,8 @@ def test_bins_keep_their_promise_and_are_as_many_as_can_be(migration, min_purity
     edges = np.arange(len(migration) - 1.0)
     wanted = BinRequirements(min_purity, min_stability, min_events)
     inner = edges[1:-1]
-    choices = [
-        np.concatenate([edges[:1], chosen, edges[-1:]])
-        for n in range(1, len(inner) + 1)
-        for chosen in itertools.combinations(inner, n)
-    ]
+    subsets = (itertools.combinations(inner, n) for n in range(1, len(inner) + 1))
+    choices = (np.array([edges[0], *s, edges[-1]]) for s in itertools.chain(*subsets))
     possible = [c for c in choices if meets(migration, edges, c, wanted)]
     if not possible:
         with pytest.raises(TopRecoError, match="no two bins between 0 and"):
@@ -258,9 +254,8 @@ def test_of_equally_many_bins_those_with_the_best_worst_one():
     migration = np.pad([[50.0, 0, 0], [40, 50, 0], [0, 0, 50]], 1)
     edges = np.arange(4.0)
     # {0, 1}, {2} is perfect, {0}, {1, 2} is not, and three bins are none of them.
-    np.testing.assert_array_equal(
-        optimal_edges(unit(migration), edges, BinRequirements(0.6, 0.6, 1)), [0, 2, 3]
-    )
+    found = optimal_edges(unit(migration), edges, BinRequirements(0.6, 0.6, 1))
+    np.testing.assert_array_equal(found, [0, 2, 3])
 
 
 def test_bins_of_negative_weight_are_no_bins():
@@ -276,17 +271,16 @@ def test_empty_fine_bins_are_no_bins():
     assert len(found) == 3
 
 
-def test_the_error_tells_what_is_missing():
+def test_the_error_says_what_is_missing():
     migration = np.pad([[60.0, 40], [40, 60]], 1)
     edges = np.array([300.0, 400, 500])
-    with pytest.raises(TopRecoError, match=r"best two miss purity or stability by 0\.1$"):
-        optimal_edges(unit(migration), edges, BinRequirements(0.7, 0.5, 100))
-    with pytest.raises(
-        TopRecoError,
-        match=r"between 300 and 500 have purity ≥ 0\.5, stability ≥ 0\.5 and at least 101 events; two bins "
-        "have at most 100 events each",
+    bins = "between 300 and 500 have purity ≥ 0.5, stability ≥ 0.5 and at least 101 events"
+    for wanted, message in (
+        (BinRequirements(0.7, 0.5, 100), r"best two miss purity or stability by 0\.1$"),
+        (BinRequirements(0.5, 0.5, 101), f"{bins}; two bins have at most 100 events each"),
     ):
-        optimal_edges(unit(migration), edges, BinRequirements(0.5, 0.5, 101))
+        with pytest.raises(TopRecoError, match=message):
+            optimal_edges(unit(migration), edges, wanted)
 
 
 @pytest.mark.parametrize(("parts", "expected"), [(1, [0, 4, 8]), (2, [0, 1, 4, 6, 8]), (9, range(9))])
@@ -306,7 +300,6 @@ def test_reconstructed_bins_divide_the_truth_bins(parts, expected):
 
 def test_one_bin_has_nothing_to_merge():
     response = response_of(np.pad([[5.0]], 1), [0, 10, 0])
-    with pytest.raises(
-        TopRecoError, match="m_tt: truth and reconstruction share 2 edges, three or more expected"
-    ):
+    message = "m_tt: truth and reconstruction share 2 edges, three or more expected"
+    with pytest.raises(TopRecoError, match=message):
         optimise(response, BinRequirements(0.5, 0.5))

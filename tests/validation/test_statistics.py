@@ -9,7 +9,8 @@ from topreco.config import HistogramConfig
 from topreco.core.events import CHANNELS, QUANTILE_LEVELS
 from topreco.core.observables import OBSERVABLES
 from topreco.core.statistics import summarise_arrays
-from topreco.evaluation.histograms import book, fill, predicted_values, true_values
+from topreco.evaluation.fill import fill, predicted_values, true_values
+from topreco.evaluation.histograms import book
 from topreco.evaluation.summary import ALL_CHANNELS, summarise
 from topreco.validation.extras import scan_mass
 from topreco.validation.gather import OBSERVED, concatenate, tabulate

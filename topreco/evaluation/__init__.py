@@ -1,5 +1,7 @@
-"""What a reconstruction is worth: histograms, metrics, tables and figures.
+"""Quality of a reconstruction: histograms, metrics, tables and figures.
 
-`histograms` books and fills what a processor returns, `metrics` holds the formulas, `summary` applies them to
-filled histograms, `report` writes tables and JSON, `plotting` draws.
+`histograms` books the histograms that a processor returns and `fill` fills them, `responses` does both for
+response matrices. `summary` applies the formulas of `topreco.core.statistics` to filled histograms, `report`
+writes tables and JSON. `figures` takes the input of figures from histograms and saves them, `draw` draws each
+of them, `style` holds colours and labels.
 """

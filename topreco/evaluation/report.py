@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +46,7 @@ _INFORMATION = (
         lambda r: format_estimate(r.migration_equal.mean_stability, r.migration_equal.mean_stability_error),
     ),
 )
+_EVERYTHING = (*_SIZE, *_RESPONSE, *_INFORMATION)
 
 LEGEND = (
     "Numbers in brackets are the statistical error of the last digits. RB, Res: mean and standard deviation "
@@ -84,21 +85,19 @@ def tables(
     channel
         Channel to show.
     observables
-        Which to show; None shows all.
+        Observables to show; None shows all.
     width
         Characters per line that a table may take; wider ones are split in two. None splits none.
     """
     for title, observable, rows in _groups(summary, channel):
         if observables is not None and observable not in observables:
             continue
-        response = _table(f"{title}: response", (*_SIZE, *_RESPONSE), rows)
-        information = _table(f"{title}: information", _INFORMATION, rows)
-        whole = _table(title, (*_SIZE, *_RESPONSE, *_INFORMATION), rows)
-        caption = _unit(observable)
-        fits = width is None or Console(width=10_000).measure(whole).maximum <= width
-        for table in (whole,) if fits else (response, information):
-            table.caption = caption
-            yield table
+        parts: dict[str, Sequence[_Column]] = {title: _EVERYTHING}
+        whole = _results_table(title, _EVERYTHING, observable, rows)
+        if width is not None and Console(width=10_000).measure(whole).maximum > width:
+            parts = {f"{title}: response": (*_SIZE, *_RESPONSE), f"{title}: information": _INFORMATION}
+        for heading, columns in parts.items():
+            yield _results_table(heading, columns, observable, rows)
 
 
 def print_report(
@@ -117,7 +116,7 @@ def print_report(
     channel
         Channel to show.
     observables
-        Which to show; None shows all.
+        Observables to show; None shows all.
     console
         Where to print; standard output if None.
     """
@@ -141,24 +140,56 @@ def to_markdown(summary: Summary, *, channel: str = ALL_CHANNELS) -> str:
     channel
         Channel to show.
     """
-    columns = (*_SIZE, *_RESPONSE, *_INFORMATION)
     parts = []
     for title, observable, rows in _groups(summary, channel):
-        unit = _unit(observable)
-        lines = [
-            f"### {title}",
-            "",
-            *([f"{unit}.", ""] if unit else []),
-            "| method | " + " | ".join(column.heading for column in columns) + " |",
-            "|---|" + "---:|" * len(columns),
-            *(
-                f"| {method} | " + " | ".join(column.text(result) for column in columns) + " |"
-                for method, result in rows
-            ),
-            "",
-        ]
-        parts.append("\n".join(lines))
+        table = markdown_table(*_content(_EVERYTHING, rows))
+        parts.append(f"### {title}\n\n{_unit(observable)}.\n\n{table}")
     return "\n".join([*parts, LEGEND, ""]) if parts else "No events in these histograms.\n"
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in GitHub-flavoured Markdown, the first column to the left and the others to the right.
+
+    Parameters
+    ----------
+    headings
+        Headings of the k columns.
+    rows
+        Cells, k in each row.
+    """
+    lines = [f"| {' | '.join(cells)} |\n" for cells in (headings, *rows)]
+    return "".join([lines[0], "|---|" + "---:|" * (len(headings) - 1) + "\n", *lines[1:]])
+
+
+def terminal_table(
+    title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str | None = None
+) -> Table:
+    """A table for the terminal, the first column to the left and the others to the right.
+
+    Parameters
+    ----------
+    title, caption
+        Text above and below.
+    headings
+        Headings of the k columns; only the cells of the first may be broken into lines.
+    rows
+        Cells, k in each row.
+    """
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column(headings[0], overflow="fold", min_width=12)
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for cells in rows:
+        table.add_row(*cells)
+    return table
 
 
 def to_json(summary: Summary) -> str:
@@ -212,21 +243,18 @@ def _unit(observable: str) -> str:
     return f"Residuals are differences{f' in {known.unit}' if known.unit else ''}"
 
 
-def _table(title: str, columns: tuple[_Column, ...], rows: list[tuple[str, Result]]) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("method", overflow="fold", min_width=12)
-    for column in columns:
-        table.add_column(column.heading, justify="right", no_wrap=True)
-    for method, result in rows:
-        table.add_row(method, *(column.text(result) for column in columns))
-    return table
+def _results_table(
+    title: str, columns: Sequence[_Column], observable: str, rows: Sequence[tuple[str, Result]]
+) -> Table:
+    return terminal_table(title, *_content(columns, rows), caption=_unit(observable))
+
+
+def _content(
+    columns: Sequence[_Column], rows: Sequence[tuple[str, Result]]
+) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of a table with one row per method."""
+    headings = ["method", *(column.heading for column in columns)]
+    return headings, [[method, *(column.text(result) for column in columns)] for method, result in rows]
 
 
 def plain(value: Any) -> Any:

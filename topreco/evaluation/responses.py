@@ -1,4 +1,4 @@
-"""Booking and filling of response matrices, with what is not in them: fakes, and events without an answer.
+"""Booking and filling of response matrices, with what is not in them: fakes, and unsolved events.
 
 All histograms merge exactly by addition, and hold sums of weights and of their squares. By key:
 
@@ -6,13 +6,13 @@ All histograms merge exactly by addition, and hold sums of weights and of their 
 response/OBSERVABLE           truth, reco: events of the phase space that a method reconstructs
 measured/OBSERVABLE           reco: all events that a method reconstructs, in data too
 fakes/OBSERVABLE              reco: those of them that are not of the phase space, of simulation only
-not_reconstructed/OBSERVABLE  truth: selected events of the phase space for which a method has no answer
+not_reconstructed/OBSERVABLE  truth: selected events of the phase space that a method does not solve
 generated/OBSERVABLE          truth: all events of the phase space, whether selected or not
 ============================  ==============================================================================
 
-They start with the axes dataset, method and variation, which grow, and channel; ``generated`` knows no method
-and no channel, and of variations only those of the generator. Every axis of an observable has under- and
-overflow. Without rounding, measured is the sum over truth of response, plus fakes.
+They start with the axes dataset, method and variation, which grow, and channel; ``generated`` has no method
+and no channel, and only the variations of the generator. Every axis of an observable has under- and
+overflow. But for rounding, measured is the sum over truth of response, plus fakes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,16 +22,11 @@ import numpy as np
 
 from topreco.config import NOMINAL, PhaseSpaceConfig, UnfoldingConfig
 from topreco.core import fourvector
-from topreco.core.events import CHANNELS, BoolArray, DileptonEvents, TopPair, Truth
+from topreco.core.events import BoolArray, DileptonEvents, TopPair, Truth
 from topreco.core.observables import OBSERVABLES
 from topreco.core.statistics import Array, check_weights, has_value
-from topreco.evaluation.histograms import (
-    DEFAULT_BINS,
-    Filler,
-    fine_edges,
-    predicted_values,
-    true_values,
-)
+from topreco.evaluation.fill import Filler, predicted_values, true_values
+from topreco.evaluation.histograms import DEFAULT_BINS, category_axes, fine_edges, reco_axis, truth_axis
 
 
 def book_responses(config: UnfoldingConfig) -> dict[str, hist.Hist]:
@@ -44,16 +39,11 @@ def book_responses(config: UnfoldingConfig) -> dict[str, hist.Hist]:
     """
     histograms = {}
     for name, bins in config.observables.items():
-        truth_edges = fine_edges(np.asarray(DEFAULT_BINS[name], float)) if bins.truth is None else bins.truth
-        label = OBSERVABLES[name].axis_label
-        truth = hist.axis.Variable(truth_edges, name="truth", label=f"True {label}")
-        reco_edges = truth_edges if bins.reco is None else bins.reco
-        reco = hist.axis.Variable(reco_edges, name="reco", label=f"Reconstructed {label}")
-        dataset, method, variation = (
-            hist.axis.StrCategory([], growth=True, name=axis) for axis in ("dataset", "method", "variation")
-        )
-        channel = hist.axis.StrCategory(CHANNELS, name="channel", overflow=False)
-        common = dataset, method, variation, channel
+        edges = fine_edges(np.asarray(DEFAULT_BINS[name], float)) if bins.truth is None else bins.truth
+        truth = truth_axis(name, edges)
+        reco = reco_axis(name, edges if bins.reco is None else bins.reco)
+        common = category_axes()
+        dataset, _, variation, _ = common
         axes = {
             "response": (*common, truth, reco),
             "measured": (*common, reco),
@@ -67,7 +57,7 @@ def book_responses(config: UnfoldingConfig) -> dict[str, hist.Hist]:
 
 
 def in_phase_space(truth: Truth, config: PhaseSpaceConfig) -> BoolArray:
-    """Whether generated events belong to the phase space that is unfolded to, shape (n,).
+    """Mask of the generated events in the phase space that is unfolded to, shape (n,).
 
     Parameters
     ----------
@@ -108,11 +98,11 @@ def fill_generated(
     histograms
         Histograms of `book_responses`, filled in place.
     phase_space
-        Which events to count.
+        Definition of the events to count.
     dataset
         Category to fill.
     truth
-        Of all generated events, n of them, whether they are selected or not.
+        All generated events, n of them, whether selected or not.
     weights
         Variations and their weights before the detector, shape (n,) each.
 
@@ -144,20 +134,20 @@ def fill_responses(
     truth: Truth | None = None,
     weights: Mapping[str, Array] | None = None,
 ) -> None:
-    """Fill what one method made of selected events.
+    """Fill the response matrices of one method with selected events.
 
     Parameters
     ----------
     histograms
         Histograms of `book_responses`, filled in place.
     phase_space
-        Which events are signal; those of others are fakes.
+        Definition of the signal; all other events are fakes.
     dataset, method
         Categories to fill.
     events
         Selected events, n of them, whether solved or not.
     pair
-        What the method reconstructed in them.
+        Prediction of the method for them.
     truth
         Generated tops, None in data.
     weights
@@ -182,7 +172,7 @@ def fill_responses(
         solved = has_value(predicted[name], relative=relative)
         signal = inside & has_value(true[name], relative=relative) if truth is not None else inside
         truth_axis, reco_axis = histograms[f"response/{name}"].axes[-2:]
-        # Counted from the underflow on; values that are not there are not filled either.
+        # Counted from the underflow on; the zeros in place of missing values are not filled.
         reco = reco_axis.index(np.where(solved, predicted[name], 0.0)) + 1
         generated = truth_axis.index(np.where(signal, true[name], 0.0)) + 1 if truth is not None else reco
         parts = {"measured": (solved, [reco])}

@@ -1,4 +1,4 @@
-"""From filled histograms to `Metrics`: every formula of `metrics`, applied to every category."""
+"""From filled histograms to `Metrics`: the formulas of `topreco.core.statistics` for every category."""
 
 import math
 from collections.abc import Mapping
@@ -57,26 +57,26 @@ class Migration(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What is known of one observable in one dataset, method, subset and channel.
+    """Results for one observable in one dataset, method, subset and channel.
 
     Attributes
     ----------
     n_selected, n_solved
         Number of selected events, and of those for which the method gives a value, with or without truth.
     metrics
-        Of all events with truth; its efficiency is of all selected events. `width68_linearised` exists here
-        only.
+        Metrics of all events with truth; the efficiency refers to all selected events. `width68_linearised`
+        exists here only.
     mean_truth, mean_pred
         Mean of truth and prediction of those events, each with its error; NaN for observables whose residual
         is relative.
     bins
-        In truth bins of the observable.
+        Metrics in truth bins of the observable.
     bins_m_tt
-        In bins of the true m_tt.
+        Metrics in bins of the true m_tt.
     migration
-        In the truth bins of the observable.
+        Purity and stability in the truth bins of the observable.
     migration_equal
-        In bins of equal truth population, the same for all methods.
+        Purity and stability in bins of equal truth population, the same for all methods.
     """
 
     n_selected: int
@@ -95,14 +95,14 @@ Summary = dict[str, dict[str, dict[str, dict[str, dict[str, Result]]]]]
 
 
 def summarise(histograms: Mapping[str, hist.Hist], variation: str = NOMINAL) -> Summary:
-    """Metrics of everything that histograms hold of one variation.
+    """Metrics of all that histograms hold for one variation.
 
     Parameters
     ----------
     histograms
         Filled histograms of `histograms.book`, possibly added up.
     variation
-        Which; with moments and residuals unfilled, its metrics are NaN.
+        Its name; if its moments and residuals are not filled, its metrics are NaN.
 
     Returns
     -------
@@ -227,7 +227,7 @@ def _result(contents: _Contents, grid: list[int]) -> Result:
 def _mean(
     contents: _Contents, total: Mapping[str, Array], of: Literal["truth", "pred"]
 ) -> tuple[float, float]:
-    """Mean and its error; a mean of logarithms would not be what its name says."""
+    """Mean and its error; NaN for relative residuals, where it would be a mean of logarithms."""
     if OBSERVABLES[contents.name].relative:
         return math.nan, math.nan
     found = metrics.mean(total, of)
@@ -237,7 +237,7 @@ def _mean(
 def _about_line(
     contents: _Contents, moments: Mapping[str, Array], total: Mapping[str, Array], residuals: Array
 ) -> Line | None:
-    """Distribution of the residual about the response line; None without a line."""
+    """Distribution of the residual about the response line; None if there is no line."""
     b = float(metrics.slope(total).value[0])
     if not math.isfinite(b):
         return None
@@ -248,7 +248,7 @@ def _about_line(
     origin = reference(edges)
     widths = np.diff(metrics.response_coordinate(inner, relative=relative, reference=origin))
     middles = metrics.response_coordinate((edges[1:] + edges[:-1]) / 2, relative=relative, reference=origin)
-    # The bins open to one side have no middle, but the mean of their truth is known.
+    # Bins that are open to one side have no middle, but the mean of their truth is known.
     ends = [moments["wu"][i] / moments["w"][i] if moments["w"][i] > 0 else math.nan for i in (0, -1)]
     return metrics.about_line(
         residuals,

@@ -1,7 +1,7 @@
-"""Response matrices to files: ROOT for TUnfold and RooUnfold, JSON for everything else, and figures."""
+"""Response matrices in files (ROOT for TUnfold and RooUnfold, JSON for all else), tables and figures."""
 
+import itertools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +16,17 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import CHANNELS
 from topreco.core.files import complete_file, folder_name, write_text
 from topreco.core.observables import OBSERVABLES
-from topreco.core.statistics import Array, Estimate
-from topreco.evaluation.plotting import Label, plot_migration, plot_shares, save
-from topreco.evaluation.report import format_estimate
+from topreco.core.statistics import Estimate
+from topreco.evaluation.draw import plot_migration, plot_shares
+from topreco.evaluation.figures import save
+from topreco.evaluation.histograms import reco_axis, truth_axis
+from topreco.evaluation.report import format_estimate, plain, terminal_table
 from topreco.evaluation.responses import responses_of
+from topreco.evaluation.style import Label
 from topreco.evaluation.summary import ALL_CHANNELS
 from topreco.measurement.unfolding import (
     BinRequirements,
-    Response,
+    ResponseMatrix,
     Sums,
     optimise,
     read_response,
@@ -36,13 +39,13 @@ SHARES = {
     "acceptance": "acceptance × efficiency",
     "efficiency": "efficiency of the method",
 }
-"""Fractions of events in truth bins, as `Response` calls them, and what figures do."""
+"""Fractions of events in truth bins: attributes of `ResponseMatrix`, and their names in figures."""
 
 _SUMS = ("response", "measured", "fakes", "not_reconstructed", "generated")
 
 
 class Key(NamedTuple):
-    """What a response is of."""
+    """Method, sample, observable, channel and variation of a response matrix."""
 
     method: str
     dataset: str
@@ -51,7 +54,7 @@ class Key(NamedTuple):
     variation: str
 
 
-Responses = dict[Key, Response]
+ResponseMatrices = dict[Key, ResponseMatrix]
 
 
 def collect_responses(
@@ -61,15 +64,15 @@ def collect_responses(
     observables: Sequence[str] = (),
     bins: BinRequirements | None = None,
     signal: str | None = None,
-) -> Responses:
-    """Responses of everything that was filled, on request in bins that meet requirements.
+) -> ResponseMatrices:
+    """Response matrices of everything that was filled, on request in bins that meet requirements.
 
     Parameters
     ----------
     histograms
         Filled histograms of `responses.book_responses`, others may be among them.
     methods, observables
-        Which to take; all by default.
+        Methods and observables to take; all by default.
     bins
         Requirements of the bins of each method and observable; None keeps the bins as they are.
     signal
@@ -78,8 +81,8 @@ def collect_responses(
     Raises
     ------
     TopRecoError
-        If there are no responses, a name is unknown, `signal` must be given, or there are no such bins. One
-        error tells all observables without.
+        If there are no response matrices, a name is unknown, `signal` must be given, or there are no such
+        bins; the error then names all methods and observables without.
     """
     known = responses_of(histograms)
     if not known:
@@ -90,7 +93,7 @@ def collect_responses(
     axes = histograms[f"measured/{known[0]}"].axes
     observables = _chosen("observable", observables, known)
     methods = _chosen("method", methods, axes["method"])
-    found: Responses = {}
+    found: ResponseMatrices = {}
     for method in methods:
         for dataset in axes["dataset"]:
             for name in observables:
@@ -114,7 +117,7 @@ def _chosen(what: str, names: Sequence[str], known: Sequence[str]) -> list[str]:
     return list(names or known)
 
 
-def _rebinned(responses: Responses, wanted: BinRequirements, signal: str | None) -> Responses:
+def _rebinned(responses: ResponseMatrices, wanted: BinRequirements, signal: str | None) -> ResponseMatrices:
     with_truth = list(dict.fromkeys(key.dataset for key, r in responses.items() if r.has_truth))
     if signal is None and len(with_truth) != 1:
         raise TopRecoError(
@@ -123,7 +126,7 @@ def _rebinned(responses: Responses, wanted: BinRequirements, signal: str | None)
         )
     signal = with_truth[0] if signal is None else signal
     _chosen("dataset with truth", [signal], with_truth)
-    best: dict[tuple[str, str], Response] = {}
+    best: dict[tuple[str, str], ResponseMatrix] = {}
     failures = []
     for key, response in responses.items():
         if key[1:] == (signal, key.observable, ALL_CHANNELS, NOMINAL):
@@ -146,14 +149,14 @@ def _rebinned(responses: Responses, wanted: BinRequirements, signal: str | None)
 
 
 def write_responses(
-    responses: Responses, folder: str | Path, *, about: Mapping[str, Any] | None = None
+    responses: ResponseMatrices, folder: str | Path, *, about: Mapping[str, Any] | None = None
 ) -> list[Path]:
     """Write ``responses.root`` with everything, and for each method ``METHOD.json`` and its bins.
 
     Parameters
     ----------
     responses
-        Responses of `collect_responses`.
+        Response matrices of `collect_responses`.
     folder
         Where to write; made if need be.
     about
@@ -162,7 +165,7 @@ def write_responses(
     Returns
     -------
     paths
-        Files written, each whole or not at all. ``METHOD.yaml`` has the bins as a configuration has them.
+        Files written, each whole or not at all. ``METHOD.yaml`` has the bins in the form of a configuration.
 
     Raises
     ------
@@ -195,13 +198,13 @@ def write_responses(
     return paths
 
 
-def root_histograms(response: Response, *, shares: bool = True) -> dict[str, hist.Hist]:
-    """Histograms of a response for ROOT, each with sums of squared weights.
+def root_histograms(response: ResponseMatrix, *, shares: bool = True) -> dict[str, hist.Hist]:
+    """Histograms of a response matrix for ROOT, each with sums of squared weights.
 
     Parameters
     ----------
     response
-        Of simulation, or of data, which have ``measured`` alone.
+        Response matrix of simulation, or of data, which have ``measured`` alone.
     shares
         Add the fractions of events, with their errors.
 
@@ -210,43 +213,35 @@ def root_histograms(response: Response, *, shares: bool = True) -> dict[str, his
     histograms
         ``response`` with reconstruction on x and truth on y, as RooUnfold and TUnfold (kHistMapOutputVert)
         take it. Its x underflow holds all generated events that are not in a bin further up: not selected,
-        without an answer or below the first edge; TUnfold takes the efficiency from there. Then ``measured``,
+        not solved or below the first edge; TUnfold takes the efficiency from there. Then ``measured``,
         ``fakes``, ``generated`` and ``not_reconstructed``.
     """
-    label = OBSERVABLES[response.observable].axis_label
-    truth = hist.axis.Variable(response.truth_edges, name="truth", label=f"True {label}")
-    reco = hist.axis.Variable(response.reco_edges, name="reco", label=f"Reconstructed {label}")
-    found = {"measured": _histogram(response.measured, reco)}
+    truth = truth_axis(response.observable, response.truth_edges)
+    reco = reco_axis(response.observable, response.reco_edges)
+    found = {"measured": response.measured.to_hist(reco)}
     if not response.has_truth:
         return found
     matrix = Sums(*(part.T.copy() for part in response.response))
     for part, missed in zip(matrix, response.missed, strict=True):
         part[0] += missed
-    found["response"] = _histogram(matrix, reco, truth)
-    found["fakes"] = _histogram(response.fakes, reco)
-    found["generated"] = _histogram(response.generated, truth)
-    found["not_reconstructed"] = _histogram(response.not_reconstructed, truth)
+    found["response"] = matrix.to_hist(reco, truth)
+    found["fakes"] = response.fakes.to_hist(reco)
+    found["generated"] = response.generated.to_hist(truth)
+    found["not_reconstructed"] = response.not_reconstructed.to_hist(truth)
     if shares:
         for name, axis in (*((share, truth) for share in SHARES), ("fake_fraction", reco)):
             share: Estimate = getattr(response, name)
-            found[name] = _histogram(Sums(*(np.pad(x, 1) for x in (share.value, share.error**2))), axis)
+            found[name] = Sums(*(np.pad(x, 1) for x in (share.value, share.error**2))).to_hist(axis)
     return found
 
 
-def _histogram(sums: Sums, *axes: Any) -> hist.Hist:
-    histogram = hist.Hist(*axes, storage=hist.storage.Weight())
-    view = histogram.view(flow=True)
-    view["value"], view["variance"] = sums
-    return histogram
-
-
-def to_json(responses: Responses, *, about: Mapping[str, Any] | None = None) -> str:
-    """Responses as JSON, null for undefined numbers.
+def to_json(responses: ResponseMatrices, *, about: Mapping[str, Any] | None = None) -> str:
+    """Response matrices as JSON, null for undefined numbers.
 
     Parameters
     ----------
     responses
-        Responses of `collect_responses`.
+        Response matrices of `collect_responses`.
     about
         Plain data to put beside them.
     """
@@ -258,7 +253,7 @@ def to_json(responses: Responses, *, about: Mapping[str, Any] | None = None) -> 
     return json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _content(response: Response) -> dict[str, Any]:
+def _content(response: ResponseMatrix) -> dict[str, Any]:
     found: dict[str, Any] = {
         "truth_edges": response.truth_edges.tolist(),
         "reco_edges": response.reco_edges.tolist(),
@@ -268,23 +263,15 @@ def _content(response: Response) -> dict[str, Any]:
         found |= {name: sums.value.tolist(), f"{name}_variance": sums.variance.tolist()}
     if not response.has_truth:
         return found
-    found["condition_number"] = _number(response.condition_number)
+    found["condition_number"] = plain(response.condition_number)
     for name in (*SHARES, "fake_fraction"):
         share: Estimate = getattr(response, name)
-        found |= {name: _numbers(share.value), f"{name}_error": _numbers(share.error)}
+        found |= {name: plain(share.value.tolist()), f"{name}_error": plain(share.error.tolist())}
     return found
 
 
-def _numbers(values: Array) -> list[float | None]:
-    return [_number(value) for value in values.tolist()]
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def read_json(path: str | Path) -> Responses:
-    """Responses of a file of `write_responses`.
+def read_json(path: str | Path) -> ResponseMatrices:
+    """Response matrices of a file of `write_responses`.
 
     Parameters
     ----------
@@ -294,19 +281,17 @@ def read_json(path: str | Path) -> Responses:
     Raises
     ------
     TopRecoError
-        If it is none.
+        If it is not such a file.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {
-            Key(*(entry[name] for name in Key._fields)): _response(entry) for entry in content["responses"]
-        }
+        return {Key(*(entry[name] for name in Key._fields)): _matrix(entry) for entry in content["responses"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise TopRecoError(f"{path}: not the response matrices of `topreco unfolding` ({reason})") from error
 
 
-def _response(entry: Mapping[str, Any]) -> Response:
+def _matrix(entry: Mapping[str, Any]) -> ResponseMatrix:
     truth, reco = (np.asarray(entry[f"{axis}_edges"], float) for axis in ("truth", "reco"))
     k, m = len(truth) + 1, len(reco) + 1
     shapes = dict(zip(_SUMS, ((k, m), (m,), (m,), (k,), (k,)), strict=True))
@@ -319,19 +304,21 @@ def _response(entry: Mapping[str, Any]) -> Response:
         )
         for name, shape in shapes.items()
     }
-    return Response(entry["observable"], truth, reco, **sums)
+    return ResponseMatrix(entry["observable"], truth, reco, **sums)
 
 
 # ---- showing ---------------------------------------------------------------------------------------------
 
 
-def save_figures(responses: Responses, folder: str | Path, *, label: Label | None = None) -> list[Path]:
-    """Draw the matrix and the fractions of each nominal response with truth, over all channels.
+def save_figures(
+    responses: ResponseMatrices, folder: str | Path, *, label: Label | None = None
+) -> list[Path]:
+    """Draw each nominal response matrix with truth, over all channels, and the fractions of events.
 
     Parameters
     ----------
     responses
-        Responses of `collect_responses`.
+        Response matrices of `collect_responses`.
     folder
         Where to write; made if need be.
     label
@@ -366,27 +353,20 @@ def save_figures(responses: Responses, folder: str | Path, *, label: Label | Non
     return paths
 
 
-def tables(responses: Responses) -> Iterator[Table]:
-    """Tables of each nominal response with truth, over all channels."""
+def tables(responses: ResponseMatrices) -> Iterator[Table]:
+    """Tables of the fractions of each nominal response matrix with truth, over all channels."""
     for key, response in _nominal(responses):
-        table = Table(
-            title=f"{key.observable}, {key.dataset}, {key.method}: condition number "
-            f"{response.condition_number:.3g}",
-            title_justify="left",
-            box=None,
+        where = f"{key.observable}, {key.dataset}, {key.method}"
+        bins = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(response.truth_edges)]
+        columns = [map(format_estimate, *getattr(response, name)) for name in SHARES]
+        yield terminal_table(
+            f"{where}: condition number {response.condition_number:.3g}",
+            ("true bin", *SHARES),
+            zip(bins, *columns, strict=True),
         )
-        for heading in ("true bin", *SHARES):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for i in range(len(response.truth_edges) - 1):
-            low, high = response.truth_edges[i : i + 2]
-            shares = (getattr(response, name) for name in SHARES)
-            table.add_row(
-                f"{low:g} to {high:g}", *(format_estimate(share.value[i], share.error[i]) for share in shares)
-            )
-        yield table
 
 
-def _nominal(responses: Responses) -> Iterator[tuple[Key, Response]]:
+def _nominal(responses: ResponseMatrices) -> Iterator[tuple[Key, ResponseMatrix]]:
     for key, response in responses.items():
         if key.channel == ALL_CHANNELS and key.variation == NOMINAL and response.has_truth:
             yield key, response

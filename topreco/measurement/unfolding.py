@@ -1,7 +1,7 @@
-"""Response matrices as unfolding needs them: purity, stability, acceptance, condition number, and good bins.
+"""Response matrices for unfolding, their purity, stability, acceptance and condition number, and good bins.
 
-Nothing is unfolded here; `docs/UNFOLDING.md` shows how to go on with TUnfold, RooUnfold or a fit. Sums are of
-signed weights. A ratio whose denominator is not positive is NaN.
+Nothing is unfolded here; `docs/UNFOLDING.md` shows how to continue with TUnfold, RooUnfold or a fit. Sums are
+of signed weights. A ratio whose denominator is not positive is NaN.
 """
 
 import itertools
@@ -17,9 +17,8 @@ import numpy as np
 from topreco.config import NOMINAL
 from topreco.core.errors import TopRecoError
 from topreco.core.events import CHANNELS
-from topreco.core.observables import OBSERVABLES
 from topreco.core.statistics import Array, Estimate, bin_starts, efficiency, merge_bins
-from topreco.evaluation.histograms import cells
+from topreco.evaluation.histograms import cells, reco_axis, truth_axis
 from topreco.evaluation.responses import responses_of
 from topreco.evaluation.summary import ALL_CHANNELS
 
@@ -31,20 +30,27 @@ class Sums(NamedTuple):
     variance: Array
 
     def summed(self, axis: int) -> "Sums":
-        """The same summed over an axis."""
+        """Sums over an axis."""
         return Sums(self.value.sum(axis=axis), self.variance.sum(axis=axis))
 
     def merged(self, fine: Array, coarse: Array, axis: int) -> "Sums":
-        """The same in coarser bins of an axis, given the edges of both."""
+        """Sums in coarser bins of an axis, given the edges of both."""
         groups = bin_starts(fine, coarse)
         return Sums(merge_bins(self.value, groups, axis), merge_bins(self.variance, groups, axis))
 
+    def to_hist(self, *axes: hist.axis.Variable) -> hist.Hist:
+        """Sums as a histogram with these axes."""
+        histogram = hist.Hist(*axes, storage=hist.storage.Weight())
+        view = histogram.view(flow=True)
+        view["value"], view["variance"] = self
+        return histogram
+
 
 @dataclass(frozen=True, eq=False)
-class Response:
-    """What unfolding needs to know of one observable, method, channel and variation of a sample.
+class ResponseMatrix:
+    """Response matrix of one observable, method, channel and variation, with all events that are not in it.
 
-    With k truth bins and m reconstructed ones, flow not counted.
+    There are k truth bins and m reconstructed ones, flow not counted.
 
     Attributes
     ----------
@@ -60,7 +66,7 @@ class Response:
     fakes
         Those of them that do not belong to the phase space, shape (m + 2,).
     not_reconstructed
-        Events of the phase space that are selected, but for which the method has no answer, shape (k + 2,).
+        Events of the phase space that are selected, but not solved by the method, shape (k + 2,).
     generated
         All events of the phase space, of all channels, shape (k + 2,).
 
@@ -84,14 +90,14 @@ class Response:
 
     @property
     def has_truth(self) -> bool:
-        """Whether there is signal; data and other processes have none."""
+        """True if there is signal; data and other processes have none."""
         return bool(self.response.variance.any() or self.generated.variance.any())
 
     @cached_property
     def migration(self) -> Sums | None:
-        """`response` with the bins of truth on both axes, shape (k + 2, k + 2).
+        """`response` with the truth bins on both axes, shape (k + 2, k + 2).
 
-        None if an edge of them is no edge of the reconstructed bins.
+        None if one of their edges is no edge of the reconstructed bins.
         """
         if not np.isin(self.truth_edges, self.reco_edges).all():
             return None
@@ -111,28 +117,28 @@ class Response:
     def acceptance(self) -> Estimate:
         """Acceptance times efficiency, N(gen i, reconstructed anywhere) / N(gen i), shape (k,).
 
-        Of the generated events of all channels, those that are selected in this one and reconstructed. The
-        weights of the selection are in the numerator alone.
+        The fraction of the generated events of all channels that are selected in this one and reconstructed.
+        The weights of the selection are in the numerator alone.
         """
         return _inner(_ratio(self.response.summed(1), self.generated))
 
     @property
     def efficiency(self) -> Estimate:
-        """Part of the selected events of each truth bin that the method reconstructs, shape (k,)."""
+        """Fraction of the selected events of each truth bin that the method reconstructs, shape (k,)."""
         solved, unsolved = self.response.summed(1), self.not_reconstructed
         selected = Sums(solved.value + unsolved.value, solved.variance + unsolved.variance)
         return _inner(_ratio(solved, selected))
 
     @property
     def fake_fraction(self) -> Estimate:
-        """Part of the reconstructed events of each bin that are not of the phase space, shape (m,)."""
+        """Fraction of the reconstructed events of each bin that are not of the phase space, shape (m,)."""
         return _inner(_ratio(self.fakes, self.measured))
 
     @property
     def missed(self) -> Sums:
         """Events of the phase space that are not selected or not reconstructed, shape (k + 2,).
 
-        The difference of what is generated and reconstructed. Where weights of the selection differ from one,
+        The difference of generated and reconstructed events. Where weights of the selection differ from one,
         its variance Σw²(generated) − Σw²(reconstructed) is an approximation, zero at least.
         """
         solved = self.response.summed(1)
@@ -180,17 +186,17 @@ class Response:
         return np.where(generated == 0, 0.0, self.probability * generated).sum(axis=0)
 
     def merged(self, truth_edges: Sequence[float] | Array, reco_edges: Sequence[float] | Array) -> Self:
-        """The same in coarser bins.
+        """The response matrix in coarser bins.
 
         Parameters
         ----------
         truth_edges, reco_edges
-            Edges, which must be among the present ones. What is outside goes to the flow.
+            Edges, which must be among the present ones. Events outside go to the flow.
 
         Raises
         ------
         TopRecoError
-            If one is not.
+            If an edge is not among them.
         """
         edges = {"truth": np.asarray(truth_edges, float), "reco": np.asarray(reco_edges, float)}
         for axis, present in (("truth", self.truth_edges), ("reco", self.reco_edges)):
@@ -215,15 +221,8 @@ class Response:
 
     def to_hist(self) -> hist.Hist:
         """`response` as a histogram with the axes truth and reco, flow included."""
-        label = OBSERVABLES[self.observable].axis_label
-        histogram = hist.Hist(
-            hist.axis.Variable(self.truth_edges, name="truth", label=f"True {label}"),
-            hist.axis.Variable(self.reco_edges, name="reco", label=f"Reconstructed {label}"),
-            storage=hist.storage.Weight(),
-        )
-        view = histogram.view(flow=True)
-        view["value"], view["variance"] = self.response
-        return histogram
+        axes = truth_axis(self.observable, self.truth_edges), reco_axis(self.observable, self.reco_edges)
+        return self.response.to_hist(*axes)
 
     def _on_diagonal(self, axis: int) -> Estimate:
         k = len(self.truth_edges) - 1
@@ -234,7 +233,7 @@ class Response:
 
 
 def _ratio(part: Sums, whole: Sums) -> Estimate:
-    """Fraction of the weight of a part, with its binomial error, see `metrics.efficiency`."""
+    """Fraction of the weight of a part, with its binomial error, see `statistics.efficiency`."""
     return efficiency(whole.value, whole.variance, part.value, part.variance)
 
 
@@ -254,8 +253,8 @@ def read_response(
     method: str,
     variation: str = NOMINAL,
     channel: str = ALL_CHANNELS,
-) -> Response:
-    """Response of one observable in filled histograms.
+) -> ResponseMatrix:
+    """Response matrix of one observable in filled histograms.
 
     Parameters
     ----------
@@ -271,7 +270,7 @@ def read_response(
     Raises
     ------
     TopRecoError
-        If there is no such observable, or nothing was filled.
+        If the observable is unknown, or nothing was filled.
     """
     if observable not in responses_of(histograms):
         known = ", ".join(responses_of(histograms)) or "none"
@@ -291,7 +290,7 @@ def read_response(
         return Sums(*(np.asarray(found[part])[of_channel].sum(axis=0) for part in ("value", "variance")))
 
     truth, reco = histograms[f"response/{observable}"].axes[-2:]
-    return Response(
+    return ResponseMatrix(
         observable,
         truth.edges,
         reco.edges,
@@ -333,7 +332,7 @@ def _any(found: Any) -> bool:
 
 
 class BinRequirements(NamedTuple):
-    """What every bin must have.
+    """Requirements that every bin must meet.
 
     Attributes
     ----------
@@ -358,8 +357,8 @@ class BinRequirements(NamedTuple):
         )
 
 
-def optimise(response: Response, wanted: BinRequirements) -> Response:
-    """The response in the largest number of bins that meet requirements.
+def optimise(response: ResponseMatrix, wanted: BinRequirements) -> ResponseMatrix:
+    """The response matrix in the largest number of bins that meet requirements.
 
     Parameters
     ----------
@@ -397,8 +396,8 @@ def optimise(response: Response, wanted: BinRequirements) -> Response:
 def optimal_edges(migration: Sums, edges: Array, wanted: BinRequirements) -> Array:
     """Edges of the largest number of bins that meet requirements; of several, those with the best worst bin.
 
-    Whether a range of fine bins will do depends on that range alone. So the best bins up to an edge are the
-    best ones up to an earlier edge and one bin more, and dynamic programming finds them exactly.
+    A range of fine bins meets the requirements or not by itself. So the best bins up to an edge are the best
+    ones up to an earlier edge and one bin more, and dynamic programming finds them exactly.
 
     Parameters
     ----------
@@ -412,14 +411,14 @@ def optimal_edges(migration: Sums, edges: Array, wanted: BinRequirements) -> Arr
     Returns
     -------
     edges
-        Some of them, the first and the last included.
+        A subset of the edges, the first and the last included.
 
     Raises
     ------
     TopRecoError
         If not even two bins meet the requirements.
     """
-    quality, events = _of_ranges(migration, wanted)
+    quality, events = _quality_of_ranges(migration, wanted)
     allowed = (quality >= 0) & (events >= wanted.min_events)
     n = len(edges) - 1
     # Number of bins and quality of the worst one, up to each edge, and where the last bin begins.
@@ -437,8 +436,8 @@ def optimal_edges(migration: Sums, edges: Array, wanted: BinRequirements) -> Arr
     return edges[found[::-1]]
 
 
-def _of_ranges(migration: Sums, wanted: BinRequirements) -> tuple[Array, Array]:
-    """How far the worse of purity and stability is above its minimum, and the effective number of events.
+def _quality_of_ranges(migration: Sums, wanted: BinRequirements) -> tuple[Array, Array]:
+    """Distance of the worse of purity and stability from its minimum, and effective number of events.
 
     Both by first and last edge of a range of fine bins, NaN where undefined, shape (n + 1, n + 1).
     """
@@ -462,7 +461,7 @@ def _of_ranges(migration: Sums, wanted: BinRequirements) -> tuple[Array, Array]:
 
 
 def _why_not(quality: Array, events: Array, edges: Array, wanted: BinRequirements) -> str:
-    """Why there are no two bins, and what would have to give way."""
+    """Message that there are no two bins, with the requirement that they miss and by how much."""
     n = len(edges) - 1
     text = f"no two bins between {edges[0]:g} and {edges[-1]:g} have {wanted}"
     # The worse of two bins that meet at an inner edge; undefined values compare as false.
@@ -475,7 +474,7 @@ def _why_not(quality: Array, events: Array, edges: Array, wanted: BinRequirement
 
 
 def _divided(edges: Array, fine: Array, counts: Array, parts: int) -> Array:
-    """Edges with each bin divided at the fine edges that come closest to equal contents."""
+    """Edges with each bin divided at the fine edges that are closest to equal contents."""
     found = [edges]
     for low, high in itertools.pairwise(edges):
         start, stop = np.searchsorted(fine, [low, high])

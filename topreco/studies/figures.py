@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from topreco.core.statistics import Array
-from topreco.evaluation.plotting import COLOURS, MARKERS, figure_style, save
+from topreco.evaluation.figures import save
+from topreco.evaluation.style import COLOURS, MARKERS, figure_style
 from topreco.studies.repeats import PowerLaw, spread
 
 

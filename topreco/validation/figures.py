@@ -10,14 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from topreco.core.observables import OBSERVABLES
-from topreco.evaluation.plotting import (
-    COLOURS,
-    MARKERS,
-    METRICS,
-    figure_style,
-    plot_metric,
-    plot_residual,
-)
+from topreco.evaluation.draw import METRICS, plot_metric, plot_residual
+from topreco.evaluation.style import COLOURS, MARKERS, canvas, figure_style
 from topreco.evaluation.summary import Bin
 from topreco.validation.extras import MassScan, Shape
 from topreco.validation.gather import EventTable
@@ -51,7 +45,7 @@ def draw_bins(
     methods
         Bins by method.
     field
-        One of those in `topreco.evaluation.plotting.METRICS`.
+        One of those in `topreco.evaluation.draw.METRICS`.
     observable
         Name of the observable.
     predicted
@@ -255,10 +249,7 @@ def draw_spin(methods: Mapping[str, SpinLinearity]) -> Figure:
 
 
 def _draw(content: Callable[[Any], None]) -> Figure:
-    with figure_style():
-        figure = Figure(figsize=(10.0, 10.0), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_title("Simulation", loc="left", style="italic", size="medium")
+    with canvas() as (figure, (axes,)):
         content(axes)
         axes.legend(loc="upper right", fontsize="small")
         return figure

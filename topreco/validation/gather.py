@@ -20,7 +20,7 @@ from topreco.core.events import DileptonEvents, TopPair, Truth
 from topreco.core.method import Method
 from topreco.core.skim import Skim
 from topreco.core.statistics import Array
-from topreco.evaluation.histograms import predicted_values, true_values
+from topreco.evaluation.fill import predicted_values, true_values
 
 OBSERVED = ("m_tt", "pt_top", "y_top", "c_hel")
 """Observables that are always validated."""

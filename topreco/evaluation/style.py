@@ -1,0 +1,102 @@
+"""Style of the figures: colours, markers, the label above them, and an empty canvas with all of that."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import mplhep
+from matplotlib.figure import Figure
+
+COLOURS = (
+    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
+    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
+)
+"""Ten colours that colour-blind readers can tell apart (M. A. Petroff, arXiv:2107.02270)."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+LINES = ("-", "--", ":", "-.")
+
+
+@dataclass(frozen=True)
+class Label:
+    """Text above a figure.
+
+    Attributes
+    ----------
+    text
+        Status, such as "Private work". None stands for "Simulation" in figures of events with truth, and for
+        nothing in those of data.
+    experiment
+        Experiment in bold before it, such as "CMS"; none by default.
+    sqrt_s
+        Centre-of-mass energy in TeV, None to omit.
+    """
+
+    text: str | None = None
+    experiment: str = ""
+    sqrt_s: float | None = None
+
+
+def figure_style() -> AbstractContextManager[None]:
+    """The CMS style of mplhep, also needed while saving: fonts are looked up then."""
+    return mpl.rc_context({**mplhep.style.CMS, "axes.labelpad": 8.0, "svg.hashsalt": "topreco"})
+
+
+@contextmanager
+def canvas(
+    label: Label | None = None, *, width: float = 10.0, heights: Sequence[float] = (1,)
+) -> Iterator[tuple[Figure, list[Any]]]:
+    """Figure to draw on within the style; the label is added at the end.
+
+    Parameters
+    ----------
+    label
+        Text above the figure.
+    width
+        Width in inches; the height is 10.
+    heights
+        Relative heights of the panels, which share the x axis.
+
+    Yields
+    ------
+    figure, panels
+        The figure and its axes, from above.
+    """
+    with figure_style():
+        figure = Figure(figsize=(width, 10.0), layout="constrained")
+        grid = figure.subplots(
+            len(heights), sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
+        )
+        panels = list(grid[:, 0])
+        yield figure, panels
+        _add_label(panels[0], Label() if label is None else label)
+
+
+def _add_label(axes: Any, label: Label) -> None:
+    text = "Simulation" if label.text is None else label.text
+    # The label takes the place of the y axis' exponent, which moves to the left of the axis.
+    axes.yaxis.get_offset_text().set_horizontalalignment("right")
+    if label.experiment:
+        # The text is placed beside the name for the size that the axes have now: make it the final one.
+        axes.figure.draw_without_rendering()
+    # A dollar sign is no mathtext here.
+    experiment, text = (part.replace("$", r"\$") for part in (label.experiment, text))
+    energy = None if label.sqrt_s is None else f"{label.sqrt_s:g}"
+    mplhep.label.exp_label(exp=experiment, llabel=text, com=energy, ax=axes, scilocator_adjust=False)
+
+
+def marker(i: int) -> dict[str, Any]:
+    """Style of the points of the i-th of several methods."""
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKERS[i % len(MARKERS)],
+        "markersize": 8,
+        "linestyle": "none",
+        "elinewidth": 2,
+    }
+
+
+def line(i: int) -> dict[str, Any]:
+    """Style of the line of the i-th of several methods."""
+    return {"color": COLOURS[i % len(COLOURS)], "linewidth": 2.5, "linestyle": LINES[i % len(LINES)]}
