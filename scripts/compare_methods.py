@@ -51,8 +51,9 @@ from topreco.evaluation.histograms import book
 from topreco.evaluation.plotting import save_all
 from topreco.evaluation.report import print_report, write_report
 from topreco.evaluation.summary import ALL_CHANNELS, Result, Summary, summarise
-from topreco.input.nano import inspect_file, is_remote, iterate_events, rename_branches
-from topreco.input.objects import fit_files, needed_branches, optional_branches
+from topreco.input.branches import Branches
+from topreco.input.nano import inspect_file, is_remote, iterate_events
+from topreco.input.required import fit_files, needed_branches, optional_branches
 from topreco.input.selection import select
 from topreco.input.truth import NEEDED_BRANCHES, TRUTH_BRANCHES, read_truth
 from topreco.network.splits import TEST, split_of
@@ -183,9 +184,9 @@ def _nano(files: Sequence[str], settings: CompareConfig) -> Sample:
             for events in iterate_events(
                 file, settings.tree, step_size=settings.step_size, branches=branches
             ):
-                selected = select(events, selection, dataset=settings.dataset)
-                named = rename_branches(events, selection.branches)
-                yield len(events), (selected.events, read_truth(named[selected.index]))
+                chunk = Branches(events, selection)
+                selected = select(chunk, selection, dataset=settings.dataset)
+                yield len(events), (selected.events, read_truth(chunk[selected.index]))
 
     return Sample(settings.dataset, selection.model_dump(mode="json"), length, chunks)
 

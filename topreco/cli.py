@@ -360,7 +360,7 @@ def plot(
 ) -> None:
     """Make the figures of saved histograms again."""
     from topreco.evaluation.plotting import Label, save_all
-    from topreco.runs.run import load_histograms
+    from topreco.runs.results import load_histograms
 
     histograms = load_histograms(source)
     folder = output or (source if source.is_dir() else source.parent) / "plots"
@@ -394,7 +394,7 @@ def unfolding(
     from topreco.evaluation.plotting import Label
     from topreco.measurement import export as export_to
     from topreco.measurement.unfolding import BinRequirements
-    from topreco.runs.run import load_results
+    from topreco.runs.results import load_results
 
     results = load_results(source)
     bins = None

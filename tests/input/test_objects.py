@@ -8,8 +8,9 @@ import uproot
 from topreco.config import ConfigError, SelectionConfig
 from topreco.core.events import DileptonEvents
 from topreco.core.skim import Skim
-from topreco.input.nano import InputError, inspect_file, iterate_events, open_events, rename_branches
-from topreco.input.objects import fit_files, fit_selection, needed_branches
+from topreco.input.branches import Branches
+from topreco.input.nano import InputError, inspect_file, iterate_events, open_events
+from topreco.input.required import fit_files, fit_selection, needed_branches
 from topreco.input.selection import select
 from topreco.input.skimming import make_skim
 from topreco.input.truth import read_truth
@@ -100,7 +101,7 @@ def test_renamed_branches_are_read(nano_file, random_events, tmp_path, step_size
     found = DileptonEvents.concatenate([part.events for part in parts])
     for name in DileptonEvents.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(found, name), getattr(expected.events, name), err_msg=name)
-    truth = read_truth(rename_branches(open_events(other), NAMES)[expected.index])
+    truth = read_truth(Branches(open_events(other), selection)[expected.index])
     reference = read_truth(open_events(path)[expected.index])
     np.testing.assert_array_equal(truth.tops, reference.tops)
     skims = [
@@ -112,11 +113,14 @@ def test_renamed_branches_are_read(nano_file, random_events, tmp_path, step_size
     assert Skim(skims[1].output).metadata["selection"]["branches"] == NAMES
 
 
-def test_renaming_twice_changes_nothing(nano_file, emu):
-    swapped = {"PuppiMET_pt": "PuppiMET_phi", "PuppiMET_phi": "PuppiMET_pt"}
-    events = rename_branches(open_events(nano_file([emu()])), swapped)
-    assert rename_branches(events, swapped) is events
-    assert len(events[:1]) == 1
+def test_branches_are_made_once_for_a_selection(nano_file, emu):
+    swapped = config(branches={"PuppiMET_pt": "PuppiMET_phi", "PuppiMET_phi": "PuppiMET_pt"})
+    branches = Branches(open_events(nano_file([emu()])), swapped)
+    assert Branches.of(branches) is Branches.of(branches, swapped) is branches
+    assert Branches.of(branches, branches.selection) is branches
+    assert branches.read("PuppiMET_pt").tolist() == branches[:1].read("PuppiMET_pt").tolist() == [1.0]
+    assert Branches.of(branches, config()).read("PuppiMET_pt").tolist() == [60.0]
+    assert len(branches[:1]) == 1
 
 
 def test_a_dataset_is_of_one_version(nano_file, emu, tmp_path):

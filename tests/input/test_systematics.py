@@ -539,7 +539,7 @@ def test_generated_events_have_the_weights_of_the_generator_alone(nano_file, emu
             "lumi": {"flat": 0.1},
         }
     )
-    found = dict(generated_weights(events, config))
+    found = dict(generated_weights(events, SELECTION, config))
     assert list(found) == ["nominal", "ps_isr_up", "ps_fsr_up"]
     np.testing.assert_allclose(found["nominal"], [1.0, -0.5])
     np.testing.assert_allclose(found["ps_isr_up"], [1.1, -0.65], rtol=1e-6)
@@ -678,7 +678,7 @@ def test_a_branch_of_other_objects(events, payload):
 
 
 def test_too_few_elements(two):
-    with pytest.raises(InputError, match=r"'PSWeight' has 4 elements in an event, element 44 was asked for"):
+    with pytest.raises(InputError, match=r"'PSWeight' has 4 elements in an event, element 44 is requested"):
         weights(two, ps={"branches": {"up": "PSWeight[44]"}})
     with pytest.raises(InputError, match=r"'PSWeight' has several values per event; write PSWeight\[0\]"):
         weights(two, ps={"branches": {"up": "PSWeight"}})

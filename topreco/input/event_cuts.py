@@ -57,7 +57,7 @@ def event_cuts(objects: Objects, config: SelectionConfig, dataset: str) -> Itera
         If a file of the configuration cannot be used, or data of no primary dataset of `triggers`.
     """
     cuts = config.cuts
-    if cuts.golden_json is not None and not objects.simulated:
+    if cuts.golden_json is not None and not objects.branches.is_simulation:
         mask = _lumi_mask(cuts.golden_json)
         yield "golden JSON", np.asarray(mask(objects.run, objects.luminosity_block), dtype=bool)
     if cuts.met_filters:
@@ -121,7 +121,7 @@ def _any_inside(
 
 def _late_2018(objects: Objects, fraction: float, dataset: str) -> BoolArray:
     """Events of the time without HEM15/16; of simulated ones the given fraction, shape (n,)."""
-    if not objects.simulated:
+    if not objects.branches.is_simulation:
         return objects.run >= HEM_FIRST_RUN
     key = (dataset_id(dataset), objects.run, objects.luminosity_block, objects.event)
     return hashed_uniform(_HEM_SALT, *key) < fraction
@@ -130,13 +130,13 @@ def _late_2018(objects: Objects, fraction: float, dataset: str) -> BoolArray:
 def _triggered(objects: Objects, cuts: CutsConfig, dataset: str) -> BoolArray:
     """Any trigger in simulation; in data those of the primary dataset without those of earlier ones."""
     fired = objects.triggers
-    if objects.simulated:
+    if objects.branches.is_simulation:
         return np.logical_or.reduce(list(fired.values()))
     # Of DoubleMuon and Muon, a dataset DoubleMuon_Run2018A is of the former.
     own = max((name for name in cuts.triggers if name in dataset), key=len, default=None)
     if own is None:
         raise InputError(
-            f"{objects.origin}: data of dataset {dataset!r}, whose name holds no primary dataset of "
+            f"{objects.branches.origin}: data of dataset {dataset!r}, whose name holds no primary dataset of "
             f"selection.cuts.triggers ({', '.join(cuts.triggers)})"
         )
     names = list(cuts.triggers)

@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 
 from topreco.config import ElectronSelection, MuonSelection, SelectionConfig
-from topreco.config.presets import resolve_selection
 from topreco.core import fourvector
 from topreco.core.constants import PDG_ELECTRON, PDG_MUON
 from topreco.core.events import CHANNELS, BoolArray, DileptonEvents, FloatArray, IntArray, dataset_id
 from topreco.core.pairing import b_candidates
 from topreco.input.cutflow import Cutflow
 from topreco.input.event_cuts import event_cuts, vetoed_jets
-from topreco.input.nano import require_finite
 from topreco.input.objects import Leptons, Objects, pad_in_falling_pt, read_objects
 
 PU_ID_PT_MAX = 50.0
@@ -95,7 +93,7 @@ def select_objects(objects: Objects, config: SelectionConfig, *, dataset: str) -
     topreco.input.nano.InputError
         If a selected jet has a b-tag score that is not finite, or a file that a cut needs cannot be used.
     """
-    config = resolve_selection(config, objects.branches)
+    config = objects.branches.resolve(config)
     weight = objects.weight
     cutflow = Cutflow()
     cutflow.add_step("all", weight)
@@ -139,7 +137,7 @@ def select_objects(objects: Objects, config: SelectionConfig, *, dataset: str) -
     flavour, channel = flavour[passed], channel[passed]
     passed = np.ones(len(index), dtype=bool)
     jets = _select_jets(objects, config, index, p4)
-    require_finite(objects.origin, f"Jet_{config.jet.btag}", jets.btag[jets.mask])
+    objects.branches.require_finite(f"Jet_{config.jet.btag}", jets.btag[jets.mask])
     if config.jet.min_jets > 0:
         cut(_at_least(config.jet.min_jets, "jet"), jets.n_jets >= config.jet.min_jets)
     if config.jet.min_btags > 0:

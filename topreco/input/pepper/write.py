@@ -24,15 +24,9 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import BoolArray, DileptonEvents, FloatArray, IntArray, TopPair
 from topreco.core.files import complete_file
 from topreco.input.nano import InputError
-from topreco.input.pepper.read import (
-    buffer_prefix,
-    collections,
-    inspect_pepper,
-    is_hdf5,
-    iterate_pepper,
-    open_hdf5,
-    select_pepper,
-)
+from topreco.input.pepper.hdf5 import buffer_prefix, is_hdf5, open_hdf5
+from topreco.input.pepper.read import collections, inspect_pepper, iterate_pepper
+from topreco.input.pepper.select import select_pepper
 
 
 @dataclass(frozen=True)
