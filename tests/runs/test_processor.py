@@ -72,14 +72,13 @@ def test_it_pickles_small(instance, toy_model):
 
 
 def test_model_is_read_once_per_process(simulated, instance, monkeypatch):
-    from topreco.network import model_file as checkpoint
+    from topreco.network import model_file
+    from topreco.reconstruction import network
 
     read = []
-    original = checkpoint.load_artefact
-    monkeypatch.setattr(checkpoint, "load_artefact", lambda path: read.append(path) or original(path))
-    from topreco.reconstruction import methods as reconstructors
-
-    reconstructors._read_artefact.cache_clear()
+    original = model_file.load_artefact
+    monkeypatch.setattr(model_file, "load_artefact", lambda path: read.append(path) or original(path))
+    network._read_artefact.cache_clear()
     run(simulated, cloudpickle.loads(cloudpickle.dumps(instance)), chunksize=300)
     assert len(read) == 1
 

@@ -409,6 +409,28 @@ def test_options_of_the_selection(write, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_cuts_that_would_be_ignored_are_refused(write, form, tmp_path):
+    path = write(form, few_events())
+    cuts = selection(met_min=30, jet={"pt_min": 25, "max_jets": 4}, m_lb_max=150)
+    message = r"^selection\.jet\.pt_min, selection\.met_min: would be ignored for .*pepper"
+    for use in (
+        lambda: inspect_pepper(path, cuts),
+        lambda: select_pepper(next(iterate_pepper(path)), cuts, dataset="tt"),
+        lambda: make_skim([path], tmp_path / "skim.parquet", cuts, progress=False),
+    ):
+        with pytest.raises(TopRecoError, match=message):
+            use()
+    if form == "root":
+        config = build_config(
+            RunConfig,
+            {"fileset": {"tt": [str(path)]}, "methods": ["loose"], "selection": cuts.model_dump()},
+            "test",
+        )
+        with pytest.raises(TopRecoError, match=message):
+            run(config, progress=False)
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("kind", "expected"), [("systematics", [-1.5, 2.0, 2.0]), (None, [1.0, 1.0, 1.0])])
 def test_weights_among_the_variations_or_none(write, form, kind, expected):
     assert read(write(form, few_events(), weights=kind))[0].weight.tolist() == expected
