@@ -19,7 +19,7 @@ from topreco.input.required import fit_selection
 class Branches:
     """Branches of a chunk by their names in NanoAOD, whatever the file calls them.
 
-    Whoever reads an event does so through this class, so `selection.branches` applies to all of them, and
+    Everything that reads events does so through this class: `selection.branches` applies everywhere, and
     preset and era are resolved once per chunk. Branches are read when first requested.
 
     Parameters
@@ -105,11 +105,11 @@ class Branches:
 
     @property
     def is_simulation(self) -> bool:
-        """Whether there are generator weights, which only simulated events have."""
+        """True if there are generator weights, which only simulated events have."""
         return self.has("genWeight")
 
     def has(self, *names: str) -> bool:
-        """Whether all these branches (``Jet_jetId``, ``genWeight``) are there; nothing is read."""
+        """Return True if all these branches (``Jet_jetId``, ``genWeight``) are there; nothing is read."""
         return all(self._in_file(name) in self._places for name in names)
 
     def read(self, name: str, *, key: str | None = None) -> Any:
@@ -184,7 +184,7 @@ class Branches:
         return counts
 
     def is_jagged(self, name: str) -> bool:
-        """Whether a branch has any number of values per event rather than one; nothing is read.
+        """Return True if a branch has any number of values per event rather than one; nothing is read.
 
         Raises
         ------

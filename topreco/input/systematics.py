@@ -14,7 +14,7 @@ no generator information reaches a method.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -148,19 +148,12 @@ def event_weights(
         If a branch is missing, cannot be read or has too few elements.
     """
     branches = Branches.of(events, objects.branches.selection)
-    ones = np.ones(len(selected.events))
     sources = config.weights if branches.is_simulation else {}
-    nominal = {
-        name: _weight(branches, objects, selected, source, NOMINAL) if source.corrects else ones
-        for name, source in sources.items()
-    }
-    factors = {NOMINAL: np.prod([ones, *nominal.values()], axis=0)}
-    for name, source in sources.items() if varied else ():
-        others = [factor for other, factor in nominal.items() if other != name]
-        for variation in source.variations:
-            factor = _weight(branches, objects, selected, source, variation)
-            factors[f"{name}_{variation}"] = np.prod([ones, *others, factor], axis=0)
-    return factors
+
+    def factor(source: WeightSource, variation: str) -> FloatArray:
+        return _weight(branches, objects, selected, source, variation)
+
+    return dict(_products(np.ones(len(selected.events)), sources, factor, varied=varied))
 
 
 def generated_weights(
@@ -200,22 +193,31 @@ def generated_weights(
         for name, source in config.weights.items()
         if source.branches and all(map(_of_theory, source.branches.values()))
     }
-    weight = branches.finite("genWeight")
-    nominal = {
-        name: _element(branches, index, *source.elements[NOMINAL])
-        for name, source in sources.items()
-        if source.corrects
-    }
-    yield NOMINAL, np.prod([weight, *nominal.values()], axis=0)
-    for name, source in sources.items():
-        others = [factor for other, factor in nominal.items() if other != name]
-        for variation in source.variations:
-            factor = _element(branches, index, *source.elements[variation])
-            yield f"{name}_{variation}", np.prod([weight, *others, factor], axis=0)
+
+    def factor(source: WeightSource, variation: str) -> FloatArray:
+        return _element(branches, index, *source.elements[variation])
+
+    yield from _products(branches.finite("genWeight"), sources, factor)
 
 
 def _of_theory(branch: str) -> bool:
     return branch.startswith(("LHE", "PSWeight"))
+
+
+def _products(
+    weight: FloatArray,
+    sources: Mapping[str, WeightSource],
+    factor: Callable[[WeightSource, str], FloatArray],
+    *,
+    varied: bool = True,
+) -> Iterator[tuple[str, FloatArray]]:
+    """A weight times the factors of all sources, then with one of them varied; see `event_weights`."""
+    nominal = {name: factor(source, NOMINAL) for name, source in sources.items() if source.corrects}
+    yield NOMINAL, np.prod([weight, *nominal.values()], axis=0)
+    for name, source in sources.items() if varied else ():
+        others = [values for other, values in nominal.items() if other != name]
+        for variation in source.variations:
+            yield f"{name}_{variation}", np.prod([weight, *others, factor(source, variation)], axis=0)
 
 
 # ---- objects ---------------------------------------------------------------------------------------------
