@@ -67,20 +67,13 @@ class Branches:
         return str(self.metadata.get("filename", "events"))
 
     @cached_property
-    def _places(self) -> dict[str, tuple[str, ...]]:
-        """Collection and field of each branch, by its name in the file, or the branch alone."""
-        places: dict[str, tuple[str, ...]] = {}
-        for collection in self.layout.fields:
-            fields = self.layout[collection].fields
-            places |= {f"{collection}_{field}": (collection, field) for field in fields}
-            if not fields:
-                places[collection] = (collection,)
-        return places
-
-    @cached_property
     def names(self) -> frozenset[str]:
         """Names of all branches as in the file, counters excepted."""
-        return frozenset(self._places)
+        return frozenset(
+            f"{collection}_{field}" if field else collection
+            for collection in self.layout.fields
+            for field in self.layout[collection].fields or [""]
+        )
 
     @cached_property
     def selection(self) -> SelectionConfig:
@@ -110,7 +103,7 @@ class Branches:
 
     def has(self, *names: str) -> bool:
         """Return True if all these branches (``Jet_jetId``, ``genWeight``) are there; nothing is read."""
-        return all(self._in_file(name) in self._places for name in names)
+        return all(self._place(name) for name in names)
 
     def read(self, name: str, *, key: str | None = None) -> Any:
         """Values of a branch, flat over the objects of all events.
@@ -193,12 +186,20 @@ class Branches:
         """
         return bool(self._column(name).ndim > 1)
 
-    def _in_file(self, name: str) -> str:
-        return self.given.branches.get(name, name)
+    def _place(self, name: str) -> tuple[str, ...]:
+        """Collection and field of a branch, or the branch alone; empty if it is not there."""
+        name, layout = self.given.branches.get(name, name), self.layout
+        if name in layout.fields and not layout[name].fields:
+            return (name,)
+        # A collection may have underscores of its own: ``gent_lc_pt``.
+        fitting = (collection for collection in layout.fields if name.startswith(f"{collection}_"))
+        collection = max(fitting, key=len, default="")
+        field = name[len(collection) + 1 :]
+        return (collection, field) if collection and field in layout[collection].fields else ()
 
     def _column(self, name: str, key: str | None = None) -> Any:
         """Column of a branch; of the objects of each event only their number is read."""
-        if (place := self._places.get(self._in_file(name))) is None:
+        if not (place := self._place(name)):
             raise InputError(f"{self.origin}: {missing_branch(name, self.names, key)}")
         column = self.layout
         for part in place:
