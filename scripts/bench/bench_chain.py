@@ -36,20 +36,20 @@ from topreco.reconstruction.network import NetworkMethod
 
 DATASET = "bench"
 METHODS = ["dilepton", "sonnenschein"]
-# What no processor can do without, and what only a better method could save.
+# Unavoidable in every processor; only a better method could make it cheaper.
 RECONSTRUCTION = ("network", "solvers")
 TARGET = 2.0
 
 
 class Known:
-    """A method whose answer is known, so that filling is timed alone."""
+    """A method whose prediction is known, so that filling is timed alone."""
 
     def __init__(self, name: str, pair: TopPair) -> None:
         self.name = name
         self.pair = pair
 
     def __call__(self, events: DileptonEvents) -> TopPair:  # noqa: ARG002 - as methods are called
-        """Give the answer."""
+        """Give the prediction."""
         return self.pair
 
 

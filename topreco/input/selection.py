@@ -44,12 +44,12 @@ class Selection:
 
 @dataclass(frozen=True)
 class IndexedSelection(Selection):
-    """Events that pass, and which objects of the chunk they are made of.
+    """Events that pass, with the positions of their objects in the chunk.
 
     Attributes
     ----------
     lepton_index
-        Positions of ℓ⁺ and ℓ⁻ among all electrons or muons of the chunk, by flavour, shape (n, 2).
+        Positions of ℓ⁺ and ℓ⁻ among all electrons or all muons of the chunk, by flavour, shape (n, 2).
     jet_index
         Positions of the jets among all jets of the chunk, −1 where padded, shape (n, max_jets).
     """
@@ -64,7 +64,7 @@ def select(events: Any, config: SelectionConfig, *, dataset: str) -> IndexedSele
     Parameters
     ----------
     events
-        `NanoEvents` of a chunk; only the needed branches are read.
+        `NanoEvents` or `Branches` of a chunk; only the needed branches are read.
     config
         Cuts; what is not set follows the preset of the file, see `topreco.config.presets`.
     dataset
@@ -78,7 +78,7 @@ def select(events: Any, config: SelectionConfig, *, dataset: str) -> IndexedSele
     Raises
     ------
     topreco.input.nano.InputError
-        If a branch is missing, cannot be read, or holds a momentum that is not finite.
+        If a branch is missing, cannot be read, or contains a momentum that is not finite.
     topreco.config.ConfigError
         If the preset cannot be resolved.
     """
@@ -86,7 +86,7 @@ def select(events: Any, config: SelectionConfig, *, dataset: str) -> IndexedSele
 
 
 def select_objects(objects: Objects, config: SelectionConfig, *, dataset: str) -> IndexedSelection:
-    """Select dileptonic events among objects that were read, and perhaps corrected; see `select`.
+    """Select dileptonic events from objects, as read or corrected; see `select`.
 
     Raises
     ------
