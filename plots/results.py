@@ -15,7 +15,7 @@ from pathlib import Path
 from topreco.core.errors import TopRecoError
 from topreco.evaluation.figures import save_all
 from topreco.evaluation.histograms import add_up
-from topreco.runs.run import load_histograms
+from topreco.runs.results import load_histograms
 
 PUBLISHED = {
     "demo": ("all", ("res_m_tt",)),

@@ -32,7 +32,7 @@ FLAT = 0.25
 """MB per chunk up to which memory counts as flat: 250 MB for 10⁸ events in chunks of 10⁵."""
 
 FILES = 100
-"""Files of a fileset; so many chunks are between two looks at the time."""
+"""Files of a fileset, and so the number of chunks between two checks of the time."""
 
 
 class Watched(DileptonProcessor):
@@ -44,7 +44,7 @@ class Watched(DileptonProcessor):
         self.memory: list[float] = []
 
     def process(self, events: Any) -> dict[str, Any]:
-        """Fill the histograms of one chunk, then look at the memory."""
+        """Fill the histograms of one chunk, then read the memory."""
         output = super().process(events)
         self.events.append(len(events))
         self.memory.append(resident())

@@ -401,7 +401,7 @@ def plot(
     from topreco.evaluation.figures import FORMATS, save_all
     from topreco.evaluation.histograms import add_up
     from topreco.evaluation.style import Label
-    from topreco.runs.run import load_histograms
+    from topreco.runs.results import load_histograms
 
     if output is None and len(sources) > 1:
         raise TopRecoError("--output: needed for the figures of several runs")
@@ -449,7 +449,7 @@ def unfolding(
     from topreco.evaluation.style import Label
     from topreco.measurement import export as export_to
     from topreco.measurement.unfolding import BinRequirements
-    from topreco.runs.run import load_results
+    from topreco.runs.results import load_results
 
     results = load_results(source)
     bins = None

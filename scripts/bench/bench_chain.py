@@ -24,8 +24,10 @@ from topreco.core.events import DileptonEvents, TopPair
 from topreco.core.method import Method
 from topreco.evaluation.fill import fill_methods
 from topreco.evaluation.histograms import book
-from topreco.input.nano import branch_names, has_branch, open_events
-from topreco.input.objects import fit_selection, needed_branches, optional_branches, read_objects
+from topreco.input.branches import Branches
+from topreco.input.nano import open_events
+from topreco.input.objects import read_objects
+from topreco.input.required import needed_branches, optional_branches
 from topreco.input.selection import select_objects
 from topreco.input.truth import TRUTH_BRANCHES, read_truth
 from topreco.network.tokens import Objects, build_tokens
@@ -34,20 +36,20 @@ from topreco.reconstruction.network import NetworkMethod
 
 DATASET = "bench"
 METHODS = ["dilepton", "sonnenschein"]
-# What no processor can do without, and what only a better method could save.
+# Unavoidable in every processor; only a better method could make it cheaper.
 RECONSTRUCTION = ("network", "solvers")
 TARGET = 2.0
 
 
 class Known:
-    """A method whose answer is known, so that filling is timed alone."""
+    """A method whose prediction is known, so that filling is timed alone."""
 
     def __init__(self, name: str, pair: TopPair) -> None:
         self.name = name
         self.pair = pair
 
     def __call__(self, events: DileptonEvents) -> TopPair:  # noqa: ARG002 - as methods are called
-        """Give the answer."""
+        """Give the prediction."""
         return self.pair
 
 
@@ -68,11 +70,12 @@ class Chain:
         self.config = SelectionConfig()
         events = open_events(file)
         self.n = len(events)
-        fitted = fit_selection(self.config, branch_names(events), file)
+        branches = Branches(events, self.config)
+        fitted = branches.selection
         wanted = (*needed_branches(fitted), *optional_branches(fitted), *TRUTH_BRANCHES)
         # Without the status, which only files without `Generator` need.
-        unused = {"GenPart_status"} if has_branch(events, "Generator_id1") else set()
-        self.branches = [b for b in dict.fromkeys(wanted) if has_branch(events, b) and b not in unused]
+        unused = {"GenPart_status"} if branches.has("Generator_id1") else set()
+        self.branches = [b for b in dict.fromkeys(wanted) if branches.has(b) and b not in unused]
 
     def read_bare(self) -> None:
         """Read the branches with uproot and nothing else."""
@@ -90,13 +93,13 @@ class Chain:
             seconds[stage] = seconds.get(stage, 0.0) + time.process_time() - start
 
         with timed("open"):
-            events = open_events(self.file)
+            branches = Branches(open_events(self.file), self.config)
         with timed("read"):
-            objects = read_objects(events, self.config)
+            objects = read_objects(branches)
         with timed("select"):
             selection = select_objects(objects, self.config, dataset=DATASET)
         with timed("read truth"):
-            truth = read_truth(events[selection.index])
+            truth = read_truth(branches[selection.index])
         selected, known = selection.events, []
         for method in self.methods:
             is_network = isinstance(method, NetworkMethod)

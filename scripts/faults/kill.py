@@ -43,7 +43,7 @@ import topreco.network.fit.loop
 import topreco.runs.run
 import topreco.simulation  # noqa: F401
 from topreco.cli import main as topreco_main
-from topreco.runs.run import load_results
+from topreco.runs.results import load_results
 
 TIMEOUT = 300
 

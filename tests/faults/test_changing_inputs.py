@@ -14,7 +14,7 @@ from topreco.cli import main
 from topreco.config import DataConfig, RunConfig, SelectionConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.skim import Skim, SkimError
-from topreco.input import nano, skimming
+from topreco.input import branches, skimming
 from topreco.input.nano import InputError
 from topreco.input.skimming import make_skim
 from topreco.network.fit.data import read_training_data
@@ -155,7 +155,7 @@ def test_a_branch_too_large_for_memory(nano_file, tmp_path, monkeypatch):
     def too_large(*arguments, **options):
         raise MemoryError("Unable to allocate 7 TiB")
 
-    monkeypatch.setattr(nano.ak, "to_numpy", too_large)
+    monkeypatch.setattr(branches.ak, "to_numpy", too_large)
     with pytest.raises(TopRecoError, match=r"nano\.root: out of memory .*7 TiB.*: fewer events") as error:
         make_skim([nano_file], tmp_path / "a.parquet", SelectionConfig(), progress=False)
     # A run shall not skip it as a bad file.

@@ -87,7 +87,7 @@ def test_processor_reads_the_truth_besides(simulated, branches_read, toy_model):
 
 
 def test_documented_branches_are_those_of_the_code():
-    from topreco.input.objects import needed_branches, optional_branches
+    from topreco.input.required import needed_branches, optional_branches
     from topreco.input.truth import TRUTH_BRANCHES
 
     table = documented("Branches that are read")

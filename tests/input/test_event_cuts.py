@@ -129,7 +129,7 @@ def test_missing_paths(run, emu):
 
 
 def test_data_of_an_unknown_primary_dataset(run, emu):
-    with pytest.raises(InputError, match=r"dataset 'EGamma', whose name holds no primary dataset.*MuonEG"):
+    with pytest.raises(InputError, match=r"dataset 'EGamma', whose name contains no primary dataset.*MuonEG"):
         run(emu(), cuts={"triggers": TRIGGERS}, dataset="EGamma", extra=PATHS, **DATA)
 
 

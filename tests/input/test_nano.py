@@ -3,16 +3,9 @@ import pytest
 import uproot
 
 from topreco.config import SelectionConfig
-from topreco.input.nano import (
-    InputError,
-    has_branch,
-    inspect_file,
-    iterate_events,
-    missing_branch,
-    open_events,
-    read_branch,
-)
-from topreco.input.objects import needed_branches
+from topreco.input.branches import Branches
+from topreco.input.nano import InputError, inspect_file, iterate_events, missing_branch, open_events
+from topreco.input.required import needed_branches
 from topreco.input.selection import select
 
 
@@ -21,12 +14,12 @@ def test_good_file(nano_file, emu):
     assert inspect_file(path).n_entries == 3
     assert inspect_file(str(path), "Events", needed_branches(SelectionConfig())).n_entries == 3
     assert inspect_file(path).generated == (10, 8.5)
-    events = open_events(path, entry_start=1)
-    assert read_branch(events, "event").tolist() == [1, 2]
-    assert read_branch(events, "Jet_pt").tolist() == [80.0, 60.0] * 2
-    assert has_branch(events, "genWeight")
-    assert not has_branch(events, "Jet")
-    assert not has_branch(events, "Jet_unknown")
+    branches = Branches(open_events(path, entry_start=1))
+    assert branches.read("event").tolist() == [1, 2]
+    assert branches.read("Jet_pt").tolist() == [80.0, 60.0] * 2
+    assert branches.has("genWeight", "Jet_pt")
+    assert not branches.has("Jet")
+    assert not branches.has("Jet_pt", "Jet_unknown")
 
 
 def test_data_have_no_generator_sums(nano_file, emu):
@@ -129,13 +122,13 @@ def test_urls_are_left_to_uproot(monkeypatch, path):
 
 def test_iterate(nano_file, random_events):
     path = nano_file(random_events)
-    chunks = [read_branch(events, "event") for events in iterate_events(path, step_size=60)]
+    chunks = [Branches(events).read("event") for events in iterate_events(path, step_size=60)]
     assert [len(chunk) for chunk in chunks] == [60, 60, 60, 20]
     assert np.concatenate(chunks).tolist() == [2**40 + i for i in range(200)]
-    (few,) = iterate_events(path, branches=["Jet_pt"])
-    assert has_branch(few, "Jet_pt")
-    assert not has_branch(few, "Jet_eta")
-    assert not has_branch(few, "genWeight")
+    (few,) = map(Branches, iterate_events(path, branches=["Jet_pt"]))
+    assert few.has("Jet_pt")
+    assert not few.has("Jet_eta")
+    assert not few.has("genWeight")
 
 
 def test_iterate_nothing(nano_file):

@@ -5,13 +5,16 @@ import numpy as np
 import pytest
 import uproot
 
-from topreco.config import ConfigError, SelectionConfig
+from topreco.config import ConfigError, SelectionConfig, SystematicsConfig
+from topreco.config.presets import resolve_selection
 from topreco.core.events import DileptonEvents
 from topreco.core.skim import Skim
-from topreco.input.nano import InputError, inspect_file, iterate_events, open_events, rename_branches
-from topreco.input.objects import fit_files, fit_selection, needed_branches
-from topreco.input.selection import select
+from topreco.input.branches import Branches
+from topreco.input.nano import InputError, inspect_file, iterate_events, open_events
+from topreco.input.required import fit_files, fit_selection, needed_branches
+from topreco.input.selection import select, select_objects
 from topreco.input.skimming import make_skim
+from topreco.input.systematics import event_weights, variations
 from topreco.input.truth import read_truth
 
 V9 = {"Jet_puIdDisc": np.float32(1)}
@@ -100,7 +103,7 @@ def test_renamed_branches_are_read(nano_file, random_events, tmp_path, step_size
     found = DileptonEvents.concatenate([part.events for part in parts])
     for name in DileptonEvents.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(found, name), getattr(expected.events, name), err_msg=name)
-    truth = read_truth(rename_branches(open_events(other), NAMES)[expected.index])
+    truth = read_truth(Branches(open_events(other), selection)[expected.index])
     reference = read_truth(open_events(path)[expected.index])
     np.testing.assert_array_equal(truth.tops, reference.tops)
     skims = [
@@ -112,11 +115,14 @@ def test_renamed_branches_are_read(nano_file, random_events, tmp_path, step_size
     assert Skim(skims[1].output).metadata["selection"]["branches"] == NAMES
 
 
-def test_renaming_twice_changes_nothing(nano_file, emu):
-    swapped = {"PuppiMET_pt": "PuppiMET_phi", "PuppiMET_phi": "PuppiMET_pt"}
-    events = rename_branches(open_events(nano_file([emu()])), swapped)
-    assert rename_branches(events, swapped) is events
-    assert len(events[:1]) == 1
+def test_branches_are_made_once_for_a_selection(nano_file, emu):
+    swapped = config(branches={"PuppiMET_pt": "PuppiMET_phi", "PuppiMET_phi": "PuppiMET_pt"})
+    branches = Branches(open_events(nano_file([emu()])), swapped)
+    assert Branches.of(branches) is Branches.of(branches, swapped) is branches
+    assert Branches.of(branches, branches.selection) is branches
+    assert branches.read("PuppiMET_pt").tolist() == branches[:1].read("PuppiMET_pt").tolist() == [1.0]
+    assert Branches.of(branches, config()).read("PuppiMET_pt").tolist() == [60.0]
+    assert len(branches[:1]) == 1
 
 
 def test_a_dataset_is_of_one_version(nano_file, emu, tmp_path):
@@ -134,6 +140,56 @@ def test_a_dataset_is_of_one_version(nano_file, emu, tmp_path):
 def test_unknown_preset_is_refused(nano_file, emu):
     with pytest.raises(ConfigError, match="no preset 'nano'"):
         select(open_events(nano_file([emu()])), config(preset="nano"), dataset="tt")
+
+
+def test_presets_and_renames_are_resolved_once_per_chunk(nano_file, emu, monkeypatch):
+    calls = []
+
+    def count(*arguments):
+        calls.append(arguments)
+        return resolve_selection(*arguments)
+
+    monkeypatch.setattr("topreco.input.required.resolve_selection", count)
+    monkeypatch.setattr("topreco.input.branches.resolve_selection", count)
+    selection = config()
+    branches = Branches(open_events(nano_file([emu()])), selection)
+    systematics = SystematicsConfig.model_validate(
+        {"objects": {"jes": {"object": "jet", "flat": 0.01}}, "weights": {"lumi": {"flat": 0.1}}}
+    )
+    for _, objects in variations(branches, selection, systematics):
+        chosen = select_objects(objects, selection, dataset="tt")
+        event_weights(branches, objects, chosen, systematics)
+    read_truth(branches[chosen.index])
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "keys"),
+    [
+        ({"met_min": 30.0}, "selection.met_min"),
+        (
+            {"jet": {"pt_min": 25.0, "max_jets": 9}, "cuts": {"hem_veto": True}},
+            "selection.jet.pt_min, selection.cuts.hem_veto",
+        ),
+        ({"branches": {"MET_pt": "met"}}, "selection.branches.MET_pt"),
+    ],
+)
+def test_keys_without_effect_are_refused(content, keys):
+    with pytest.raises(
+        ConfigError, match=rf"^{keys}: would be ignored for a table; .* only jet.max_jets, met "
+    ):
+        config(**content).require_effect(("jet.max_jets", "met"), "a table")
+
+
+def test_keys_with_an_effect_and_defaults_are_not_refused(nano_file, emu):
+    known = ("jet", "met")
+    config(jet={"pt_min": 25.0}, met="MET", met_min=40.0).require_effect(known, "a table")
+    # As `topreco config` writes them: every default set.
+    SelectionConfig.model_validate(SelectionConfig().model_dump()).require_effect((), "a table")
+    with pytest.raises(
+        ConfigError, match=r"selection\.pepper\.cut: would be ignored for .*nano\.root, which is"
+    ):
+        select(open_events(nano_file([emu()])), config(pepper={"cut": "Reco"}), dataset="tt")
 
 
 # ---- real files ------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from topreco.core import fourvector
 from topreco.core.events import CHANNELS, DileptonEvents, dataset_id
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import InputError, QuietNanoAODSchema, iterate_events, open_events
-from topreco.input.objects import OPTIONAL_BRANCHES, needed_branches
+from topreco.input.required import OPTIONAL_BRANCHES, needed_branches
 from topreco.input.selection import select
 
 GENERATOR = (

@@ -8,6 +8,7 @@ import awkward as ak
 import correctionlib.schemav2 as schema
 import numpy as np
 import pytest
+import uproot
 
 from topreco.config import (
     NOMINAL,
@@ -19,8 +20,10 @@ from topreco.config import (
 )
 from topreco.core.events import DileptonEvents
 from topreco.input import systematics
+from topreco.input.branches import Branches
 from topreco.input.nano import InputError, iterate_events, open_events
 from topreco.input.objects import read_objects
+from topreco.input.required import OPTIONAL_BRANCHES, needed_branches
 from topreco.input.selection import select, select_objects
 from topreco.input.systematics import (
     CorrectionError,
@@ -539,7 +542,7 @@ def test_generated_events_have_the_weights_of_the_generator_alone(nano_file, emu
             "lumi": {"flat": 0.1},
         }
     )
-    found = dict(generated_weights(events, config))
+    found = dict(generated_weights(events, SELECTION, config))
     assert list(found) == ["nominal", "ps_isr_up", "ps_fsr_up"]
     np.testing.assert_allclose(found["nominal"], [1.0, -0.5])
     np.testing.assert_allclose(found["ps_isr_up"], [1.1, -0.65], rtol=1e-6)
@@ -559,6 +562,71 @@ def test_weights_follow_a_variation_of_the_objects(two, payload):
         assert list(factors) == ["nominal"]
         nominal[name] = factors["nominal"][0]
     assert nominal == pytest.approx({"nominal": 40, "scale_up": 44, "scale_down": 36})
+
+
+def test_renamed_branches_reach_every_reader(nano_file, emu, payload):
+    """Objects, their variations and both kinds of weights, from `NanoEvents` and from `Branches`."""
+    scale = payload(SF=({"pt": "real"}, 0.5))
+    config = configure(
+        objects={"jes": {"object": "jet", "flat": 0.01}},
+        weights={
+            "lumi": {"flat": 0.025},
+            "muon": {"object": "muon", "file": scale, "correction": "SF"},
+            "ps": {"branches": {"nominal": "PSWeight[0]"}},
+        },
+    )
+    both = [emu(Jet=JETS, genWeight=3.0), emu(Electron=[])]
+    branch = ak.Array([[0.25], [0.5]])
+    plain = nano_file(both, "plain.root", extra={"PSWeight": branch})
+    renamed = nano_file(
+        both,
+        "renamed.root",
+        drop=("genWeight",),
+        extra={"PSWeightOwn": branch, "mcWeight": np.array([3.0, 1.0], "f4")},
+    )
+    own = SelectionConfig(branches={"genWeight": "mcWeight", "PSWeight": "PSWeightOwn"})
+    for path, selection in ((plain, SELECTION), (renamed, own)):
+        for events in (open_events(path), Branches(open_events(path), selection)):
+            for name, objects in variations(events, selection, config):
+                chosen = select_objects(objects, selection, dataset="x")
+                factors = event_weights(events, objects, chosen, config, varied=name == NOMINAL)
+                assert list(factors) == [NOMINAL, *(["lumi_up", "lumi_down"] if name == NOMINAL else [])]
+                assert (chosen.events.weight * factors[NOMINAL]).tolist() == [3.0 * 0.5 * 0.25]
+            assert dict(generated_weights(events, selection, config))[NOMINAL].tolist() == [0.75, 0.5]
+
+
+def test_renamed_generator_weights_of_a_real_file(data, tmp_path, payload):
+    """Case `renamed_genweight`."""
+    with uproot.open(data / "nanoaodv9_TTTo2L2Nu_first500.root") as file:
+        tree = file["Events"]
+        names = [*needed_branches(SELECTION), *OPTIONAL_BRANCHES, "Jet_puIdDisc"]
+        arrays = tree.arrays([name for name in names if name in tree], entry_stop=250)
+    jagged = {name.partition("_")[0] for name in arrays.fields if arrays[name].ndim > 1}
+    content = {name: arrays[name] for name in arrays.fields if arrays[name].ndim == 1}
+    for collection in jagged:
+        fields = [name for name in arrays.fields if name.startswith(f"{collection}_")]
+        content[collection] = ak.zip({name.partition("_")[2]: arrays[name] for name in fields})
+    config = configure(
+        weights={
+            "lumi": {"flat": 0.025},
+            "mu": {"object": "muon", "file": payload(sf=({"pt": "real"}, 0.5)), "correction": "sf"},
+        }
+    )
+    for weight, selection in (
+        ("genWeight", SELECTION),
+        ("mcWeight", SelectionConfig(branches={"genWeight": "mcWeight"})),
+    ):
+        path = tmp_path / f"{weight}.root"
+        with uproot.recreate(path) as file:
+            stored = {weight if name == "genWeight" else name: values for name, values in content.items()}
+            file.mktree("Events", {name: ak.type(values).content for name, values in stored.items()})
+            file["Events"].extend(stored)
+        events = open_events(path)
+        ((_, objects),) = variations(events, selection, config)
+        chosen = select_objects(objects, selection, dataset="tt")
+        factors = event_weights(events, objects, chosen, config)
+        assert list(factors) == ["nominal", "lumi_up", "lumi_down"]
+        assert (chosen.events.weight * factors["nominal"]).sum() == pytest.approx(908.7, abs=0.05)
 
 
 # ---- data ------------------------------------------------------------------------------------------------
@@ -678,7 +746,7 @@ def test_a_branch_of_other_objects(events, payload):
 
 
 def test_too_few_elements(two):
-    with pytest.raises(InputError, match=r"'PSWeight' has 4 elements in an event, element 44 was asked for"):
+    with pytest.raises(InputError, match=r"'PSWeight' has 4 elements in an event, element 44 is requested"):
         weights(two, ps={"branches": {"up": "PSWeight[44]"}})
     with pytest.raises(InputError, match=r"'PSWeight' has several values per event; write PSWeight\[0\]"):
         weights(two, ps={"branches": {"up": "PSWeight"}})

@@ -22,7 +22,7 @@ from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, Truth, toy_events
 from topreco.input.nano import iterate_events
-from topreco.input.objects import OPTIONAL_BRANCHES, needed_branches
+from topreco.input.required import OPTIONAL_BRANCHES, needed_branches
 from topreco.input.selection import select
 from topreco.input.truth import TRUTH_BRANCHES, read_truth
 from topreco.network.fit.loop import pair_metrics

@@ -35,11 +35,6 @@ def test_missing_extra(monkeypatch, executor):
     )
 
 
-def test_taskvine_is_on_conda_only(monkeypatch):
-    monkeypatch.setattr(executors.importlib.util, "find_spec", lambda name: None)
-    refused("executor 'taskvine' needs ndcctools, which is not on PyPI: conda install", "executor=taskvine")
-
-
 @pytest.mark.parametrize("executor", ["dask", "parsl"])
 @pytest.mark.parametrize(("kind", "command"), [("slurm", "sbatch"), ("htcondor", "condor_submit")])
 def test_no_batch_system(monkeypatch, executor, kind, command):

@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 from pathlib import Path
 
-import awkward as ak
 import cloudpickle
 import numpy as np
 import pytest
@@ -71,13 +70,12 @@ def test_it_pickles_small(instance, toy_model):
 
 
 def test_model_is_read_once_per_process(simulated, instance, monkeypatch):
-    from topreco.network import model_file as checkpoint
-
-    read = []
-    original = checkpoint.load_model
-    monkeypatch.setattr(checkpoint, "load_model", lambda path: read.append(path) or original(path))
+    from topreco.network import model_file
     from topreco.reconstruction import network
 
+    read = []
+    original = model_file.load_model
+    monkeypatch.setattr(model_file, "load_model", lambda path: read.append(path) or original(path))
     network._read_model.cache_clear()
     run(simulated, cloudpickle.loads(cloudpickle.dumps(instance)), chunksize=300)
     assert len(read) == 1
@@ -120,17 +118,6 @@ def test_chunk_size_changes_nothing(simulated, instance, nominal, chunksize):
 def test_futures_change_nothing(simulated, instance, nominal):
     executor = processor.FuturesExecutor(workers=2, status=False)
     assert_equal(nominal, run(simulated, instance, executor, chunksize=300))
-
-
-@pytest.mark.slow
-def test_dask_changes_nothing(simulated, instance, nominal):
-    distributed = pytest.importorskip("distributed")
-    with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        executor = processor.DaskExecutor(client=client, status=False)
-        assert_equal(nominal, run(simulated, instance, executor, chunksize=300))
 
 
 def test_data_give_the_same_reconstruction(as_data, simulated, instance, nominal):
@@ -302,28 +289,6 @@ def test_the_file_to_copy_runs(simulated, toy_model, nominal):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert_equal(nominal, run(simulated, module.TTbarDilepton(str(toy_model))))
-
-
-def test_inside_another_processor(simulated, toy_model):
-    """Selection and model, called one by one."""
-    from topreco.input.selection import select
-
-    class Own(processor.ProcessorABC):
-        def __init__(self):
-            self.model = load(toy_model, threads=1)
-
-        def process(self, events):
-            selected = select(events, SelectionConfig(), dataset=events.metadata["dataset"])
-            tops = self.model(selected.events)
-            jets = events.Jet[selected.index]
-            return {"n": len(tops), "jets": int(ak.sum(ak.num(jets)))}
-
-        def postprocess(self, accumulator):
-            return accumulator
-
-    output = run(simulated, Own())
-    assert output["n"] > 50
-    assert output["jets"] > output["n"]
 
 
 # ---- unfolding -------------------------------------------------------------------------------------------

@@ -379,7 +379,7 @@ def test_a_file_that_vanishes(configured, simulated, nominal, tmp_path, monkeypa
             copy.unlink()
         return summary
 
-    monkeypatch.setattr("topreco.runs.run.inspect_file", inspect)
+    monkeypatch.setattr("topreco.runs.inspect.inspect_file", inspect)
     config = configured(f"skip_bad_files={skip}", files=[simulated, copy])
     if not skip:
         with pytest.raises(TopRecoError, match=r"copy\.root: a worker cannot open it \(FileNotFoundError"):

@@ -12,7 +12,7 @@ pytest.importorskip("pythia8mc")
 pytest.importorskip("fastjet")
 
 from topreco.input.nano import inspect_file, iterate_events, open_events
-from topreco.input.objects import fit_selection
+from topreco.input.required import fit_selection
 from topreco.input.selection import select
 from topreco.input.truth import read_truth
 from topreco.simulation import simulate

@@ -193,15 +193,15 @@ class PepperWriteConfig(SkimConfig):
 
 
 class ClusterConfig(Config):
-    """Where the workers of the executors `dask`, `parsl` and `taskvine` run."""
+    """Where the workers of the executors `dask` and `parsl` run."""
 
     kind: Literal["local", "htcondor", "slurm"] = "local"
     """On this machine, or as jobs of a batch system."""
     address: str | None = None
     """Address of a running Dask scheduler (tcp://host:8786), in place of starting one."""
     options: dict[str, Any] = {}
-    """Passed on: to dask_jobqueue's HTCondorCluster or SLURMCluster or to LocalCluster, to parsl's
-    CondorProvider, SlurmProvider or LocalProvider, to coffea's TaskVineExecutor."""
+    """Passed on: to dask_jobqueue's HTCondorCluster or SLURMCluster or to LocalCluster, or to parsl's
+    CondorProvider, SlurmProvider or LocalProvider."""
 
 
 class RunConfig(Config):
@@ -221,7 +221,7 @@ class RunConfig(Config):
     histograms: HistogramConfig = HistogramConfig()
     systematics: SystematicsConfig = SystematicsConfig()
     unfolding: UnfoldingConfig = UnfoldingConfig()
-    executor: Literal["iterative", "futures", "dask", "parsl", "taskvine"] = "iterative"
+    executor: Literal["iterative", "futures", "dask", "parsl"] = "iterative"
     workers: PositiveInt = 1
     """Processes on this machine, or jobs of the batch system."""
     cluster: ClusterConfig = ClusterConfig()
@@ -243,7 +243,7 @@ class RunConfig(Config):
         if self.executor in ("iterative", "futures") and self.cluster != ClusterConfig():
             raise ValueError(
                 f"cluster: executor '{self.executor}' runs on this machine and has none; "
-                "executor dask, parsl or taskvine expected"
+                "executor dask or parsl expected"
             )
         if self.cluster.address is not None and (
             self.executor != "dask" or self.cluster.kind != "local" or self.cluster.options

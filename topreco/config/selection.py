@@ -1,13 +1,14 @@
 """Configuration of the event selection."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from topreco.config.base import Config, Fraction, NonNegative, Positive
+from topreco.config.base import Config, ConfigError, Fraction, NonNegative, Positive
 from topreco.core.constants import M_Z
+from topreco.core.folders import differences
 
 
 def _text_of_year(value: Any) -> Any:
@@ -48,7 +49,7 @@ class JetSelection(Config):
     """Bit of `Jet_jetId` to require (1: tight, 2: tight with lepton veto); null requires none."""
     id_recipe: Literal["branch", "nano_v12", "run3_puppi", "ul2017_puppi", "ul2016_puppi"] = "branch"
     """Where that bit comes from: the branch, where it exists, or a recipe of `topreco.input.jet_id` that
-    mends it (`nano_v12`) or computes it from energy fractions and multiplicities."""
+    corrects it (`nano_v12`) or computes it from energy fractions and multiplicities."""
     pu_id: Literal["loose", "medium", "tight"] | None = None
     """Pile-up identification (`Jet_puId`) required of jets below 50 GeV; for CHS jets, so Run 2 only."""
     pu_id_reversed: bool = False
@@ -74,7 +75,7 @@ class JetSelection(Config):
 
 
 class JetVetoMap(Config):
-    """Regions of the detector that lose or invent jets, as correctionlib file of the CMS JME group."""
+    """Regions of the detector that lose or invent jets, from a correctionlib file of the CMS JME group."""
 
     file: Path
     """`jetvetomaps.json.gz` of the era."""
@@ -102,8 +103,8 @@ class CutsConfig(Config):
     hem_veto: bool = False
     """2018: reject events with a jet or electron in the dead HCAL sector, in data from run 319077 on."""
     hem_fraction: Fraction = 0.632
-    """Part of the simulated events that `hem_veto` treats as later ones, chosen by a hash of their keys; the
-    default is the luminosity of those runs."""
+    """Fraction of the simulated events that `hem_veto` treats as later ones, chosen by a hash of their keys;
+    the default is the share of those runs in the luminosity."""
     ee_leak_veto: bool = False
     """2022EE: electrons in the leaking part of the ECAL endcap are not identified."""
     bpix_veto: bool = False
@@ -111,10 +112,10 @@ class CutsConfig(Config):
 
 
 class PepperSelection(Config):
-    """Event files of pepper, which has selected objects and events already.
+    """Event files of pepper, which contain selected objects and events.
 
-    Of the rest of the selection only `channels`, `m_lb_max`, `jet.btag`, `jet.btag_threshold` (for files
-    without `Jet_btagged`) and `jet.max_jets` apply to them.
+    Of the other keys of the selection only `channels`, `m_lb_max`, `jet.btag`, `jet.btag_threshold` (for
+    files without `Jet_btagged`) and `jet.max_jets` apply to them; changing another one is an error.
     """
 
     cut: str | None = None
@@ -132,7 +133,7 @@ class SelectionConfig(Config):
     era: Annotated[str | None, BeforeValidator(_text_of_year)] = None
     """Data-taking era (`UL2017`), which gives the b-tag working point; null takes the preset's default."""
     branches: dict[str, str] = {}
-    """For custom ntuples: name as here and in NanoAOD → name in the file, `{PuppiMET_pt: MET_pt}`."""
+    """For custom ntuples: name in NanoAOD → name in the file, `{PuppiMET_pt: MET_pt}`."""
     electron: ElectronSelection = ElectronSelection()
     muon: MuonSelection = MuonSelection()
     jet: JetSelection = JetSelection()
@@ -154,6 +155,32 @@ class SelectionConfig(Config):
     def in_file(self, names: Iterable[str]) -> list[str]:
         """Names of branches as the file has them, see `branches`."""
         return [self.branches.get(name, name) for name in names]
+
+    def require_effect(self, keys: Collection[str], what: str) -> None:
+        """Refuse keys that the user changed and that would be ignored.
+
+        Parameters
+        ----------
+        keys
+            Keys, or sections of them, that have an effect.
+        what
+            Description of the input, for the error.
+
+        Raises
+        ------
+        ConfigError
+            If another key has a value that is not the default.
+        """
+        ignored = [
+            f"selection.{key}"
+            for key in differences(self.model_dump(), SelectionConfig().model_dump())
+            if not any(f"{key}.".startswith(f"{known}.") for known in keys)
+        ]
+        if ignored:
+            raise ConfigError(
+                f"{', '.join(ignored)}: would be ignored for {what}; of the selection only "
+                f"{', '.join(keys)} apply"
+            )
 
     @field_validator("branches")
     @classmethod

@@ -10,11 +10,11 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from topreco.config.base import Config
 
 NOMINAL = "nominal"
-"""Name of what is not varied."""
+"""Name of the variation in which nothing is varied."""
 
 
 def _check_input(value: Any) -> Any:
-    """One error in place of one for each type that it could have been."""
+    """One error in place of one for each allowed type."""
     if not isinstance(value, str | int | float):
         raise ValueError("a text or a number expected")  # noqa: TRY004 - pydantic reports these alone
     return value
@@ -30,7 +30,7 @@ Input = Annotated[str | int | float | dict[str, InputValue], BeforeValidator(_ch
 
 
 class Range(Config):
-    """Values from `min` on and below `max`."""
+    """Values of at least `min` and below `max`."""
 
     min: float = -math.inf
     max: float = math.inf
@@ -43,7 +43,7 @@ Condition = Annotated[
 
 
 class CorrectionConfig(Config):
-    """One correction of a correctionlib file, and what to give it."""
+    """One correction of a correctionlib file, and its inputs."""
 
     file: Path | None = None
     """JSON or JSON.gz, seen by every worker."""
@@ -116,7 +116,7 @@ class ObjectSource(CorrectionConfig):
 
     @property
     def corrects(self) -> bool:
-        """Whether it changes what is nominal."""
+        """True if it changes the nominal objects."""
         return NOMINAL in self.choices if self.choices else self.kind in ("factor", "smear")
 
     @property
@@ -176,7 +176,7 @@ class WeightSource(CorrectionConfig):
 
     @property
     def corrects(self) -> bool:
-        """Whether it changes the nominal weight."""
+        """True if it changes the nominal weight."""
         if self.flat is not None:
             return False
         choices = self.branches or self.choices
@@ -211,12 +211,12 @@ class SystematicsConfig(Config):
     objects: dict[str, ObjectSource] = {}
     """Applied in this order."""
     weights: dict[str, WeightSource] = {}
-    """Of simulation only."""
+    """For simulation only."""
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 1
     """With run, lumi, event and the number of the object it fixes the random numbers of smearing."""
     metrics: bool = False
-    """Fill for variations, besides spectra and migrations, what RB, Res and widths come from. That is most of
-    the memory and of the time that filling takes."""
+    """Fill the histograms of RB, Res and widths for variations too, besides spectra and migrations. They take
+    most of the memory and time of filling."""
 
     @property
     def files(self) -> tuple[Path, ...]:

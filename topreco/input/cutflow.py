@@ -1,4 +1,4 @@
-"""How many events pass each cut."""
+"""Numbers of events that pass each cut."""
 
 import json
 from collections.abc import Mapping
@@ -61,7 +61,7 @@ class Cutflow:
         Parameters
         ----------
         name
-            What is required.
+            Name of the cut.
         weight
             Weights of the events that pass this cut and all before it, shape (n,).
         channel

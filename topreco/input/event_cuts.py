@@ -35,12 +35,12 @@ _MAP_ETA_MAX = 5.19
 
 
 def event_cuts(objects: Objects, config: SelectionConfig, dataset: str) -> Iterator[tuple[str, BoolArray]]:
-    """Names of the optional cuts that are on, in order, and which events pass each.
+    """Optional cuts that are on, in order, with the events that pass each.
 
     Parameters
     ----------
     objects
-        Of n events.
+        Objects of n events.
     config
         Resolved selection.
     dataset
@@ -57,7 +57,7 @@ def event_cuts(objects: Objects, config: SelectionConfig, dataset: str) -> Itera
         If a file of the configuration cannot be used, or data of no primary dataset of `triggers`.
     """
     cuts = config.cuts
-    if cuts.golden_json is not None and not objects.simulated:
+    if cuts.golden_json is not None and not objects.branches.is_simulation:
         mask = _lumi_mask(cuts.golden_json)
         yield "golden JSON", np.asarray(mask(objects.run, objects.luminosity_block), dtype=bool)
     if cuts.met_filters:
@@ -80,7 +80,7 @@ def event_cuts(objects: Objects, config: SelectionConfig, dataset: str) -> Itera
 
 
 def vetoed_jets(objects: Objects, veto: JetVetoMap) -> BoolArray:
-    """Identified jets above 15 GeV in a vetoed region that are no muon and no electromagnetic shower.
+    """Identified jets above 15 GeV in a vetoed region that are neither muons nor electromagnetic showers.
 
     Raises
     ------
@@ -120,8 +120,8 @@ def _any_inside(
 
 
 def _late_2018(objects: Objects, fraction: float, dataset: str) -> BoolArray:
-    """Events of the time without HEM15/16; of simulated ones the given fraction, shape (n,)."""
-    if not objects.simulated:
+    """Events of the time without HEM15/16, or the given fraction of simulated ones, shape (n,)."""
+    if not objects.branches.is_simulation:
         return objects.run >= HEM_FIRST_RUN
     key = (dataset_id(dataset), objects.run, objects.luminosity_block, objects.event)
     return hashed_uniform(_HEM_SALT, *key) < fraction
@@ -130,14 +130,14 @@ def _late_2018(objects: Objects, fraction: float, dataset: str) -> BoolArray:
 def _triggered(objects: Objects, cuts: CutsConfig, dataset: str) -> BoolArray:
     """Any trigger in simulation; in data those of the primary dataset without those of earlier ones."""
     fired = objects.triggers
-    if objects.simulated:
+    if objects.branches.is_simulation:
         return np.logical_or.reduce(list(fired.values()))
-    # Of DoubleMuon and Muon, a dataset DoubleMuon_Run2018A is of the former.
+    # A dataset DoubleMuon_Run2018A belongs to DoubleMuon, not to Muon.
     own = max((name for name in cuts.triggers if name in dataset), key=len, default=None)
     if own is None:
         raise InputError(
-            f"{objects.origin}: data of dataset {dataset!r}, whose name holds no primary dataset of "
-            f"selection.cuts.triggers ({', '.join(cuts.triggers)})"
+            f"{objects.branches.origin}: data of dataset {dataset!r}, whose name contains no primary dataset "
+            f"of selection.cuts.triggers ({', '.join(cuts.triggers)})"
         )
     names = list(cuts.triggers)
     passed = fired[own].copy()
@@ -153,7 +153,7 @@ def _lumi_mask(path: Path) -> Any:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{what}: {error}") from error
-    # LumiMask would make something of lists that do not consist of pairs.
+    # LumiMask would accept lists that do not consist of pairs.
     if not isinstance(content, dict) or not all(
         run.isdecimal() and int(run) < 2**32 and isinstance(ranges, list) and all(map(_is_range, ranges))
         for run, ranges in content.items()
@@ -163,7 +163,7 @@ def _lumi_mask(path: Path) -> Any:
 
 
 def _is_range(value: Any) -> bool:
-    """Whether JSON data are [first, last] of luminosity sections."""
+    """Return True for [first, last] of luminosity sections."""
     numbers = isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value)
     return numbers and 1 <= value[0] <= value[1] < 2**32
 

@@ -1,22 +1,19 @@
-"""NanoAOD files: opening them, and one clear error for each way in which a file cannot be used."""
+"""Opening NanoAOD files, with one clear error for each way in which a file cannot be used."""
 
 import difflib
 import re
 import struct
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import awkward as ak
-import numpy as np
 import uproot
 from coffea.nanoevents import BaseSchema, NanoAODSchema, NanoEventsFactory
 
-from topreco.core.errors import OUT_OF_MEMORY, TopRecoError, first_line
-from topreco.core.events import FloatArray
+from topreco.core.errors import TopRecoError, first_line
 
 EVENT_KEY = ("run", "luminosityBlock", "event")
 """Branches that every file must have."""
@@ -30,10 +27,10 @@ class InputError(TopRecoError):
 
 
 class QuietNanoAODSchema(NanoAODSchema):  # type: ignore[misc]
-    """`NanoAODSchema` without its warnings of what nothing here uses.
+    """`NanoAODSchema` without warnings about content that is not used here.
 
-    Those are cross-references that a file does not have (no NanoAOD version has all of them), and masses of
-    photons, which the schema sets to zero.
+    They are about cross-references that a file does not have (no NanoAOD version has all of them), and about
+    masses of photons, which the schema sets to zero.
     """
 
     warn_missing_crossrefs = False
@@ -43,7 +40,7 @@ class QuietNanoAODSchema(NanoAODSchema):  # type: ignore[misc]
             warnings.filterwarnings("ignore", r"Branch \w+ already exists but", RuntimeWarning)
             try:
                 super().__init__(*arguments, **options)
-            # Whatever the first thing is that a damaged list of branches lacks.
+            # Depends on what a damaged list of branches lacks first.
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 raise InputError(
                     f"branches do not fit together, the file may be damaged ({first_line(error)})"
@@ -52,7 +49,7 @@ class QuietNanoAODSchema(NanoAODSchema):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class FileSummary:
-    """What a file holds, without reading its events.
+    """Content of a file, as known without reading its events.
 
     Attributes
     ----------
@@ -61,10 +58,10 @@ class FileSummary:
     branches
         Names of its branches.
     generated
-        Number of the events that were generated for the file, whether it still has them or not, and the sum
-        of their weights, from its ``Runs`` tree; None without, as in data.
+        Number of events that were generated for the file, whether it still contains them or not, and the sum
+        of their weights, from its ``Runs`` tree; None without one, as in data.
     uuid
-        What ROOT calls the file, other for each file written.
+        ROOT's identifier of the file, different for each file written.
     """
 
     n_entries: int
@@ -73,17 +70,17 @@ class FileSummary:
     uuid: bytes
 
     def has(self, branches: Iterable[str]) -> bool:
-        """Whether all these branches are there."""
+        """Return True if all these branches are there."""
         return self.branches.issuperset(branches)
 
 
 def inspect_file(path: str | Path, tree: str = "Events", branches: Iterable[str] = ()) -> FileSummary:
-    """Prove that a file can be used, and say what it holds.
+    """Check that a file can be used, and describe its content.
 
     Parameters
     ----------
     path
-        ROOT file: a local path, or a URL such as ``root://host//path`` that is left to uproot.
+        ROOT file: a local path, or a URL such as ``root://host//path``, which uproot opens.
     tree
         Name of the tree.
     branches
@@ -111,7 +108,7 @@ def inspect_file(path: str | Path, tree: str = "Events", branches: Iterable[str]
 
 @lru_cache(maxsize=64)
 def _one_copy(names: frozenset[str]) -> frozenset[str]:
-    """The first of equal sets: thousands of files of one sample must not hold their branch names each."""
+    """The first of equal sets, so that thousands of files of one sample share one set of branch names."""
     return names
 
 
@@ -175,8 +172,8 @@ def iterate_events(
     Yields
     ------
     events
-        `NanoEvents` in coffea's virtual mode, usable until the iterator moves on. A tree without entries
-        gives one chunk without events.
+        `NanoEvents` in coffea's virtual mode, usable until the next chunk is requested. A tree without
+        entries gives one chunk without events.
 
     Raises
     ------
@@ -187,12 +184,12 @@ def iterate_events(
         n = int(_find_tree(file, path, tree, ()).num_entries)
         for start in range(0, max(n, 1), step_size):
             yield _nano_events(file, path, tree, start, min(start + step_size, n), branches, schema)
-            # uproot would keep 100 MB of the chunks that are done with.
+            # uproot would keep 100 MB of finished chunks.
             file.file.array_cache.clear()
 
 
 def check_distinct(files: Iterable[str | Path]) -> None:
-    """Raise `InputError` if there are no files, or one is given twice under whatever spelling."""
+    """Raise `InputError` if there are no files, or one is given twice, even if spelt differently."""
     seen: set[str] = set()
     for file in files:
         name = str(file) if is_remote(file) else str(Path(file).resolve())
@@ -203,211 +200,12 @@ def check_distinct(files: Iterable[str | Path]) -> None:
         raise InputError("no input files; at least one ROOT file expected")
 
 
-class Renamed:
-    """`NanoEvents` whose branches are looked up under other names; see `rename_branches`.
-
-    Parameters
-    ----------
-    events
-        `NanoEvents`.
-    names
-        Name that is asked for → name in the file.
-    """
-
-    def __init__(self, events: Any, names: Mapping[str, str]) -> None:
-        self.events = events
-        self.names = names
-
-    def __len__(self) -> int:
-        return len(self.events)
-
-    def __getitem__(self, index: Any) -> "Renamed":
-        return Renamed(self.events[index], self.names)
-
-    @property
-    def layout(self) -> Any:
-        """Layout of the events, with the names of the file."""
-        return self.events.layout
-
-    @property
-    def metadata(self) -> Any:
-        """Metadata of the events."""
-        return self.events.metadata
-
-
-def rename_branches(events: Any, names: Mapping[str, str]) -> Any:
-    """Events that `has_branch`, `read_branch` and all that builds on them read under other names.
-
-    Parameters
-    ----------
-    events
-        `NanoEvents`, or what an earlier call made of them.
-    names
-        Name that is asked for → name in the file; others keep theirs.
-    """
-    return Renamed(events, names) if names and not isinstance(events, Renamed) else events
-
-
-def branch_names(events: Any) -> frozenset[str]:
-    """Names of all branches of `NanoEvents` as in the file, counters excepted; nothing is read."""
-    layout = events.layout
-    return frozenset(
-        f"{collection}_{field}" if field else collection
-        for collection in layout.fields
-        for field in layout[collection].fields or [""]
-    )
-
-
 def is_remote(path: str | Path) -> bool:
-    """Whether a path is a URL, which is left to uproot."""
+    """Return True for a URL, which uproot opens."""
     return isinstance(path, str) and "://" in path
 
 
-def has_branch(events: Any, name: str) -> bool:
-    """Whether `NanoEvents` have a branch (``Jet_jetId``, ``genWeight``); nothing is read."""
-    # Of the bare layout: with its behaviour, a MET without all its coordinates raises on any access.
-    layout = events.layout
-    name = _name_in_file(events, name)
-    collection, field = _split(layout, name)
-    return (name in layout.fields and not layout[name].fields) or (
-        collection in layout.fields and field in layout[collection].fields
-    )
-
-
-def read_branch(events: Any, name: str, *, key: str | None = None) -> Any:
-    """Values of a branch, flat over the objects of all events.
-
-    Parameters
-    ----------
-    events
-        `NanoEvents`.
-    name
-        Branch as in the file, such as ``Jet_pt``.
-    key
-        Configuration key that chose the name, for the error.
-
-    Returns
-    -------
-    values
-        Numpy array, shape (objects,) or (n,) for a branch with one value per event.
-
-    Raises
-    ------
-    InputError
-        If the branch is missing, cannot be read because the file is damaged, or lacks a value.
-    """
-    try:
-        column = _column(events, name, key)
-        values = ak.to_numpy(ak.flatten(column) if column.ndim > 1 else column)
-    except InputError:
-        raise
-    # A damaged basket raises almost anything, depending on the compression.
-    except Exception as error:
-        raise _unreadable(events, f"branch {name!r}", error) from error
-    if n_none := int(np.ma.getmaskarray(values).sum()):
-        raise InputError(f"{origin_of(events)}: branch {name!r} is None in {n_none} of {len(values)} places")
-    return np.asarray(values)
-
-
-def read_counts(events: Any, name: str) -> Any:
-    """Number of objects in each event, from the collection of a branch, shape (n,); zero where it is None.
-
-    Raises
-    ------
-    InputError
-        If the branch is missing or cannot be read.
-    """
-    what = f"counter of {name!r}"
-    try:
-        counts = np.asarray(ak.to_numpy(ak.fill_none(ak.num(_column(events, name, None)), 0)))
-    except InputError:
-        raise
-    except Exception as error:
-        raise _unreadable(events, what, error) from error
-    if (counts < 0).any():
-        raise _unreadable(events, what, ValueError(f"{counts.min()} objects in an event"))
-    return counts
-
-
-def is_jagged(events: Any, name: str) -> bool:
-    """Whether a branch has any number of values per event rather than one; nothing is read.
-
-    Raises
-    ------
-    InputError
-        If the branch is missing.
-    """
-    return _column(events, name, None).ndim > 1
-
-
-def read_finite(events: Any, name: str, *, key: str | None = None) -> FloatArray:
-    """Values of a branch in double precision, all of them finite; see `read_branch`.
-
-    Raises
-    ------
-    InputError
-        If the branch is missing, cannot be read, or holds a NaN or an infinity.
-    """
-    values = read_branch(events, name, key=key).astype(np.float64)
-    require_finite(origin_of(events), name, values)
-    return values
-
-
-def require_finite(origin: str, name: str, values: FloatArray) -> None:
-    """Raise `InputError` if values that came from a branch of a file are NaN or infinite."""
-    n_bad = int(np.count_nonzero(~np.isfinite(values)))
-    if n_bad:
-        raise InputError(
-            f"{origin}: branch {name!r} has {n_bad} of {values.size} values NaN or infinite, "
-            "finite ones expected"
-        )
-
-
-def _column(events: Any, name: str, key: str | None) -> Any:
-    """Column of a branch; of the objects of each event only their number is read."""
-    layout = events.layout
-    if not has_branch(events, name):
-        raise InputError(f"{origin_of(events)}: {missing_branch(name, branch_names(events), key)}")
-    name = _name_in_file(events, name)
-    if name in layout.fields:
-        return ak.Array(layout[name])
-    collection, field = _split(layout, name)
-    return ak.Array(layout[collection][field])
-
-
-def _split(layout: Any, name: str) -> tuple[str, str]:
-    """Collection and field of a branch. A collection may have underscores of its own: ``gent_lc_pt``."""
-    fitting = [collection for collection in layout.fields if name.startswith(f"{collection}_")]
-    collection = max(fitting, key=len, default="")
-    return collection, name[len(collection) + 1 :]
-
-
-def _name_in_file(events: Any, name: str) -> str:
-    return events.names.get(name, name) if isinstance(events, Renamed) else name
-
-
-def origin_of(events: Any) -> str:
-    """File of the events where known."""
-    metadata = getattr(events, "metadata", None) or {}
-    return str(metadata.get("filename", "events"))
-
-
-def _unreadable(events: Any, what: str, error: Exception) -> TopRecoError:
-    reason = first_line(error)
-    if isinstance(error, MemoryError):
-        # Not the file's fault, so nothing to skip.
-        return TopRecoError(
-            f"{origin_of(events)}: out of memory while reading {what} ({reason}): {OUT_OF_MEMORY}, "
-            "unless the file is damaged"
-        )
-    origin = origin_of(events)
-    metadata = getattr(events, "metadata", None) or {}
-    if "filename" in metadata and not is_remote(origin) and not Path(origin).exists():
-        return InputError(f"{origin}: {what} cannot be read, the file is no longer there")
-    return InputError(f"{origin}: {what} cannot be read, the file may be damaged ({reason})")
-
-
-# What may stand in for a branch whose name is chosen by the configuration.
+# Possible replacements for a branch whose name the configuration chooses.
 _FAMILIES = (
     r"(?!Gen|Raw|Calo|Chs|Tk|Trk|MET_fid|Fiducial|DeepMET)\w*MET\w*_pt",
     r"Jet_btag\w*B",
@@ -420,7 +218,7 @@ _FAMILIES = (
 def missing_branch(
     name: str, present: Iterable[str], key: str | None = None, preset: str | None = None
 ) -> str:
-    """Text of an error: which branch is missing, who asked for it, and what the file has instead.
+    """Text of an error: which branch is missing, why it is needed, and what the file has instead.
 
     Parameters
     ----------
@@ -454,7 +252,7 @@ def missing_branch(
 
 
 def printable(name: str) -> str:
-    """A name for an error's single line: that in a damaged file may hold anything."""
+    """A name that keeps an error message on one line: in a damaged file it may contain anything."""
     return name if name.isprintable() else ascii(name)
 
 
@@ -465,7 +263,7 @@ def _open(path: str | Path) -> Any:
     options = {"timeout": XROOTD_TIMEOUT} if str(path).startswith(("root://", "roots://")) else {}
     try:
         return uproot.open(path, **options)
-    # FSSpec, XRootD and ROOT's own format fail in ways of their own.
+    # FSSpec, XRootD and ROOT's own format each raise errors of their own.
     except Exception as error:
         raise InputError(f"{path}: cannot be opened as a ROOT file ({first_line(error)})") from error
 

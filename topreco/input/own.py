@@ -1,4 +1,4 @@
-"""A user's own objects: awkward arrays of leptons, jets and MET to `DileptonEvents`."""
+"""Converter of a user's own awkward arrays of leptons, jets and MET to `DileptonEvents`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from topreco.config import SelectionConfig
+from topreco.config.presets import resolve_selection
 from topreco.core import fourvector
 from topreco.core.constants import M_ELECTRON, M_MUON, PDG_ELECTRON, PDG_MUON
 from topreco.core.errors import TopRecoError
@@ -16,108 +17,161 @@ ACCEPTED = (
     "NanoEvents, events of pepper, topreco.DileptonEvents, or a dictionary with 'leptons' (or 'lepton_plus' "
     "and 'lepton_minus'), 'jets' and 'met'"
 )
+_APPLICABLE = (
+    "preset",
+    "era",
+    "jet.btag",
+    "jet.working_point",
+    "jet.btag_threshold",
+    "jet.max_jets",
+    "m_lb_max",
+)
 _KEY = ("run", "luminosityBlock", "event")
 _MIN_JETS = 2
 
 
-class OwnObjects:
-    """A user's own objects, by name."""
+def dilepton_events(
+    objects: Any,
+    selection: SelectionConfig | None = None,
+    *,
+    dataset: str = "default",
+    needs_key: bool = True,
+) -> tuple[DileptonEvents, IntArray]:
+    """Convert your own selected objects to the events that methods take.
 
-    def __init__(self, source: Any) -> None:
-        import awkward as ak
+    Events with one ℓ⁺, one ℓ⁻ and at least two jets are taken, the others left out. Leptons, jets and MET
+    count as selected and corrected, so cuts of `selection` do not apply to them.
 
-        names = list(source) if isinstance(source, Mapping) else source.layout.fields
-        pair = {"lepton_plus", "lepton_minus"}
-        missing = sorted(({"jets", "met"} | (set() if pair <= set(names) else {"leptons"})) - set(names))
-        if missing:
+    Parameters
+    ----------
+    objects
+        Dictionary, or record array, of awkward arrays with one entry per event; momenta in GeV and radians:
+
+        - ``leptons``: any number per event, with pt, eta, phi, charge and pdgId; or in their place
+          ``lepton_plus`` and ``lepton_minus``: one or None per event, with pt, eta, phi and pdgId;
+        - ``jets``: any number per event, in any order, with pt, eta, phi, mass and the b-tag score, as
+          ``btag`` or under its name in NanoAOD (`selection.jet.btag`);
+        - ``met``: pt and phi;
+        - ``run``, ``luminosityBlock`` and ``event``, as in NanoAOD.
+    selection
+        Name and working point of the b tagger, directly or by `preset` and `era`; number of jets to keep;
+        largest lepton–b mass of a b candidate.
+    dataset
+        Name of the dataset, which enters the key of each event.
+    needs_key
+        Require run, luminosityBlock and event. If False, events without them get their position instead,
+        which is enough for methods whose predictions do not depend on the key.
+
+    Returns
+    -------
+    events
+        The n events that were taken, with weight 1.
+    index
+        Their positions among the given ones, rising, shape (n,).
+
+    Raises
+    ------
+    TopRecoError
+        If objects or fields are missing, lengths differ, or a lepton is neither e nor μ.
+    topreco.config.ConfigError
+        If a key of `selection` would be ignored, or its preset cannot be resolved.
+    """
+    import awkward as ak
+
+    given = SelectionConfig() if selection is None else selection
+    given.require_effect(_APPLICABLE, "your own objects")
+    config = resolve_selection(given, ())
+    columns = _columns(objects)
+    absent = [key for key in _KEY if key not in columns]
+    if absent and needs_key:
+        raise TopRecoError(
+            f"reconstruct: {absent[0]!r} is missing; predictions of the method depend on run, "
+            "luminosityBlock and event, so add all three to the objects"
+        )
+    plus, minus, paired = _leptons(columns)
+    jets = columns["jets"]
+    index = np.flatnonzero(paired & (ak.to_numpy(ak.fill_none(ak.num(jets), 0)) >= _MIN_JETS))
+    (p4_plus, flavour_plus), (p4_minus, flavour_minus) = (
+        _lepton(lepton[index], role) for lepton, role in ((plus, "ℓ⁺"), (minus, "ℓ⁻"))
+    )
+    btag = "btag" if "btag" in ak.fields(jets) else config.jet.btag
+    fields = [_field(jets, "jets", field)[index] for field in ("pt", "eta", "phi", "mass", btag)]
+    order = ak.argsort(fields[0], ascending=False, stable=True)
+    pt, eta, phi, mass, score = (_padded(column[order], config.jet.max_jets) for column in fields)
+    mask = np.arange(config.jet.max_jets) < ak.to_numpy(ak.num(fields[0]))[:, None]
+    p4 = np.where(mask[..., None], fourvector.from_pt_eta_phi_mass(pt, eta, phi, mass), 0.0)
+    tagged = mask & (score > config.jet.btag_threshold)
+    met_pt, met_phi = (_numbers(_field(columns["met"], "met", f)[index], "met", f) for f in ("pt", "phi"))
+    run, block, event = (
+        ak.to_numpy(columns[key])[index].astype(kind) if not absent else index.astype(kind)
+        for key, kind in zip(_KEY, (np.uint32, np.uint32, np.uint64), strict=True)
+    )
+    return DileptonEvents(
+        lepton_plus=p4_plus,
+        lepton_minus=p4_minus,
+        lepton_flavour=np.stack([flavour_plus, flavour_minus], axis=1),
+        jets=p4,
+        jet_mask=mask,
+        jet_btag=np.where(mask, score, 0.0),
+        jet_tagged=tagged,
+        b_candidates=b_candidates(p4_plus, p4_minus, p4, mask, tagged, m_lb_max=config.m_lb_max),
+        met=np.stack([met_pt * np.cos(met_phi), met_pt * np.sin(met_phi)], axis=-1),
+        dataset=np.full(len(index), dataset_id(dataset), dtype=np.uint64),
+        run=run,
+        luminosity_block=block,
+        event=event,
+        weight=np.ones(len(index)),
+    ), index
+
+
+def _columns(objects: Any) -> dict[str, Any]:
+    """The arrays that are used, by name, of one and the same length."""
+    import awkward as ak
+
+    names = set(objects if isinstance(objects, Mapping) else objects.layout.fields)
+    pair = {"lepton_plus", "lepton_minus"}
+    lists = ["jets"] if pair <= names else ["jets", "leptons"]
+    if missing := sorted({*lists, "met"} - names):
+        raise TopRecoError(
+            f"reconstruct: {missing[0]!r} is missing; {ACCEPTED} expected, "
+            f"found {', '.join(sorted(names)) or 'nothing'}"
+        )
+    used = [*lists, "met", *(pair if "leptons" not in lists else ()), *(set(_KEY) & names)]
+    columns = {name: ak.Array(objects[name]) for name in used}
+    n = len(columns["jets"])
+    for name, column in columns.items():
+        if len(column) != n:
             raise TopRecoError(
-                f"reconstruct: {missing[0]!r} is missing; {ACCEPTED} expected, "
-                f"found {', '.join(names) or 'nothing'}"
+                f"reconstruct: {len(column)} entries in {name!r} and {n} in 'jets', "
+                "one per event expected in each"
             )
-        lists = ["jets"] if pair <= set(names) else ["jets", "leptons"]
-        used = [*lists, "met", *(pair if "leptons" not in lists else ()), *(set(_KEY) & set(names))]
-        self.columns = {name: ak.Array(source[name]) for name in used}
-        self.n = len(self.columns["jets"])
-        for name, column in self.columns.items():
-            if len(column) != self.n:
+    for name in lists:
+        if columns[name].ndim != 2:
+            raise TopRecoError(f"reconstruct: {name!r}: a list of objects per event expected")
+        # A mask flattens lists of one and the same length.
+        columns[name] = ak.from_regular(columns[name], axis=1)
+    return columns
+
+
+def _leptons(columns: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """ℓ⁺ and ℓ⁻ of each event, None where there is none, and where there is exactly one of each."""
+    import awkward as ak
+
+    if "leptons" not in columns:
+        plus, minus = columns["lepton_plus"], columns["lepton_minus"]
+        for name in ("lepton_plus", "lepton_minus"):
+            if _field(columns[name], name, "pt").ndim != 1:
                 raise TopRecoError(
-                    f"reconstruct: {len(column)} entries in {name!r} and {self.n} in 'jets', "
-                    "one per event expected in each"
+                    f"reconstruct: {name!r}: one lepton or None per event expected, lists found; "
+                    "use ak.firsts, or give all as 'leptons'"
                 )
-        for name in lists:
-            if self.columns[name].ndim != 2:
-                raise TopRecoError(f"reconstruct: {name!r}: a list of objects per event expected")
-            # A mask flattens lists of one and the same length.
-            self.columns[name] = ak.from_regular(self.columns[name], axis=1)
-
-    def dilepton_events(
-        self, config: SelectionConfig, dataset: str, *, needs_key: bool, name: str
-    ) -> tuple[DileptonEvents, IntArray]:
-        """The events that can be reconstructed, n of them, and their positions, shape (n,)."""
-        import awkward as ak
-
-        absent = [key for key in _KEY if key not in self.columns]
-        if absent and needs_key:
-            raise TopRecoError(
-                f"reconstruct: {absent[0]!r} is missing; the answers of {name!r} depend on run, "
-                "luminosityBlock and event, so add all three to the objects"
-            )
-        plus, minus, paired = self._leptons()
-        jets = self.columns["jets"]
-        index = np.flatnonzero(paired & (ak.to_numpy(ak.fill_none(ak.num(jets), 0)) >= _MIN_JETS))
-        (p4_plus, flavour_plus), (p4_minus, flavour_minus) = (
-            _lepton(lepton[index], role) for lepton, role in ((plus, "ℓ⁺"), (minus, "ℓ⁻"))
-        )
-        btag = "btag" if "btag" in ak.fields(jets) else config.jet.btag
-        columns = [_field(jets, "jets", field)[index] for field in ("pt", "eta", "phi", "mass", btag)]
-        order = ak.argsort(columns[0], ascending=False, stable=True)
-        pt, eta, phi, mass, score = (_padded(column[order], config.jet.max_jets) for column in columns)
-        mask = np.arange(config.jet.max_jets) < ak.to_numpy(ak.num(columns[0]))[:, None]
-        p4 = np.where(mask[..., None], fourvector.from_pt_eta_phi_mass(pt, eta, phi, mass), 0.0)
-        tagged = mask & (score > config.jet.btag_threshold)
-        met_pt, met_phi = (
-            _numbers(_field(self.columns["met"], "met", f)[index], "met", f) for f in ("pt", "phi")
-        )
-        run, block, event = (
-            ak.to_numpy(self.columns[key])[index].astype(kind) if not absent else index.astype(kind)
-            for key, kind in zip(_KEY, (np.uint32, np.uint32, np.uint64), strict=True)
-        )
-        return DileptonEvents(
-            lepton_plus=p4_plus,
-            lepton_minus=p4_minus,
-            lepton_flavour=np.stack([flavour_plus, flavour_minus], axis=1),
-            jets=p4,
-            jet_mask=mask,
-            jet_btag=np.where(mask, score, 0.0),
-            jet_tagged=tagged,
-            b_candidates=b_candidates(p4_plus, p4_minus, p4, mask, tagged, m_lb_max=config.m_lb_max),
-            met=np.stack([met_pt * np.cos(met_phi), met_pt * np.sin(met_phi)], axis=-1),
-            dataset=np.full(len(index), dataset_id(dataset), dtype=np.uint64),
-            run=run,
-            luminosity_block=block,
-            event=event,
-            weight=np.ones(len(index)),
-        ), index
-
-    def _leptons(self) -> tuple[Any, Any, Any]:
-        """ℓ⁺ and ℓ⁻ of each event, None where there is none, and where there is exactly one of each."""
-        import awkward as ak
-
-        if "leptons" not in self.columns:
-            plus, minus = self.columns["lepton_plus"], self.columns["lepton_minus"]
-            for name in ("lepton_plus", "lepton_minus"):
-                if _field(self.columns[name], name, "pt").ndim != 1:
-                    raise TopRecoError(
-                        f"reconstruct: {name!r}: one lepton or None per event expected, lists found; "
-                        "use ak.firsts, or give all as 'leptons'"
-                    )
-            paired = ~(ak.is_none(plus) | ak.is_none(minus))
-            return plus, minus, ak.to_numpy(paired)
-        leptons = self.columns["leptons"]
-        charge = _field(leptons, "leptons", "charge")
-        positive, negative = leptons[charge > 0], leptons[charge < 0]
-        paired = (ak.num(positive) == 1) & (ak.num(negative) == 1)
-        return ak.firsts(positive), ak.firsts(negative), ak.to_numpy(ak.fill_none(paired, value=False))
+        paired = ~(ak.is_none(plus) | ak.is_none(minus))
+        return plus, minus, ak.to_numpy(paired)
+    leptons = columns["leptons"]
+    charge = _field(leptons, "leptons", "charge")
+    positive, negative = leptons[charge > 0], leptons[charge < 0]
+    paired = (ak.num(positive) == 1) & (ak.num(negative) == 1)
+    return ak.firsts(positive), ak.firsts(negative), ak.to_numpy(ak.fill_none(paired, value=False))
 
 
 def _lepton(lepton: Any, role: str) -> tuple[FloatArray, IntArray]:

@@ -1,4 +1,4 @@
-"""correctionlib payloads as users hand them in."""
+"""correctionlib files: checked against their schema, and read once per process."""
 
 import gzip
 import zlib
@@ -34,7 +34,7 @@ def check_payload(path: Path) -> None:
             content = gzip.decompress(content)
         schema.CorrectionSet.model_validate_json(content)
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        # One of the many types that a node might have been.
+        # The error has a line for each type that a node may have.
         reason = " ".join(str(error).split())[:200]
         raise CorrectionError(f"{path}: not a correctionlib payload ({reason})") from error
 

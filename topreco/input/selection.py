@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 
 from topreco.config import ElectronSelection, MuonSelection, SelectionConfig
-from topreco.config.presets import resolve_selection
 from topreco.core import fourvector
 from topreco.core.constants import PDG_ELECTRON, PDG_MUON
 from topreco.core.events import CHANNELS, BoolArray, DileptonEvents, FloatArray, IntArray, dataset_id
 from topreco.core.pairing import b_candidates
 from topreco.input.cutflow import Cutflow
 from topreco.input.event_cuts import event_cuts, vetoed_jets
-from topreco.input.nano import require_finite
 from topreco.input.objects import Leptons, Objects, pad_in_falling_pt, read_objects
 
 PU_ID_PT_MAX = 50.0
@@ -46,12 +44,12 @@ class Selection:
 
 @dataclass(frozen=True)
 class IndexedSelection(Selection):
-    """Events that pass, and which objects of the chunk they are made of.
+    """Events that pass, with the positions of their objects in the chunk.
 
     Attributes
     ----------
     lepton_index
-        Positions of ℓ⁺ and ℓ⁻ among all electrons or muons of the chunk, by flavour, shape (n, 2).
+        Positions of ℓ⁺ and ℓ⁻ among all electrons or all muons of the chunk, by flavour, shape (n, 2).
     jet_index
         Positions of the jets among all jets of the chunk, −1 where padded, shape (n, max_jets).
     """
@@ -66,7 +64,7 @@ def select(events: Any, config: SelectionConfig, *, dataset: str) -> IndexedSele
     Parameters
     ----------
     events
-        `NanoEvents` of a chunk; only the needed branches are read.
+        `NanoEvents` or `Branches` of a chunk; only the needed branches are read.
     config
         Cuts; what is not set follows the preset of the file, see `topreco.config.presets`.
     dataset
@@ -80,7 +78,7 @@ def select(events: Any, config: SelectionConfig, *, dataset: str) -> IndexedSele
     Raises
     ------
     topreco.input.nano.InputError
-        If a branch is missing, cannot be read, or holds a momentum that is not finite.
+        If a branch is missing, cannot be read, or contains a momentum that is not finite.
     topreco.config.ConfigError
         If the preset cannot be resolved.
     """
@@ -88,14 +86,14 @@ def select(events: Any, config: SelectionConfig, *, dataset: str) -> IndexedSele
 
 
 def select_objects(objects: Objects, config: SelectionConfig, *, dataset: str) -> IndexedSelection:
-    """Select dileptonic events among objects that were read, and perhaps corrected; see `select`.
+    """Select dileptonic events from objects, as read or corrected; see `select`.
 
     Raises
     ------
     topreco.input.nano.InputError
         If a selected jet has a b-tag score that is not finite, or a file that a cut needs cannot be used.
     """
-    config = resolve_selection(config, objects.branches)
+    config = objects.branches.resolve(config)
     weight = objects.weight
     cutflow = Cutflow()
     cutflow.add_step("all", weight)
@@ -139,7 +137,7 @@ def select_objects(objects: Objects, config: SelectionConfig, *, dataset: str) -
     flavour, channel = flavour[passed], channel[passed]
     passed = np.ones(len(index), dtype=bool)
     jets = _select_jets(objects, config, index, p4)
-    require_finite(objects.origin, f"Jet_{config.jet.btag}", jets.btag[jets.mask])
+    objects.branches.require_finite(f"Jet_{config.jet.btag}", jets.btag[jets.mask])
     if config.jet.min_jets > 0:
         cut(_at_least(config.jet.min_jets, "jet"), jets.n_jets >= config.jet.min_jets)
     if config.jet.min_btags > 0:

@@ -1,4 +1,4 @@
-"""Files of NanoAOD or of pepper to one skim of selected events, a chunk at a time."""
+"""NanoAOD or pepper files to one skim of selected events, a chunk at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +14,7 @@ from topreco.core.events import dataset_id
 from topreco.core.files import write_text
 from topreco.core.skim import SkimWriter
 from topreco.core.versions import versions
+from topreco.input.branches import Branches
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import (
     FileSummary,
@@ -22,32 +23,32 @@ from topreco.input.nano import (
     inspect_file,
     is_remote,
     iterate_events,
-    rename_branches,
 )
-from topreco.input.objects import fit_files, needed_branches, optional_branches
-from topreco.input.pepper.read import inspect_pepper, iterate_pepper, pepper_format, select_pepper
+from topreco.input.pepper.read import inspect_pepper, iterate_pepper, pepper_format
+from topreco.input.pepper.select import select_pepper
+from topreco.input.required import fit_files, needed_branches, optional_branches
 from topreco.input.selection import select
 from topreco.input.truth import NEEDED_BRANCHES, PEPPER_COLUMNS, TRUTH_BRANCHES, read_truth
 
 
 @dataclass(frozen=True)
 class SkimSummary:
-    """What `make_skim` wrote.
+    """Result of `make_skim`.
 
     Attributes
     ----------
     output, cutflow_file
-        The skim and the cutflow beside it as JSON.
+        The skim, and the cutflow as JSON in the same folder.
     n_read, n_selected
         Number of events in the files and in the skim.
     sum_gen_weights
         Sum of the weights of all generated events; None in data.
     has_truth
-        Whether the skim holds generated top quarks.
+        True if the skim contains generated top quarks.
     cutflow
         Counts after each cut.
     preset
-        Which preset and era were taken, see `topreco.config.presets.describe_preset`.
+        Preset and era that were used, see `topreco.config.presets.describe_preset`.
     """
 
     output: Path
@@ -77,16 +78,16 @@ def make_skim(
     progress: bool = True,
     require_truth: bool = False,
 ) -> SkimSummary:
-    """Select events of files of NanoAOD or of pepper, and write them to a skim.
+    """Select events of NanoAOD or pepper files, and write them to a skim.
 
-    What the first file is decides for all. Memory holds one chunk and one row group, so files may be larger
-    than it. Truth is stored when the files have it. ``<output>.cutflow.json`` gets the cutflow. Neither file
-    appears before it is complete.
+    The kind of the first file decides for all. Memory holds one chunk and one row group, so files may be
+    larger than it. Truth is stored when the files have it. ``<output>.cutflow.json`` contains the cutflow.
+    Neither file appears before it is complete.
 
     Parameters
     ----------
     files
-        Files of one dataset, local or URLs: NanoAOD, or event files of pepper.
+        Files of one dataset, local or URLs: NanoAOD, or pepper's event files.
     output
         Skim to write; an existing one is replaced.
     config
@@ -105,7 +106,7 @@ def make_skim(
     Returns
     -------
     summary
-        What was read and written.
+        Numbers of events read and written.
 
     Raises
     ------
@@ -119,7 +120,7 @@ def make_skim(
     if step_size < 1:
         raise InputError(f"step_size: {step_size} entries per chunk, at least 1 expected")
     check_distinct(files)
-    # Everything that can be wrong with the input is found before the first event is read.
+    # All problems with the input are found before the first event is read.
     pepper = pepper_format(files[0], tree) is not None
     given = config
     if pepper:
@@ -153,15 +154,15 @@ def make_skim(
                 else iterate_events(file, tree, step_size=step_size, branches=branches)
             )
             for events in chunks:
-                selection = (select_pepper if pepper else select)(events, config, dataset=dataset)
-                named = rename_branches(events, config.branches)
-                truth = read_truth(named[selection.index]) if has_truth else None
+                chunk = Branches(events, config)
+                selection = (select_pepper if pepper else select)(chunk, config, dataset=dataset)
+                truth = read_truth(chunk[selection.index]) if has_truth else None
                 writer.write(selection.events, truth)
                 of_file += selection.cutflow
                 n_selected += len(selection.events)
-                advance(len(events))
+                advance(len(chunk))
             cutflow += of_file
-            # Without a `Runs` tree the events of the file are all that is known of.
+            # Without a `Runs` tree only the events in the file are known.
             n, sumw = summary.generated or (of_file["all"].n, of_file["all"].sumw)
             n_generated += n
             sum_gen_weights += sumw
@@ -195,7 +196,7 @@ def make_skim(
 def _all_or_none(
     summaries: Mapping[str | Path, FileSummary], branches: Sequence[str], what: str, *, require: bool = False
 ) -> bool:
-    """Whether the files have these branches; an error if only some do."""
+    """Return True if the files have these branches; an error if only some do."""
     without = [file for file, summary in summaries.items() if not summary.has(branches)]
     if not without:
         return True

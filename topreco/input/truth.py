@@ -23,7 +23,8 @@ from topreco.core.constants import (
     PDG_W,
 )
 from topreco.core.events import PRODUCTIONS, IntArray, Truth
-from topreco.input.nano import InputError, has_branch, read_branch, read_counts, read_finite
+from topreco.input.branches import Branches
+from topreco.input.nano import InputError
 from topreco.input.pepper.read import is_pepper
 
 NEEDED_BRANCHES = tuple(
@@ -45,9 +46,12 @@ _MASSES = {PDG_B: M_B, PDG_ELECTRON: M_ELECTRON, PDG_MUON: M_MUON}
 
 
 def has_truth(events: Any) -> bool:
-    """Whether events have the generator branches that `read_truth` needs; nothing is read."""
-    needed = PEPPER_COLUMNS if is_pepper(events) else NEEDED_BRANCHES
-    return all(has_branch(events, name) for name in needed)
+    """Return True if events have the generator branches that `read_truth` needs; nothing is read."""
+    return Branches.of(events).has(*_needed(events))
+
+
+def _needed(events: Any) -> tuple[str, ...]:
+    return PEPPER_COLUMNS if is_pepper(events) else NEEDED_BRANCHES
 
 
 def read_truth(events: Any) -> Truth:
@@ -59,31 +63,31 @@ def read_truth(events: Any) -> Truth:
     truth is the top's own momentum. For a τ the lepton is the electron or muon of its decay, and the neutrino
     is still the one from the W.
 
-    Of events of pepper only the tops are known: `dileptonic` is False, the production "other".
+    For events of pepper only the tops are known: `dileptonic` is False, the production "other".
 
     Parameters
     ----------
     events
-        `NanoEvents` or events of pepper, usually only the selected ones.
+        `NanoEvents`, events of pepper or `Branches`, usually only the selected ones. Renamed branches are
+        found through `Branches` only.
 
     Returns
     -------
     truth
-        One entry per event, NaN for what it does not have; at several tops of one charge the first.
+        One entry per event, NaN for missing particles; of several tops of one charge the first.
 
     Raises
     ------
     InputError
         If there are no generator branches or they cannot be read.
     """
-    if is_pepper(events) and has_truth(events):
-        return _pepper_truth(events)
-    if not has_truth(events):
-        needed = PEPPER_COLUMNS if is_pepper(events) else NEEDED_BRANCHES
-        missing = [name for name in needed if not has_branch(events, name)]
+    branches = Branches.of(events)
+    if missing := [name for name in _needed(events) if not branches.has(name)]:
         raise InputError(f"no truth in these events: branch {missing[0]!r} is missing, as in collision data")
-    columns = {name: read_branch(events, name) for name in NEEDED_BRANCHES}
-    offsets = _offsets(events)
+    if is_pepper(events):
+        return _pepper_truth(branches)
+    columns = {name: branches.read(name) for name in NEEDED_BRANCHES}
+    offsets = _offsets(branches)
     pdg_id = columns["GenPart_pdgId"].astype(np.int64)
     found, via_tau = _find_decays(
         offsets,
@@ -105,15 +109,15 @@ def read_truth(events: Any) -> Truth:
         **p4,
         via_tau=via_tau,
         dileptonic=(found[:, :, _ROLES.index("lepton")] >= 0).all(axis=1),
-        production=_production(events, offsets, pdg_id),
+        production=_production(branches, offsets, pdg_id),
     )
 
 
-def _pepper_truth(events: Any) -> Truth:
+def _pepper_truth(branches: Branches) -> Truth:
     """The two tops, which pepper sorts by falling PDG code; NaN for events with another number."""
-    n = len(events)
-    counts = read_counts(events, PEPPER_COLUMNS[0])
-    p4 = fourvector.from_pt_eta_phi_mass(*(read_finite(events, name) for name in PEPPER_COLUMNS))
+    n = len(branches)
+    counts = branches.counts(PEPPER_COLUMNS[0])
+    p4 = fourvector.from_pt_eta_phi_mass(*(branches.finite(name) for name in PEPPER_COLUMNS))
     tops, unknown = np.full((n, 2, 4), np.nan), np.full((n, 2, 4), np.nan)
     tops[counts == 2] = p4[np.repeat(counts == 2, counts)].reshape(-1, 2, 4)
     return Truth(
@@ -128,18 +132,18 @@ def _pepper_truth(events: Any) -> Truth:
     )
 
 
-def _offsets(events: Any) -> IntArray:
+def _offsets(branches: Branches) -> IntArray:
     """Position of the first particle of each event, and the end, shape (n + 1,)."""
-    return np.concatenate([[0], np.cumsum(read_counts(events, "GenPart_pdgId"))]).astype(np.int64)
+    return np.concatenate([[0], np.cumsum(branches.counts("GenPart_pdgId"))]).astype(np.int64)
 
 
-def _production(events: Any, offsets: IntArray, pdg_id: IntArray) -> IntArray:
+def _production(branches: Branches, offsets: IntArray, pdg_id: IntArray) -> IntArray:
     """Index into `PRODUCTIONS` from the two incoming partons, shape (n,)."""
     n = len(offsets) - 1
-    if all(has_branch(events, name) for name in _GENERATOR):
-        first, second = (read_branch(events, name).astype(np.int64) for name in _GENERATOR)
-    elif has_branch(events, "GenPart_status"):
-        incoming = np.flatnonzero(read_branch(events, "GenPart_status") == _STATUS_INCOMING)
+    if branches.has(*_GENERATOR):
+        first, second = (branches.read(name).astype(np.int64) for name in _GENERATOR)
+    elif branches.has("GenPart_status"):
+        incoming = np.flatnonzero(branches.read("GenPart_status") == _STATUS_INCOMING)
         event = np.searchsorted(offsets, incoming, side="right") - 1
         number = np.bincount(event, minlength=n)
         start = np.cumsum(number) - number

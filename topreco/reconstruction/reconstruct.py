@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from topreco.config import SelectionConfig
-from topreco.config.presets import resolve_selection
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, FloatArray, IntArray, TopPair
 from topreco.core.method import NamedCallable, as_method
-from topreco.input.own import ACCEPTED, OwnObjects
+from topreco.input.own import ACCEPTED, dilepton_events
 from topreco.reconstruction.load import load
 
 
@@ -77,19 +76,14 @@ def reconstruct(
         return _aligned(method(selected.events), selected.index, len(events))
     if not isinstance(events, Mapping | ak.Array):
         raise TopRecoError(f"reconstruct: {ACCEPTED} expected, {type(events).__name__} found")
-    own = OwnObjects(events)
-    chosen, index = own.dilepton_events(
-        resolve_selection(config, ()),
-        dataset,
-        needs_key=method.uses_event_key,
-        name=method.name,
-    )
-    return _aligned(method(chosen), index, own.n)
+    chosen, index = dilepton_events(events, config, dataset=dataset, needs_key=method.uses_event_key)
+    return _aligned(method(chosen), index, len(events["jets"]))
 
 
 def _selector(events: Any) -> Any:
     """Function that selects from a chunk of NanoAOD or of pepper; None for anything else."""
-    from topreco.input.pepper.read import is_pepper, select_pepper
+    from topreco.input.pepper.read import is_pepper
+    from topreco.input.pepper.select import select_pepper
     from topreco.input.selection import select
 
     if is_pepper(events):

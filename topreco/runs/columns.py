@@ -60,14 +60,14 @@ class ColumnWriter:
         events
             The selected events.
         pairs
-            What each method gave, by its name.
+            Predictions by the name of the method.
         variation
             Name of the systematic variation.
 
         Returns
         -------
         entry
-            What was written, for the manifest: ``path`` below the folder, ``dataset``, ``variation``,
+            Description of the file for the manifest: ``path`` below the folder, ``dataset``, ``variation``,
             ``file``, ``entrystart``, ``entrystop`` and ``rows``.
 
         Raises
@@ -105,14 +105,14 @@ class ColumnWriter:
 
 
 def event_columns(events: DileptonEvents, pairs: Mapping[str, TopPair]) -> dict[str, Any]:
-    """What is stored of each event, by column.
+    """Columns that are stored for each event.
 
     Parameters
     ----------
     events
         Selected events.
     pairs
-        What each method gave, by its name.
+        Predictions by the name of the method.
 
     Returns
     -------
@@ -142,7 +142,7 @@ def event_columns(events: DileptonEvents, pairs: Mapping[str, TopPair]) -> dict[
                 f"columns: two methods would both be called {prefix!r}, among {', '.join(pairs)}"
             )
         columns[f"{prefix}_valid"] = pair.valid
-        # Of what a method without an answer left in its arrays nothing is kept.
+        # Values that a method left in its arrays for events without a prediction are not kept.
         tops = np.where(pair.valid[:, None, None], pair.p4, np.nan)
         system = np.where(pair.valid[:, None], pair.system, np.nan)
         values: dict[str, FloatArray] = {
@@ -157,7 +157,7 @@ def event_columns(events: DileptonEvents, pairs: Mapping[str, TopPair]) -> dict[
 
 
 def _uncertainty(pair: TopPair) -> dict[str, FloatArray]:
-    """Columns of what a method says about its uncertainty, NaN without an answer."""
+    """Columns with the uncertainty that a method predicts, NaN without a prediction."""
     found: dict[str, FloatArray] = {}
     if pair.quality is not None:
         found["quality"] = pair.quality

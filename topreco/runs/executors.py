@@ -1,4 +1,4 @@
-"""coffea executors from a configuration: this machine, Dask, Parsl and TaskVine."""
+"""coffea executors from a configuration: this machine, Dask and Parsl."""
 
 import importlib.util
 import logging
@@ -34,8 +34,8 @@ def open_executor(config: RunConfig, *, progress: bool, retries: int = 0) -> Ite
     progress
         Show progress bars.
     retries
-        How often to try a chunk again that raised an error. Chunks of a worker that died are repeated anyway
-        by the executors `dask`, `parsl` and `taskvine`.
+        Number of further attempts at a chunk that raised an error. The executors `dask` and `parsl` repeat
+        the chunks of a worker that died in any case.
 
     Yields
     ------
@@ -57,11 +57,9 @@ def open_executor(config: RunConfig, *, progress: bool, retries: int = 0) -> Ite
         elif config.executor == "dask":
             client = stack.enter_context(_dask_client(config.cluster, config.workers))
             yield processor.DaskExecutor(client=client, **common)
-        elif config.executor == "parsl":
+        else:
             stack.enter_context(_parsl(config))
             yield processor.ParslExecutor(**common)
-        else:
-            yield _taskvine(config.cluster, common)
 
 
 @contextmanager
@@ -78,7 +76,7 @@ def _dask_client(cluster: ClusterConfig, workers: int) -> Iterator[Any]:
             yield client
             return
         if cluster.kind == "local":
-            # What goes wrong in a worker comes back as an exception; its log would say it once more.
+            # Errors of a worker come back as exceptions; its log would repeat them.
             quiet = {"silence_logs": logging.CRITICAL, "dashboard_address": ":0"}  # any free port
             local = {"n_workers": workers, "threads_per_worker": 1, **quiet}
             started = _with_options(LocalCluster, local, cluster)
@@ -111,7 +109,7 @@ def _parsl(config: RunConfig) -> Iterator[None]:
         {"init_blocks": blocks, "min_blocks": blocks, "max_blocks": blocks, "worker_init": _environment()},
         cluster,
     )
-    # Parsl finds its programs by PATH, on which a virtual environment need not be.
+    # Parsl finds its programs by PATH, which need not contain a virtual environment.
     interchange = Path(sys.executable).with_name("interchange.py")
     executor = HighThroughputExecutor(
         label="topreco",
@@ -121,7 +119,7 @@ def _parsl(config: RunConfig) -> Iterator[None]:
         interchange_launch_cmd=[sys.executable, str(interchange)] if interchange.is_file() else None,
     )
     with tempfile.TemporaryDirectory(prefix="topreco-parsl-", ignore_cleanup_errors=True) as temporary:
-        # Jobs of a batch system need a folder that they can see, and their logs are wanted when they fail.
+        # Jobs of a batch system need a folder that they can see, and their logs are needed when they fail.
         run_dir = temporary if local else str(config.output.absolute() / "parsl")
         parsl.load(
             parsl.Config(
@@ -140,18 +138,8 @@ def _parsl(config: RunConfig) -> Iterator[None]:
 
 
 def _retry_cost(error: Exception, task: Any) -> float:  # noqa: ARG001 - as Parsl calls it
-    """How much of Parsl's retries a failure uses up: only the death of a worker is worth another try."""
+    """Share of Parsl's retries that a failure uses up: only the death of a worker is worth another try."""
     return 1.0 if type(error).__name__ in WORKER_LOST else math.inf
-
-
-def _taskvine(cluster: ClusterConfig, common: dict[str, Any]) -> Any:
-    if importlib.util.find_spec("ndcctools") is None:
-        raise TopRecoError(
-            "executor 'taskvine' needs ndcctools, which is not on PyPI: "
-            "conda install -c conda-forge ndcctools"
-        )
-    # A chunk cut in two would be another chunk for checkpoints and friend trees.
-    return _with_options(processor.TaskVineExecutor, {"split_on_exhaustion": False, **common}, cluster)
 
 
 def _environment() -> str:

@@ -22,8 +22,9 @@ from topreco.core.method import Method
 from topreco.evaluation.fill import fill_methods
 from topreco.evaluation.histograms import book
 from topreco.evaluation.responses import book_responses, fill_generated, fill_responses
-from topreco.input.nano import rename_branches
-from topreco.input.pepper.read import is_pepper, select_pepper
+from topreco.input.branches import Branches
+from topreco.input.pepper.read import is_pepper
+from topreco.input.pepper.select import select_pepper
 from topreco.input.selection import Selection, select_objects
 from topreco.input.systematics import check_corrections, event_weights, generated_weights, variations
 from topreco.input.truth import has_truth, read_truth
@@ -42,7 +43,7 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
     Parameters
     ----------
     methods
-        Reconstructors, model files or names that `topreco.load` knows.
+        Methods, or model files and names that `topreco.load` knows, which are loaded here.
     selection
         Cuts; what is not set follows the preset of each file's NanoAOD version.
     histograms
@@ -73,20 +74,21 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         columns: ColumnWriter | None = None,
         unfolding: UnfoldingConfig | None = None,
     ) -> None:
-        # One thread each: the executor already keeps every core busy. Histograms need no quantiles.
+        # One thread each, as the executor already uses every core; histograms need no quantiles.
         self.methods = load_methods(methods, threads=1, solvers=solvers, quantiles=columns is not None)
         self.selection = selection or SelectionConfig()
         self.histograms = histograms or HistogramConfig()
         self.systematics = systematics or SystematicsConfig()
         self.columns = columns
         self.unfolding = unfolding or UnfoldingConfig()
-        # Refuse what is wrong here, not in the first worker.
+        # Errors belong here, not in the first worker.
         book(self.histograms)
         check_corrections(self.systematics)
 
     def process(self, events: Any) -> dict[str, Any]:
         """Fill the histograms of one chunk of `NanoEvents`."""
-        dataset = events.metadata["dataset"]
+        branches = Branches(events, self.selection)
+        dataset = branches.metadata["dataset"]
         weights: dict[str, FloatArray] = {}
         if is_pepper(events):
             if self.unfolding.observables:
@@ -94,11 +96,10 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
                     f"unfolding: not for files of pepper, which lack the events it rejected: {dataset}"
                 )
             # pepper has corrected its objects, and its weights are final.
-            selected = {NOMINAL: select_pepper(events, self.selection, dataset=dataset)}
+            selected = {NOMINAL: select_pepper(branches, self.selection, dataset=dataset)}
         else:
-            events = rename_branches(events, self.selection.branches)
-            selected, weights = self._select_variations(events, dataset)
-        known, truth = self._read_truth(events, selected)
+            selected, weights = self._select_variations(branches, dataset)
+        known, truth = self._read_truth(branches, selected)
         samples = {
             name: (found.events, None if truth is None else truth[np.searchsorted(known, found.index)])
             for name, found in selected.items()
@@ -116,50 +117,52 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
             metrics=self.systematics.metrics,
         )
         if self.unfolding.observables:
-            histograms |= self._responses(events, truth, samples, weights, pairs)
+            histograms |= self._responses(branches, truth, samples, weights, pairs)
         cutflow = selected[NOMINAL].cutflow.to_dict()
         output: dict[str, Any] = {"histograms": histograms, "cutflow": {dataset: cutflow}}
         if self.columns is not None:
             output["columns"] = [
-                self.columns.write(events.metadata, found.index, found.events, pairs[name], variation=name)
+                self.columns.write(branches.metadata, found.index, found.events, pairs[name], variation=name)
                 for name, found in selected.items()
             ]
         return output
 
     def _select_variations(
-        self, events: Any, dataset: str
+        self, branches: Branches, dataset: str
     ) -> tuple[dict[str, Selection], dict[str, FloatArray]]:
         """Selected events of every variation of objects, and the weights of the nominal ones in others."""
         selected: dict[str, Selection] = {}
         weights: dict[str, FloatArray] = {}
-        for name, objects in variations(events, self.selection, self.systematics):
+        for name, objects in variations(branches, self.selection, self.systematics):
             found = select_objects(objects, self.selection, dataset=dataset)
-            factors = event_weights(events, objects, found, self.systematics, varied=name == NOMINAL)
+            factors = event_weights(branches, objects, found, self.systematics, varied=name == NOMINAL)
             weight = found.events.weight
             corrected = dataclasses.replace(found.events, weight=weight * factors.pop(NOMINAL))
             selected[name] = dataclasses.replace(found, events=corrected)
             weights |= {variation: weight * factor for variation, factor in factors.items()}
         return selected, weights
 
-    def _read_truth(self, events: Any, selected: Mapping[str, Selection]) -> tuple[IntArray, Truth | None]:
-        """Positions in the chunk and truth of what any selection has, or for unfolding of all events."""
-        if not has_truth(events):
+    def _read_truth(
+        self, branches: Branches, selected: Mapping[str, Selection]
+    ) -> tuple[IntArray, Truth | None]:
+        """Positions in the chunk and truth of events that any variation selects; for unfolding of all."""
+        if not has_truth(branches):
             return np.empty(0, np.intp), None
         if self.unfolding.observables:
-            return np.arange(len(events)), read_truth(events)
+            return np.arange(len(branches)), read_truth(branches)
         index = np.unique(np.concatenate([selection.index for selection in selected.values()]))
-        return index, read_truth(events[index])
+        return index, read_truth(branches[index])
 
     def _responses(
         self,
-        events: Any,
+        branches: Branches,
         truth: Truth | None,
         samples: Mapping[str, tuple[DileptonEvents, Truth | None]],
         weights: Mapping[str, FloatArray],
         pairs: Mapping[str, Mapping[str, TopPair]],
     ) -> dict[str, Any]:
         """Filled response matrices of the chunk, and the generated spectra of all its events."""
-        dataset = events.metadata["dataset"]
+        dataset = branches.metadata["dataset"]
         histograms = book_responses(self.unfolding)
         if truth is not None:
             fill_generated(
@@ -167,7 +170,7 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
                 self.unfolding.phase_space,
                 dataset=dataset,
                 truth=truth,
-                weights=generated_weights(events, self.systematics),
+                weights=generated_weights(branches, self.selection, self.systematics),
             )
         for variation, (selected, generated) in samples.items():
             of_events = {variation: selected.weight, **(weights if variation == NOMINAL else {})}

@@ -19,8 +19,9 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, TopPair, Truth
 from topreco.core.fourvector import delta_r, eta, from_pt_eta_phi_mass, mass, phi, pt
 from topreco.core.skim import Skim
+from topreco.input.branches import Branches
 from topreco.input.cutflow import Cutflow
-from topreco.input.nano import InputError, open_events, read_branch
+from topreco.input.nano import InputError, open_events
 from topreco.input.pepper.read import (
     PepperSchema,
     collections,
@@ -28,8 +29,8 @@ from topreco.input.pepper.read import (
     is_pepper,
     iterate_pepper,
     pepper_format,
-    select_pepper,
 )
+from topreco.input.pepper.select import select_pepper
 from topreco.input.pepper.write import copy_paths, write_all, write_tops
 from topreco.input.selection import select
 from topreco.input.skimming import make_skim
@@ -408,6 +409,28 @@ def test_options_of_the_selection(write, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_cuts_that_would_be_ignored_are_refused(write, form, tmp_path):
+    path = write(form, few_events())
+    cuts = selection(met_min=30, jet={"pt_min": 25, "max_jets": 4}, m_lb_max=150)
+    message = r"^selection\.jet\.pt_min, selection\.met_min: would be ignored for .*pepper"
+    for use in (
+        lambda: inspect_pepper(path, cuts),
+        lambda: select_pepper(next(iterate_pepper(path)), cuts, dataset="tt"),
+        lambda: make_skim([path], tmp_path / "skim.parquet", cuts, progress=False),
+    ):
+        with pytest.raises(TopRecoError, match=message):
+            use()
+    if form == "root":
+        config = build_config(
+            RunConfig,
+            {"fileset": {"tt": [str(path)]}, "methods": ["loose"], "selection": cuts.model_dump()},
+            "test",
+        )
+        with pytest.raises(TopRecoError, match=message):
+            run(config, progress=False)
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("kind", "expected"), [("systematics", [-1.5, 2.0, 2.0]), (None, [1.0, 1.0, 1.0])])
 def test_weights_among_the_variations_or_none(write, form, kind, expected):
     assert read(write(form, few_events(), weights=kind))[0].weight.tolist() == expected
@@ -668,7 +691,7 @@ def test_schema(write):
     by_hand = sum(from_pt_eta_phi_mass(*(np.float64(top[c]) for c in COORDINATES)) for top in tops[0])
     np.testing.assert_allclose(expected.mass, mass(by_hand), rtol=1e-6)
     np.testing.assert_allclose(events.MET.px[0], 50 * np.cos(0.3), rtol=1e-6)
-    assert read_branch(events, "recot_betchart_pt").tolist() == read_branch(events, "recot_pt").tolist()
+    assert Branches(events).read("recot_betchart_pt").tolist() == Branches(events).read("recot_pt").tolist()
 
 
 # ---- writing ---------------------------------------------------------------------------------------------
@@ -733,7 +756,7 @@ def test_tops_are_written_as_pepper_does(write, tmp_path, form, column, step_siz
     # The package's own reader sees the same.
     own = whole(copy)
     for c in COORDINATES:
-        np.testing.assert_array_equal(read_branch(own, f"{name}_{c}"), np.asarray(first[c]))
+        np.testing.assert_array_equal(Branches(own).read(f"{name}_{c}"), np.asarray(first[c]))
 
 
 @pytest.mark.parametrize("column", [None, "recot"])
@@ -1025,7 +1048,7 @@ def test_sample_against_nanoaod(sample, data):
         key: i
         for i, key in enumerate(
             zip(
-                *(read_branch(nano, name).tolist() for name in ("run", "luminosityBlock", "event")),
+                *(Branches(nano).read(name).tolist() for name in ("run", "luminosityBlock", "event")),
                 strict=True,
             )
         )
@@ -1087,7 +1110,7 @@ def test_sample_written_back(sample, tmp_path, toy_model, column):
     assert (summary.n_events, summary.n_passed, summary.n_solved) == (100, 48, 48)
     expected = model(read(sample, config.selection)[0]).p4
     events = whole(summary.output)
-    found = from_pt_eta_phi_mass(*(read_branch(events, f"{summary.column}_{c}") for c in COORDINATES))
+    found = from_pt_eta_phi_mass(*(Branches(events).read(f"{summary.column}_{c}") for c in COORDINATES))
     np.testing.assert_allclose(found.reshape(-1, 2, 4), expected, rtol=1e-5, atol=1e-3)
     if sample.suffix == ".h5":
         # pepper has its own column None in the same events.

@@ -2,7 +2,7 @@
 
 A column like pepper's ``recot`` holds for each event None if it does not pass the cuts, an empty list if it
 has no solution, else two entries with pt, eta, phi and mass: index 0 is the top, 1 the antitop. In ROOT,
-``mask<column>`` tells None from empty.
+``mask<column>`` distinguishes None from empty.
 """
 
 import json
@@ -24,20 +24,14 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import BoolArray, DileptonEvents, FloatArray, IntArray, TopPair
 from topreco.core.files import complete_file
 from topreco.input.nano import InputError
-from topreco.input.pepper.read import (
-    buffer_prefix,
-    collections,
-    inspect_pepper,
-    is_hdf5,
-    iterate_pepper,
-    open_hdf5,
-    select_pepper,
-)
+from topreco.input.pepper.hdf5 import buffer_prefix, is_hdf5, open_hdf5
+from topreco.input.pepper.read import collections, inspect_pepper, iterate_pepper
+from topreco.input.pepper.select import select_pepper
 
 
 @dataclass(frozen=True)
 class WriteSummary:
-    """What `write_tops` wrote.
+    """Result of `write_tops`.
 
     Attributes
     ----------
@@ -306,7 +300,7 @@ def _copy_tree(
 def _columns(
     arrays: Any, places: Mapping[str, tuple[str, str]], jagged: Mapping[str, bool]
 ) -> dict[str, Any]:
-    """What uproot writes as these branches, in their order: lists of one counter are one array of records."""
+    """Columns from which uproot writes these branches, in order; lists of one counter are one array."""
     columns: dict[str, Any] = {}
     lists: dict[str, dict[str, Any]] = {}
     for branch, (collection, field) in places.items():

@@ -1,0 +1,120 @@
+"""Branches that a selection needs in a file, and the selection with every key set for that file."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from topreco.config import ConfigError, SelectionConfig
+from topreco.config.presets import NO_PRESET, resolve_selection
+from topreco.input.jet_id import COLUMNS
+from topreco.input.nano import EVENT_KEY, FileSummary, InputError, missing_branch
+
+OPTIONAL_BRANCHES = ("Electron_deltaEtaSC", "Electron_superclusterEta", "Jet_jetId", "genWeight")
+"""Branches that are used where they exist."""
+
+# Seed crystal and position, https://twiki.cern.ch/twiki/bin/viewauth/CMS/PdmVRun3Analysis?rev=169#From_ECAL_and_EGM
+EE_LEAK_BRANCHES = ("Electron_seediEtaOriX", "Electron_seediPhiOriY")
+"""Branches that `cuts.ee_leak_veto` needs."""
+
+_MOMENTUM = ("pt", "eta", "phi")
+
+
+def needed_branches(config: SelectionConfig) -> tuple[str, ...]:
+    """Branches that the selection requires; see also `optional_branches`."""
+    return tuple(_needed(config))
+
+
+def optional_branches(config: SelectionConfig) -> tuple[str, ...]:
+    """Branches that the selection uses where they exist: `OPTIONAL_BRANCHES` and trigger paths."""
+    return (*OPTIONAL_BRANCHES, *(path for paths in config.cuts.triggers.values() for path in paths))
+
+
+def _needed(config: SelectionConfig) -> dict[str, str | None]:
+    """Needed branches, and the configuration key that requires each."""
+    electron, muon, jet, cuts = config.electron, config.muon, config.jet, config.cuts
+    names: dict[str, str | None] = dict.fromkeys(EVENT_KEY)
+    names |= dict.fromkeys(f"Electron_{field}" for field in (*_MOMENTUM, "charge"))
+    names |= {f"Electron_{electron.id}": "electron.id"}
+    names |= dict.fromkeys(f"Muon_{field}" for field in (*_MOMENTUM, "charge"))
+    names |= {f"Muon_{muon.id}": "muon.id", f"Muon_{muon.isolation}": "muon.isolation"}
+    names |= dict.fromkeys(f"Jet_{field}" for field in (*_MOMENTUM, "mass"))
+    names |= {f"Jet_{jet.btag}": "jet.btag"}
+    names |= dict.fromkeys((f"{config.met}_pt", f"{config.met}_phi"), "met")
+    if jet.id_bit is not None:
+        names |= dict.fromkeys((f"Jet_{field}" for field in COLUMNS[jet.id_recipe]), "jet.id_recipe")
+    if jet.pu_id is not None:
+        names |= {"Jet_puId": "jet.pu_id"}
+    if cuts.ee_leak_veto:
+        names |= dict.fromkeys(EE_LEAK_BRANCHES, "cuts.ee_leak_veto")
+    if cuts.jet_veto_map is not None:
+        names |= dict.fromkeys(("Jet_chEmEF", "Jet_neEmEF"), "cuts.jet_veto_map")
+    return names | dict.fromkeys(cuts.met_filters, "cuts.met_filters")
+
+
+def fit_selection(config: SelectionConfig, branches: Collection[str], origin: str) -> SelectionConfig:
+    """Selection for a file: the preset resolved, and every branch that it needs present.
+
+    Parameters
+    ----------
+    config
+        The selection as the user configured it.
+    branches
+        Names of the branches in the file.
+    origin
+        The file, for errors.
+
+    Returns
+    -------
+    resolved
+        See `topreco.config.presets.resolve_selection`.
+
+    Raises
+    ------
+    InputError
+        If a branch is missing.
+    topreco.config.ConfigError
+        If the preset cannot be resolved, or a key applies to files of pepper only.
+    """
+    if config.pepper.cut is not None:
+        raise ConfigError(f"selection.pepper.cut: would be ignored for {origin}, which is not from pepper")
+    resolved = resolve_selection(config, branches)
+    preset = resolved.preset if resolved.preset != NO_PRESET else None
+    names = set(branches)
+    for name, key in _needed(resolved).items():
+        stored = resolved.branches.get(name, name)
+        if stored not in names:
+            chosen_by = key if stored == name else f"branches.{name}"
+            raise InputError(f"{origin}: {missing_branch(stored, names, chosen_by, preset)}")
+    paths = [path for group in resolved.cuts.triggers.values() for path in group]
+    absent = [path for path in resolved.in_file(paths) if path not in names]
+    if absent and (resolved.cuts.missing_trigger == "error" or len(absent) == len(paths)):
+        what = missing_branch(absent[0], names, "cuts.triggers", preset)
+        raise InputError(f"{origin}: {what}, as {len(absent)} of {len(paths)} paths are")
+    return resolved
+
+
+def fit_files(config: SelectionConfig, files: Mapping[Any, FileSummary]) -> SelectionConfig:
+    """`fit_selection` for all files of a dataset, which must be of one NanoAOD version.
+
+    Parameters
+    ----------
+    config
+        The selection as the user configured it.
+    files
+        At least one file, with its summary.
+
+    Raises
+    ------
+    InputError
+        If a branch is missing, or the files are of different versions.
+    topreco.config.ConfigError
+        If the preset cannot be resolved.
+    """
+    resolved = {file: fit_selection(config, files[file].branches, str(file)) for file in files}
+    first, common = next(iter(resolved.items()))
+    for file, other in resolved.items():
+        if other.preset != common.preset:
+            raise InputError(
+                f"{file}: its preset is {other.preset}, that of {first} {common.preset}; a dataset must be "
+                "of one NanoAOD version (selection.preset sets it)"
+            )
+    return common
