@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Advance(Protocol):
@@ -14,7 +17,14 @@ class Advance(Protocol):
 
 @contextmanager
 def progress_bar(
-    title: str, total: int | None, *, show: bool, unit: str = "", done: int = 0, transient: bool = False
+    title: str,
+    total: int | None,
+    *,
+    show: bool,
+    unit: str = "",
+    done: int = 0,
+    transient: bool = False,
+    console: "Console | None" = None,
 ) -> Iterator[Advance]:
     """Progress bar with the number of steps, their rate and the remaining time.
 
@@ -32,6 +42,8 @@ def progress_bar(
         Steps that were done before; they do not count in the rate.
     transient
         Remove the bar at the end.
+    console
+        Where to show it, for lines that are printed meanwhile; a new one on the standard error if None.
 
     Yields
     ------
@@ -46,7 +58,8 @@ def progress_bar(
     if unit:
         columns.append(TextColumn("{task.fields[rate]:,.0f} " + unit + "/s"))
     columns += [TextColumn("{task.fields[text]}"), TimeRemainingColumn()]
-    with Progress(*columns, console=Console(stderr=True), disable=not show, transient=transient) as bar:
+    console = console or Console(stderr=True)
+    with Progress(*columns, console=console, disable=not show, transient=transient) as bar:
         task = bar.add_task(title, total=total, completed=done, rate=0.0, text="")
         shown = bar.tasks[0]
 

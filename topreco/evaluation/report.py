@@ -4,13 +4,13 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from topreco.core.files import write_text
+from topreco.core.files import plain, write_text
 from topreco.core.observables import OBSERVABLES
 from topreco.evaluation.summary import ALL_CHANNELS, Result, Summary
 
@@ -255,22 +255,3 @@ def _content(
     """Headings and cells of a table with one row per method."""
     headings = ["method", *(column.heading for column in columns)]
     return headings, [[method, *(column.text(result) for column in columns)] for method, result in rows]
-
-
-def plain(value: Any) -> Any:
-    """Containers as dictionaries and lists, numbers that JSON does not know as None.
-
-    Parameters
-    ----------
-    value
-        Named tuples, dictionaries, sequences and numbers, nested.
-    """
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return plain(value._asdict())
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

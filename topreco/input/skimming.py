@@ -1,17 +1,14 @@
 """NanoAOD or pepper files to one skim of selected events, a chunk at a time."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import Progress
 
 from topreco.config import SelectionConfig
 from topreco.config.presets import describe_preset
 from topreco.core.events import dataset_id
 from topreco.core.files import write_text
+from topreco.core.progress import progress_bar
 from topreco.core.skim import SkimWriter
 from topreco.core.versions import versions
 from topreco.input.branches import Branches
@@ -145,7 +142,7 @@ def make_skim(
     cutflow = Cutflow()
     n_selected = n_generated = 0
     sum_gen_weights = 0.0
-    with SkimWriter(output) as writer, _progress_bar(n_read, show=progress) as advance:
+    with SkimWriter(output) as writer, progress_bar("events", n_read, show=progress) as advance:
         for file, summary in summaries.items():
             of_file = Cutflow()
             chunks = (
@@ -208,10 +205,3 @@ def _all_or_none(
             "a skim has them for all of its events or for none"
         )
     return False
-
-
-@contextmanager
-def _progress_bar(total: int, *, show: bool) -> Iterator[Callable[[int], None]]:
-    with Progress(console=Console(stderr=True), disable=not show) as bar:
-        task = bar.add_task("events", total=total)
-        yield lambda n: bar.advance(task, n)

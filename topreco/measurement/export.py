@@ -14,13 +14,13 @@ from rich.table import Table
 from topreco.config import NOMINAL
 from topreco.core.errors import TopRecoError
 from topreco.core.events import CHANNELS
-from topreco.core.files import complete_file, folder_name, write_text
+from topreco.core.files import complete_file, folder_name, plain, write_text
 from topreco.core.observables import OBSERVABLES
 from topreco.core.statistics import Estimate
 from topreco.evaluation.draw import plot_migration, plot_shares
 from topreco.evaluation.figures import save
 from topreco.evaluation.histograms import reco_axis, truth_axis
-from topreco.evaluation.report import format_estimate, plain, terminal_table
+from topreco.evaluation.report import format_estimate, terminal_table
 from topreco.evaluation.responses import responses_of
 from topreco.evaluation.style import Label
 from topreco.evaluation.summary import ALL_CHANNELS

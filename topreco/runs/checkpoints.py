@@ -19,7 +19,7 @@ from coffea.processor.executor import WorkItem
 
 from topreco.config import RunConfig
 from topreco.core.errors import TopRecoError
-from topreco.core.files import complete_file, folder_name, writable_folder, write_text
+from topreco.core.files import complete_file, folder_name, sha256_of, writable_folder, write_text
 from topreco.core.folders import differences
 from topreco.core.method import Method
 from topreco.core.versions import versions
@@ -90,9 +90,8 @@ def describe_configuration(config: RunConfig, methods: Sequence[Method]) -> dict
         json.dumps(
             description
             | {
-                "methods": {method.name: _fingerprint(method) for method in methods},
-                "response": _content(config.solvers.response),
-                "corrections": {str(file): _content(file) for file in config.systematics.files},
+                "methods": {method.name: method.fingerprint for method in methods},
+                "corrections": {str(file): sha256_of(file) for file in config.systematics.files},
                 "topreco": versions()["topreco"],
             }
         )
@@ -131,13 +130,3 @@ def claim_folder(folder: Path, description: Mapping[str, Any], key: str) -> None
                 "name another folder, or remove this one"
             )
     write_text(marker, json.dumps(description, indent=1) + "\n")
-
-
-def _fingerprint(method: Method) -> str | None:
-    """Everything that determines the predictions of a method: a model file counts by its content."""
-    return _content(getattr(method, "path", None))
-
-
-def _content(path: Path | None) -> str | None:
-    """SHA-256 of a file's content."""
-    return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()

@@ -5,12 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from topreco.config import RunConfig, SystematicsConfig
 from topreco.config.presets import describe_preset
 from topreco.core.errors import TopRecoError
+from topreco.core.progress import progress_bar
 from topreco.input.nano import FileSummary, InputError, check_distinct, inspect_file
 from topreco.input.pepper.hdf5 import is_hdf5
 from topreco.input.pepper.read import inspect_pepper, pepper_format
@@ -93,17 +91,13 @@ def inspect_inputs(config: RunConfig, *, progress: bool) -> Inputs:
 
     usable: dict[str, dict[str, FileSummary]] = {}
     skipped = []
-    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+    with (
+        ThreadPoolExecutor(_FILES_AT_A_TIME) as pool,
+        progress_bar("Checking files", len(names), show=progress, transient=True) as advance,
+    ):
         found = pool.map(inspect, names)
-        bar = track(
-            found,
-            "Checking files",
-            len(names),
-            console=Console(stderr=True),
-            disable=not progress,
-            transient=True,
-        )
-        for (dataset, file), summary in zip(names, bar, strict=True):
+        for (dataset, file), summary in zip(names, found, strict=True):
+            advance()
             if isinstance(summary, FileSummary):
                 usable.setdefault(dataset, {})[file] = summary
             elif config.skip_bad_files:

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -21,11 +20,11 @@ import awkward as ak
 import numpy as np
 import uproot
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from topreco.config import SimulationConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.files import complete_file, write_text
+from topreco.core.progress import Advance, progress_bar
 from topreco.simulation import lhe
 from topreco.simulation.nanoaod import nanoaod
 from topreco.simulation.pythia import MAX_PYTHIA_SEED, generate, require_sim, settings, start_pythia
@@ -150,7 +149,9 @@ def simulate(
     missing = [index for index, part in enumerate(part_files) if not part.exists()]
     jobs = _jobs(config, parts, part_files, sizes, missing)
     n_missing = sum(sizes[index] for index in missing)
-    with _progress_bar(progress, n_events, n_events - n_missing) as advance:
+    with progress_bar(
+        "simulating", n_events, show=progress, unit="events", done=n_events - n_missing
+    ) as advance:
         _work_through(jobs, min(workers, max(len(missing), 1)), advance)
     seconds = time.monotonic() - started
 
@@ -252,7 +253,7 @@ def _jobs(
             yield _Block(config, index, sizes[index], part_files[index], path)
 
 
-def _work_through(jobs: Iterator[_Block], workers: int, advance: Any) -> None:
+def _work_through(jobs: Iterator[_Block], workers: int, advance: Advance) -> None:
     """Simulate the blocks, in this process if there is to be only one."""
     if workers == 1:
         for job in jobs:
@@ -285,31 +286,6 @@ def _start_worker() -> None:
             os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-
-
-@contextmanager
-def _progress_bar(show: bool, n_events: int, completed: int) -> Iterator[Any]:
-    """Progress in events, with rate and remaining time; gives the function that advances it."""
-    bar = Progress(
-        TextColumn("simulating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.0f} events/s"),
-        TimeRemainingColumn(),
-        disable=not show,
-    )
-    started = time.monotonic()
-    done = 0
-
-    with bar:
-        task: TaskID = bar.add_task("", total=n_events, completed=completed, rate=0.0)
-
-        def advance(events: int) -> None:
-            nonlocal done
-            done += events
-            bar.update(task, advance=events, rate=done / (time.monotonic() - started))
-
-        yield advance
 
 
 # ---- files -----------------------------------------------------------------------------------------------

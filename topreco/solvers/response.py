@@ -35,6 +35,7 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import BoolArray, DileptonEvents, FloatArray, IntArray, Truth
 from topreco.core.files import write_text
 from topreco.core.fourvector import delta_r, eta, mass_squared, pt
+from topreco.core.progress import progress_bar
 from topreco.core.skim import Skim
 from topreco.core.versions import versions
 from topreco.solvers.per_event import Floats
@@ -220,8 +221,6 @@ def derive_detector_response(
     TopRecoError
         If a file is no skim or has no truth, or if too few objects match for a histogram.
     """
-    from rich.progress import Progress
-
     if not skims:
         raise TopRecoError("detector response: no skim given, at least one expected")
     opened = [Skim(path) for path in skims]
@@ -234,13 +233,12 @@ def derive_detector_response(
     everywhere = np.array([0.0, np.inf])
     filled["m_lb", ""] = _Filled(everywhere, everywhere, _M_LB)
     filled["m_w", ""] = _Filled(everywhere, everywhere, _M_W)
-    with Progress(disable=not progress) as bar:
-        task = bar.add_task("response", total=sum(len(skim) for skim in opened))
+    with progress_bar("response", sum(map(len, opened)), show=progress) as advance:
         for skim in opened:
             for events, truth in skim.row_groups():
                 if truth is not None:
                     _fill(filled, events, truth)
-                bar.advance(task, len(events))
+                advance(len(events))
     names = ", ".join(str(skim.path) for skim in opened)
     return schema.CorrectionSet(
         schema_version=schema.VERSION,

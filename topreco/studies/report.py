@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from topreco.config import StudyConfig
-from topreco.core.files import write_text
+from topreco.core.files import plain, write_text
 from topreco.core.observables import OBSERVABLES
 from topreco.core.statistics import Array
 from topreco.evaluation.report import UNDEFINED
@@ -202,15 +202,6 @@ def write_tables(report: StudyReport) -> Path:
         write_text(folder / "scaling.csv", _csv(_law_rows(scaling)))
     write_text(folder / "table.md", "\n".join(_markdown(report, scaling)) + "\n")
     return folder / "table.md"
-
-
-def plain(value: Any) -> Any:
-    """JSON data, with None for numbers that JSON does not know."""
-    if isinstance(value, dict):
-        return {key: plain(content) for key, content in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(content) for content in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _data(report: StudyReport, scaling: Sequence[Scaling]) -> dict[str, Any]:

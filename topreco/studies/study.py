@@ -34,7 +34,7 @@ from rich.console import Console
 from topreco.config import ConfigError, StudyConfig, TrainConfig, build_config, dump_config
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, FloatArray, TopPair, Truth
-from topreco.core.files import writable_folder, write_text
+from topreco.core.files import plain, writable_folder, write_text
 from topreco.core.observables import OBSERVABLES
 from topreco.core.skim import Skim
 from topreco.core.statistics import fraction, summarise_arrays
@@ -43,7 +43,7 @@ from topreco.network.model_file import load_model
 from topreco.network.train import MAY_DIFFER, WHERE_DATA_ARE, train
 from topreco.studies.assignment import right_pairing, right_tops
 from topreco.studies.perfect import write_perfect
-from topreco.studies.report import FRACTIONS, StudyReport, Training, plain, write_figures, write_tables
+from topreco.studies.report import FRACTIONS, StudyReport, Training, write_figures, write_tables
 
 EVALUATION_FILE = "evaluation.json"
 _VERSION = 1

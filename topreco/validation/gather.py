@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, TopPair, Truth
 from topreco.core.method import Method
+from topreco.core.progress import Advance, progress_bar
 from topreco.core.skim import Skim
 from topreco.core.statistics import Array
 from topreco.evaluation.fill import predicted_values, true_values
@@ -81,6 +80,12 @@ class EventTable:
         return len(self.events["weight"])
 
 
+def _counted(result: Any, advance: Advance) -> Any:
+    """The result, counted as one more step."""
+    advance()
+    return result
+
+
 @contextmanager
 def open_pool(workers: int, *, progress: bool = True) -> Iterator[Apply]:
     """Run tasks in processes of their own, or in this one if there is one worker.
@@ -104,11 +109,10 @@ def open_pool(workers: int, *, progress: bool = True) -> Iterator[Apply]:
     """
     if workers < 1:
         raise TopRecoError(f"workers: at least 1 expected, found {workers}")
-    console = Console(stderr=True)
 
     def here(function: Callable[[Any], Any], tasks: Sequence[Any], title: str) -> list[Any]:
-        with Progress(console=console, disable=not progress) as bar:
-            return [function(task) for task in bar.track(tasks, description=title)]
+        with progress_bar(title, len(tasks), show=progress) as advance:
+            return [_counted(function(task), advance) for task in tasks]
 
     if workers == 1:
         yield here
@@ -117,10 +121,10 @@ def open_pool(workers: int, *, progress: bool = True) -> Iterator[Apply]:
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
 
         def there(function: Callable[[Any], Any], tasks: Sequence[Any], title: str) -> list[Any]:
-            with Progress(console=console, disable=not progress) as bar:
+            with progress_bar(title, len(tasks), show=progress) as advance:
                 futures = [executor.submit(function, task) for task in tasks]
                 try:
-                    return [future.result() for future in bar.track(futures, description=title)]
+                    return [_counted(future.result(), advance) for future in futures]
                 except BrokenProcessPool as error:
                     raise TopRecoError(
                         f"a worker process died ({title}), perhaps for lack of memory: use fewer --workers"

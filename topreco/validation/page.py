@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from topreco.core.files import plain
 from topreco.core.statistics import Metrics
-from topreco.evaluation.report import format_estimate, plain
+from topreco.evaluation.report import format_estimate
 from topreco.validation.figures import (
     data_uri,
     draw_bins,

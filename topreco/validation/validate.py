@@ -11,12 +11,11 @@ import numpy as np
 from topreco.config import ValidationConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents
-from topreco.core.files import complete_file
+from topreco.core.files import complete_file, plain
 from topreco.core.method import Method
 from topreco.core.skim import Skim
 from topreco.core.versions import versions
 from topreco.evaluation.histograms import truth_edges
-from topreco.evaluation.report import plain
 from topreco.reconstruction.load import load_methods
 from topreco.validation.extras import SCANNED, compare_background, scan_mass
 from topreco.validation.gather import OBSERVED, Apply, EventTable, gather, open_pool, open_skims
