@@ -135,7 +135,7 @@ def test_a_worker_that_dies(run_with):
     assert run_with(Deadly(), "futures").startswith("a worker died, which most often means out of memory")
 
 
-@pytest.mark.parametrize("executor", ["iterative", pytest.param("futures", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("executor", ["iterative", pytest.param("futures", marks=pytest.mark.exhaustive)])
 def test_a_chunk_too_large_for_memory(run_with, executor):
     class Large:
         name = "large"

@@ -98,7 +98,7 @@ def all_events():
 
 
 @pytest.fixture(
-    scope="module", params=[*NETWORKS, *ANALYTIC_METHODS, pytest.param("onnx", marks=pytest.mark.slow)]
+    scope="module", params=[*NETWORKS, *ANALYTIC_METHODS, pytest.param("onnx", marks=pytest.mark.exhaustive)]
 )
 def method(request):
     if request.param == "onnx":
@@ -123,7 +123,7 @@ def test_finite_or_invalid(method):
     assert all(len(column) == len(events) for column in event_columns(events, {method.name: pair}).values())
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_event_has_one_answer(method, monkeypatch):
     """Whatever the run, the order, the chunk, the threads and the batch."""
     # So that every kernel of the networks has work for two threads.
@@ -221,7 +221,7 @@ def toy_truth(events):
     return Truth(tops, nothing, nothing, events.lepton_p4, nothing, no_tau, flags, production)
 
 
-@pytest.mark.parametrize("backbone", ["lgatr_slim", pytest.param("lgatr", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backbone", ["lgatr_slim", pytest.param("lgatr", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize("normalise", [True, False])
 def test_training_on_them(tmp_path, kind, backbone, normalise):

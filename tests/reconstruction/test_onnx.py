@@ -253,6 +253,7 @@ def test_the_extra_is_named(toy_onnx, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # `test_agrees_with_torch` of tests/network/export has one of each backbone
 @pytest.mark.parametrize("name", sorted(shipped_models()))
 def test_shipped_models_agree_with_torch(assert_agrees, name, tmp_path):
     from topreco.network.export.onnx import export_onnx

@@ -111,8 +111,16 @@ def not_exported(tmp_path):
     return artefact_of(tmp_path, build_network(ModelConfig.model_validate({"backbone": backbone})))
 
 
+def one_of_each_backbone():
+    """The first case of each backbone for `make test`, the others for `make test-all`."""
+    seen = set()
+    for kind, fields in CASES:
+        yield pytest.param(kind, fields, id=kind, marks=pytest.mark.exhaustive if kind in seen else ())
+        seen.add(kind)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "fields"), CASES, ids=[kind for kind, _ in CASES])
+@pytest.mark.parametrize(("kind", "fields"), one_of_each_backbone())
 def test_agrees_with_torch(assert_agrees, small_config, tmp_path, kind, fields):
     config = small_config(kind, **fields)
     backbone = config.backbone.model_copy(update={"blocks": 1})
