@@ -95,7 +95,7 @@ def test_memory_that_runs_out_is_no_damage(tmp_path, monkeypatch, error):
         raise error
 
     skim = Skim(good_files.skim_file(tmp_path / "skim.parquet", 10))
-    monkeypatch.setattr("topreco.core.skim._from_table", starved)
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile.read", starved)
     with pytest.raises(SkimError, match=r"skim\.parquet: out of memory, or a damaged skim \((malloc|Failed)"):
         skim.read()
 

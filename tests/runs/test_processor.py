@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import shutil
 from pathlib import Path
 
 import awkward as ak
@@ -71,15 +72,13 @@ def test_it_pickles_small(instance, toy_model):
     assert cloudpickle.loads(content).methods[0].name == toy_model.stem
 
 
-def test_model_is_read_once_per_process(simulated, instance, monkeypatch):
+def test_model_is_read_once_per_process(simulated, toy_model, tmp_path, monkeypatch):
     from topreco.network import model_file as checkpoint
 
     read = []
     original = checkpoint.load_artefact
     monkeypatch.setattr(checkpoint, "load_artefact", lambda path: read.append(path) or original(path))
-    from topreco.reconstruction import methods as reconstructors
-
-    reconstructors._read_artefact.cache_clear()
+    instance = DileptonProcessor([shutil.copy(toy_model, tmp_path / "copy.safetensors")])
     run(simulated, cloudpickle.loads(cloudpickle.dumps(instance)), chunksize=300)
     assert len(read) == 1
 
