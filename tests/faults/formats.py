@@ -44,18 +44,13 @@ _WORD = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d[\d.e+-]*|\w[\w./-]*')
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
-    """One to eight changes of bits, bytes, numbers, blocks or the end; in text, mostly of its words."""
+    """Some changes of bits, bytes, numbers, blocks or the end; in text, mostly of its words and numbers."""
     data = bytearray(content)
+    if b"\0" not in content and rng.random() < 0.8:
+        for _ in range(rng.choice((1, 1, 1, 2, 3))):
+            _change_word(data, rng)
+        return bytes(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4, 8))):
-        text = b"\0" not in data and rng.random() < 0.7 and data.decode(errors="replace")
-        if text and (words := list(_WORD.finditer(text))):
-            numbers = [word for word in words if word[0].lstrip("-")[0].isdigit()]
-            word = rng.choice(numbers if numbers and rng.random() < 0.3 else words)
-            new = [*_VALUES, rng.choice(words)[0], "", f"{word[0]}, {word[0]}", f"{word[0]}x"]
-            with contextlib.suppress(ValueError, OverflowError):
-                new += 6 * [str(float(word[0]) * rng.choice((-1, 2, 1.01, 1e6, 1e200)))]
-            data[:] = (text[: word.start()] + rng.choice(new) + text[word.end() :]).encode()
-            continue
         if not data:
             break
         at = rng.randrange(len(data))
@@ -83,6 +78,24 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
             case 8:
                 del data[at:]
     return bytes(data)
+
+
+def _change_word(data: bytearray, rng: random.Random) -> None:
+    text = data.decode(errors="replace")
+    words = list(_WORD.finditer(text))
+    numbers = [word for word in words if word[0].lstrip("-")[0].isdigit()]
+    if not words:
+        return
+    word = rng.choice(numbers if numbers and rng.random() < 0.5 else words)
+    if text[word.end() :].startswith(":"):
+        keys = [each[0] for each in words if text[each.end() :].startswith(":")]
+        new = [rng.choice(keys), word[0].upper(), '""', '"x"']
+    else:
+        new = [*_VALUES, rng.choice(words)[0], "", f"{word[0]}, {word[0]}", f"{word[0]}x"]
+    with contextlib.suppress(ValueError):
+        scaled = float(word[0]) * rng.choice((-1, 2, 1.01, 1e6, 1e200))
+        new += len(new) * [f"{scaled:.0f}" if word[0].lstrip("-").isdigit() else str(scaled)]
+    data[:] = (text[: word.start()] + rng.choice(new) + text[word.end() :]).encode()
 
 
 def digest(*parts) -> str:
@@ -273,9 +286,11 @@ def damage_pepper(content, rng):
         values = group[key][()]
         match rng.randrange(4):
             case 0:
-                group.attrs["form"] = mutate(group.attrs["form"].encode(), rng)[:60_000]
+                group.attrs["form"] = mutate(group.attrs["form"].encode(), rng)[:60_000].replace(b"\0", b"")
             case 1:
-                group.attrs["length"] = mutate(group.attrs["length"].encode(), rng)[:60_000]
+                group.attrs["length"] = mutate(group.attrs["length"].encode(), rng)[:60_000].replace(
+                    b"\0", b""
+                )
             case 2 if len(values):
                 number = np.array(rng.choice((*_NUMBERS[:6], 5, -7, 2**31 - 1)))
                 values[rng.randrange(len(values))] = number.astype(values.dtype)
@@ -292,7 +307,7 @@ def damage_skim(content, rng):
     import pyarrow.parquet as pq
 
     table = pq.read_table(io.BytesIO(content))
-    metadata = table.schema.metadata
+    metadata = pq.read_metadata(io.BytesIO(content)).metadata
     n, name = len(table), rng.choice(table.column_names)
     match rng.randrange(4):
         case 0:

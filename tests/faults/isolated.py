@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -45,7 +46,19 @@ def _run(log, function, arguments):
         os.dup2(target, standard)
     faulthandler.enable()
     torch.set_num_threads(1)
-    function(*arguments)
+    code = 70
+    try:
+        function(*arguments)
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # Without what Python and multiprocessing do at the end, for which memory may not suffice.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def kill(process: BaseProcess) -> None:

@@ -217,13 +217,14 @@ def test_disk_and_memory_run_out(work, case):
         if process.is_alive():
             # What hangs holds the folder, which could not be unmounted.
             kill(process)
+        said = work.log.read_text()
+        if process.exitcode:
+            assert process.exitcode == 1, said
+            assert said.startswith("error: ")
+            assert said.count("\n") == 1, said
+            # A thread is what often does not fit any more.
+            words = ("memory", "thread") if "memory" in case else (str(work.folder),)
+            assert any(word in said for word in words), said
         work.check()
         assert [path.name for path in work.folder.rglob(".*")] == []
-    if process.exitcode:
-        assert process.exitcode == 1
-        (line,) = work.log.read_text().splitlines()
-        assert line.startswith("error: ")
-        # A thread is what often does not fit any more.
-        words = ("memory", "thread") if "memory" in case else (str(work.folder),)
-        assert any(word in line for word in words)
     work.complete_again()
