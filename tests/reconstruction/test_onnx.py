@@ -62,11 +62,11 @@ def test_agrees_with_torch_on_simulated_events(toy_onnx, toy_model, simulated):
 @pytest.mark.parametrize("threads", [1, 2, None])
 def test_batches_and_threads_change_nothing(toy_onnx, threads):
     """Bit for bit: otherwise results would depend on how files are cut into chunks."""
-    events = toy_events(300)
+    events = toy_events(120)
     whole = topreco.load(toy_onnx, threads=1)(events).p4
     model = topreco.load(toy_onnx, threads=threads)
     for size in (1, 7, 100):
-        parts = [model(events[i : i + size]).p4 for i in range(0, 300, size)]
+        parts = [model(events[i : i + size]).p4 for i in range(0, 120, size)]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
     np.testing.assert_array_equal(OnnxMethod(toy_onnx, batch_size=50)(events).p4, whole)
 
