@@ -120,7 +120,7 @@ def one_of_each_backbone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "fields"), one_of_each_backbone())
+@pytest.mark.parametrize(("kind", "fields"), list(one_of_each_backbone()))
 def test_agrees_with_torch(assert_agrees, small_config, tmp_path, kind, fields):
     config = small_config(kind, **fields)
     backbone = config.backbone.model_copy(update={"blocks": 1})
