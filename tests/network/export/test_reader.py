@@ -203,7 +203,8 @@ def test_pickles_as_its_path_and_settings(toy_onnx):
 
 def test_settings_come_from_the_training_data(toy_onnx, monkeypatch):
     selection = {"jet": {"btag_threshold": 0.3, "max_jets": 10}, "m_lb_max": 170.0}
-    metadata = {"data": {"files": [{"selection": selection}, {"selection": selection}]}}
+    metadata = dict(TopModel(toy_onnx).metadata)
+    metadata["data"] = {"files": [{"selection": selection}, {"selection": selection}]}
     monkeypatch.setattr(TopModel, "metadata", metadata)
     given = []
     monkeypatch.setattr(
