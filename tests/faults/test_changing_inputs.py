@@ -161,11 +161,15 @@ def test_a_branch_too_large_for_memory(nano_file, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "raised",
-    [MemoryError(), RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: 7 TB")],
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: 7 TB"),
+        RuntimeError("torch.onnx failed"),
+    ],
 )
 def test_out_of_memory_on_the_command_line(monkeypatch, capsys, raised):
     def too_large(*arguments, **options):
-        raise raised
+        raise raised from MemoryError()
 
     monkeypatch.setattr("topreco.network.fit.loop.train", too_large)
     monkeypatch.setattr(sys, "argv", ["topreco", "train"])

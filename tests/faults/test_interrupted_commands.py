@@ -217,7 +217,9 @@ def test_disk_and_memory_run_out(work, case):
         if process.is_alive():
             # What hangs holds the folder, which could not be unmounted.
             kill(process)
-        said = work.log.read_text()
+        # torch logs some of its own lines before it raises.
+        lines = work.log.read_text().splitlines(keepends=True)
+        said = "".join(line for line in lines if "torch/export/_trace.py" not in line)
         if process.exitcode:
             assert process.exitcode == 1, said
             assert said.startswith("error: ")
