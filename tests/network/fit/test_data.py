@@ -361,7 +361,8 @@ if killed:
     Rows.append = killing
 kept, memory = [], []
 for _ in range(5):
-    kept.append(data := read_training_data(DataConfig(files=(file,), stream=stream), top_columns, Path(scratch)))
+    config = DataConfig(files=(file,), stream=stream)
+    kept.append(data := read_training_data(config, top_columns, Path(scratch)))
     total = 0.0
     for part in torch.arange(len(data)).split(1000):
         columns = data.take(part, part.device)
