@@ -1,23 +1,28 @@
 # Needs Python >= 3.11 and make; everything else is installed into $(VENV).
-#   make demo    simulate, train, run through coffea, plot: results/demo/
-#   make test    the tests, without the longest of tests/faults
-#   make lint    style, types, layers
-#   make faults  damaged files, kills, full disks: ten minutes, results/faults/
-#   make bench   benchmarks: results/bench.md; BENCH="chain solvers" runs some
+#   make demo      simulate, train, run through coffea, plot: results/demo/
+#   make test      the tests, without long campaigns and further kinds of the same: eight minutes on two cores
+#   make test-all  all tests
+#   make lint      style, types, layers
+#   make faults    thousands of damaged files, kills, full disks
+#   make bench     benchmarks: results/bench.md; BENCH="chain solvers" runs some
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test lint faults bench clean
+.PHONY: demo test test-all lint faults bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
 	PATH="$(abspath $(BIN)):$$PATH" scripts/demo.sh
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 -m "not (faults and slow)" $(PYTEST_ARGS)
+	$(PYTEST) -m "not exhaustive" $(PYTEST_ARGS)
+
+test-all: $(VENV)/installed-dev
+	$(PYTEST) $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -27,12 +32,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/python -m numpydoc.hooks.validate_docstrings $$(git ls-files 'topreco/*.py')
 
 faults: $(VENV)/installed-dev
-	mkdir -p results/faults
-	$(BIN)/python scripts/faults/fuzz.py --json results/faults/fuzz.json & fuzz=$$!; \
-	$(BIN)/python scripts/faults/kill.py --json results/faults/kill.json; killed=$$?; \
-	wait $$fuzz && exit $$killed
-	$(BIN)/python scripts/faults/scarce.py --json results/faults/scarce.json
-	$(BIN)/python -m pytest -m faults --ignore tests/faults/test_kill.py
+	TOPRECO_FAULTS=1 $(PYTEST) -rP tests/faults $(PYTEST_ARGS)
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python scripts/bench/run_all.py $(BENCH)

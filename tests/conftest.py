@@ -9,9 +9,14 @@ import awkward as ak
 import numpy as np
 import pytest
 import uproot
+from hypothesis import HealthCheck, settings
 
 from topreco.core import fourvector
 from topreco.core.events import TopPair, Truth, toy_events
+
+# An example may take any time: the machine may be busy, and the first call may compile.
+settings.register_profile("topreco", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("topreco")
 
 
 @pytest.fixture(scope="session")

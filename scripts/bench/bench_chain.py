@@ -30,7 +30,7 @@ from topreco.input.objects import read_objects
 from topreco.input.required import needed_branches, optional_branches
 from topreco.input.selection import select_objects
 from topreco.input.truth import TRUTH_BRANCHES, read_truth
-from topreco.network.tokens import Objects, build_tokens
+from topreco.network.tokens import Inputs, build_tokens
 from topreco.reconstruction.load import load
 from topreco.reconstruction.network import NetworkMethod
 
@@ -123,7 +123,7 @@ def make_tokens(method: NetworkMethod, events: DileptonEvents) -> None:
     torch.set_num_threads(1)
     config = method.model.networks[0].config.tokens
     for start in range(0, len(events), method.batch_size):
-        build_tokens(Objects.from_events(events[start : start + method.batch_size]), config)
+        build_tokens(Inputs.from_events(events[start : start + method.batch_size]), config)
 
 
 def measure(chain: Chain, repeats: int) -> tuple[list[Measurement], int]:

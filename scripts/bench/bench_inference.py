@@ -33,7 +33,7 @@ from topreco.input.nano import open_events
 from topreco.input.selection import select
 from topreco.network.inference import predict
 from topreco.network.tasks.tops import TopNetwork
-from topreco.network.tokens import FIRST_JET, Objects
+from topreco.network.tokens import FIRST_JET, Inputs
 from topreco.reconstruction.model_files import shipped_models
 from topreco.reconstruction.network import NetworkMethod
 from topreco.reconstruction.onnx import OnnxMethod
@@ -167,7 +167,7 @@ def ways(
     batch: int,
 ) -> dict[str, Callable[[], np.ndarray]]:
     """Functions that reconstruct the events, by name."""
-    objects = Objects.from_events(events)
+    objects = Inputs.from_events(events)
 
     def package() -> np.ndarray:
         with torch.no_grad():

@@ -37,7 +37,7 @@ from topreco.core.skim import Skim, SkimWriter
 from topreco.network.fit import loop as training
 from topreco.network.fit.data import TrainingData
 from topreco.network.tasks.tops import TopNetwork
-from topreco.network.tokens import Objects
+from topreco.network.tokens import Inputs
 
 SKIM_EVENTS = 100_000
 KINDS = {"in memory": False, "streamed": True}
@@ -222,7 +222,7 @@ def train_without_network(skim: str, n: int, stream: bool, output: str) -> None:
         dataset = np.full(len(events), dataset_id(f"toy {next(turn) // self.n_row_groups}"), np.uint64)
         return dataclasses.replace(events, dataset=dataset), truth
 
-    def guess(self: TopNetwork, objects: Objects) -> torch.Tensor:
+    def guess(self: TopNetwork, objects: Inputs) -> torch.Tensor:
         p4 = torch.stack([objects.lepton_plus, objects.lepton_minus], 1) + objects.jets[:, :2]
         return p4 * (1 + 0 * next(self.parameters()).sum())
 

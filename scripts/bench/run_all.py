@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +31,6 @@ def find_scripts(folder: Path) -> dict[str, Path]:
         for path in sorted(folder.glob("bench_*.py"))
         if "--json" in path.read_text(encoding="utf-8")
     }
-
-
-def read_result(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a script wrote in the shape of `measuring`; other numbers become rows without a unit."""
-    if "measurements" in content:
-        return dict(content)
-    rows = [
-        {"name": name, "unit": "", "value": value}
-        for name, value in _numbers(content, "")
-        if not name.startswith(("versions", "options", "machine"))
-    ]
-    return {"measurements": rows}
-
-
-def _numbers(content: Any, name: str) -> Iterator[tuple[str, float]]:
-    """All numbers in JSON data, with the keys that lead to them."""
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from _numbers(value, f"{name}, {key}" if name else str(key))
-    elif isinstance(content, int | float) and not isinstance(content, bool):
-        yield name, content
 
 
 def markdown(results: Mapping[str, Mapping[str, Any]], where: Mapping[str, Any]) -> str:
@@ -107,7 +86,7 @@ def main() -> None:
                 results[name] = {"error": f"exit status {status}"}
                 continue
         if path.exists():
-            results[name] = read_result(json.loads(path.read_text(encoding="utf-8")))
+            results[name] = json.loads(path.read_text(encoding="utf-8"))
     where["load_after"] = machine()["load"]
     content = {"machine": where, "benchmarks": results}
     write_text(options.output / "bench.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")

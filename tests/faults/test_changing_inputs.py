@@ -4,8 +4,8 @@ import os
 import re
 import signal
 import sys
-from pathlib import Path
 
+import good_files
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -22,13 +22,10 @@ from topreco.runs.run import run
 
 pytestmark = pytest.mark.faults
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "faults"))
-import inputs  # noqa: E402
-
 
 @pytest.fixture
 def nano_file(tmp_path):
-    return inputs.nano_file(tmp_path / "nano.root", 600)
+    return good_files.nano_file(tmp_path / "nano.root", 600)
 
 
 def truncate(path):
@@ -72,7 +69,7 @@ def test_a_file_that_vanishes_while_it_is_skimmed(nano_file, tmp_path, monkeypat
 
 @pytest.mark.parametrize("change", [truncate, overwrite])
 def test_a_skim_that_changes_while_it_is_read(tmp_path, monkeypatch, change):
-    path = inputs.skim_file(tmp_path / "skim.parquet", 400, row_group_size=100)
+    path = good_files.skim_file(tmp_path / "skim.parquet", 400, row_group_size=100)
     read = Skim.read_row_group
 
     def changing(self, index):
@@ -97,8 +94,8 @@ def test_memory_that_runs_out_is_no_damage(tmp_path, monkeypatch, error):
     def starved(*arguments):
         raise error
 
-    skim = Skim(inputs.skim_file(tmp_path / "skim.parquet", 10))
-    monkeypatch.setattr("topreco.core.skim._from_table", starved)
+    skim = Skim(good_files.skim_file(tmp_path / "skim.parquet", 10))
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile.read", starved)
     with pytest.raises(SkimError, match=r"skim\.parquet: out of memory, or a damaged skim \((malloc|Failed)"):
         skim.read()
 
@@ -138,7 +135,7 @@ def test_a_worker_that_dies(run_with):
     assert run_with(Deadly(), "futures").startswith("a worker died, which most often means out of memory")
 
 
-@pytest.mark.parametrize("executor", ["iterative", pytest.param("futures", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("executor", ["iterative", pytest.param("futures", marks=pytest.mark.exhaustive)])
 def test_a_chunk_too_large_for_memory(run_with, executor):
     class Large:
         name = "large"
@@ -164,11 +161,15 @@ def test_a_branch_too_large_for_memory(nano_file, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "raised",
-    [MemoryError(), RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: 7 TB")],
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: 7 TB"),
+        RuntimeError("torch.onnx failed"),
+    ],
 )
 def test_out_of_memory_on_the_command_line(monkeypatch, capsys, raised):
     def too_large(*arguments, **options):
-        raise raised
+        raise raised from MemoryError()
 
     monkeypatch.setattr("topreco.network.fit.loop.train", too_large)
     monkeypatch.setattr(sys, "argv", ["topreco", "train"])

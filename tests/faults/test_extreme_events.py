@@ -5,12 +5,13 @@ import dataclasses
 import json
 import math
 
+import good_files
 import numpy as np
 import pytest
 
 import topreco
 from topreco.config import HistogramConfig, SolverConfig, TrainConfig
-from topreco.core.events import DileptonEvents, Truth, toy_events
+from topreco.core.events import DileptonEvents, toy_events
 from topreco.core.fourvector import from_pt_eta_phi_mass
 from topreco.core.pairing import b_candidates
 from topreco.core.skim import SkimWriter
@@ -98,7 +99,7 @@ def all_events():
 
 
 @pytest.fixture(
-    scope="module", params=[*NETWORKS, *ANALYTIC_METHODS, pytest.param("onnx", marks=pytest.mark.slow)]
+    scope="module", params=[*NETWORKS, *ANALYTIC_METHODS, pytest.param("onnx", marks=pytest.mark.exhaustive)]
 )
 def method(request):
     if request.param == "onnx":
@@ -123,7 +124,7 @@ def test_finite_or_invalid(method):
     assert all(len(column) == len(events) for column in event_columns(events, {method.name: pair}).values())
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_event_has_one_answer(method, monkeypatch):
     """Whatever the run, the order, the chunk, the threads and the batch."""
     # So that every kernel of the networks has work for two threads.
@@ -180,11 +181,7 @@ def test_metrics_of_extreme_weights(kind, tmp_path):
     toys = toy_events(60, max_jets=N_JETS, seed=4)
     events = DileptonEvents.concatenate([all_events(), toys])
     n = len(events)
-    tops = events.lepton_p4 + np.array([150.0, 20.0, -10.0, 5.0])
-    nothing = np.full((n, 2, 4), np.nan)
-    flags = np.ones(n, bool)
-    no_tau, production = np.zeros((n, 2), bool), np.zeros(n, np.int8)
-    truth = Truth(tops, nothing, nothing, nothing, nothing, no_tau, flags, production)
+    truth = good_files.toy_truth(events)
     config = HistogramConfig(observables=("m_tt", "pt_top", "c_hel"))
 
     def summary(weight):
@@ -211,17 +208,7 @@ def test_metrics_of_extreme_weights(kind, tmp_path):
             assert value is None if kind == "negative" else value == pytest.approx(expected, rel=1e-6), name
 
 
-def toy_truth(events):
-    """Made-up tops of 172.5 GeV that go where the leptons do."""
-    n = len(events)
-    tops = 2 * events.lepton_p4
-    tops[..., 0] = np.sqrt(172.5**2 + (tops[..., 1:] ** 2).sum(-1))
-    nothing, flags = np.full((n, 2, 4), np.nan), np.ones(n, bool)
-    no_tau, production = np.zeros((n, 2), bool), np.zeros(n, np.int8)
-    return Truth(tops, nothing, nothing, events.lepton_p4, nothing, no_tau, flags, production)
-
-
-@pytest.mark.parametrize("backbone", ["lgatr_slim", pytest.param("lgatr", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backbone", ["lgatr_slim", pytest.param("lgatr", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize("normalise", [True, False])
 def test_training_on_them(tmp_path, kind, backbone, normalise):
@@ -234,7 +221,7 @@ def test_training_on_them(tmp_path, kind, backbone, normalise):
         events, event=np.arange(len(events), dtype=np.uint64), weight=WEIGHTS[kind](len(events))
     )
     with SkimWriter(tmp_path / "skim.parquet") as writer:
-        writer.write(events, toy_truth(events))
+        writer.write(events, good_files.toy_truth(events))
     changes = {
         "model": {"backbone": {"kind": backbone, "blocks": 1}, "tokens": {"max_jets": 8}},
         "data": {"files": [writer.path], "normalise_weights": normalise},

@@ -764,14 +764,18 @@ def test_weights_depend_on_the_head_only_through_its_scalars(small_config, head)
 
 @pytest.mark.parametrize("options", [
     {},
-    {"charge_symmetric": True, "readout": "mean", "head": "timelike", "spurions": {"embed": "channel"},
-     "normalisation": {"kind": "event_mass"}, "tokens": {"b_candidates": "token", "log_pt": True}},
+    pytest.param(
+        {"charge_symmetric": True, "readout": "mean", "head": "timelike", "spurions": {"embed": "channel"},
+         "normalisation": {"kind": "event_mass"}, "tokens": {"b_candidates": "token", "log_pt": True}},
+        marks=pytest.mark.exhaustive,
+    ),
 ], ids=["default", "everything-else"])  # fmt: skip
 @pytest.mark.parametrize("kind", KINDS)
 def test_export_for_any_number_of_events(small_config, kind, options):
     check_export(small_config(kind, **options))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("head", OTHER_HEADS)
 def test_export_with_other_heads(small_config, head):
     check_export(small_config("lgatr_slim", head=head))
@@ -822,7 +826,7 @@ def test_graph_is_unbroken_with_other_heads(small_config, head):
 @pytest.mark.parametrize(
     "sizes",
     [
-        {"kind": "lgatr", "blocks": 3, "multivector_channels": 8, "scalar_channels": 32},
+        {"kind": "lgatr", "blocks": 2, "multivector_channels": 8, "scalar_channels": 16},
         {"kind": "lgatr_slim", "blocks": 3, "vector_channels": 16, "scalar_channels": 64},
         {"kind": "transformer", "blocks": 2, "channels": 32},
     ],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import shutil
 from pathlib import Path
 
 import cloudpickle
@@ -69,14 +70,13 @@ def test_it_pickles_small(instance, toy_model):
     assert cloudpickle.loads(content).methods[0].name == toy_model.stem
 
 
-def test_model_is_read_once_per_process(simulated, instance, monkeypatch):
-    from topreco.network import model_file
-    from topreco.reconstruction import network
+def test_model_is_read_once_per_process(simulated, toy_model, tmp_path, monkeypatch):
+    from topreco.network import model_file as checkpoint
 
     read = []
-    original = model_file.load_model
-    monkeypatch.setattr(model_file, "load_model", lambda path: read.append(path) or original(path))
-    network._read_model.cache_clear()
+    original = checkpoint.load_model
+    monkeypatch.setattr(checkpoint, "load_model", lambda path: read.append(path) or original(path))
+    instance = DileptonProcessor([shutil.copy(toy_model, tmp_path / "copy.safetensors")])
     run(simulated, cloudpickle.loads(cloudpickle.dumps(instance)), chunksize=300)
     assert len(read) == 1
 

@@ -17,10 +17,12 @@ OUT_OF_MEMORY = "fewer events at a time (chunk_size, step_size, batch_size) or m
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True if an exception means that memory ran out; torch's is a RuntimeError."""
-    if isinstance(error, RuntimeError):
-        return any(text in str(error) for text in ("can't allocate memory", "out of memory"))
-    return isinstance(error, MemoryError)
+    """True if memory ran out: torch's error is a RuntimeError, or caused by a MemoryError."""
+    if not isinstance(error, RuntimeError):
+        return isinstance(error, MemoryError)
+    if any(text in str(error) for text in ("can't allocate memory", "out of memory")):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
 
 def needs_extra(extra: str, error: ImportError) -> str:

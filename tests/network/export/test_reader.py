@@ -203,16 +203,21 @@ def test_pickles_as_its_path_and_settings(toy_onnx):
 
 def test_settings_come_from_the_training_data(toy_onnx, monkeypatch):
     selection = {"jet": {"btag_threshold": 0.3, "max_jets": 10}, "m_lb_max": 170.0}
-    metadata = {"data": {"files": [{"selection": selection}, {"selection": selection}]}}
+    metadata = dict(TopModel(toy_onnx).metadata)
+    metadata["data"] = {"files": [{"selection": selection}, {"selection": selection}]}
     monkeypatch.setattr(TopModel, "metadata", metadata)
-    model = TopModel(toy_onnx)
-    assert model._setting("btag_threshold", "jet") == 0.3
-    assert model._setting("max_jets", "jet") == 10
-    assert model._setting("m_lb_max") == 170
-    assert TopModel(toy_onnx, btag_threshold=0.1)._setting("btag_threshold", "jet") == 0.1
+    given = []
+    monkeypatch.setattr(
+        reader, "make_objects", lambda **settings: given.append(settings) or make_objects(**settings)
+    )
+    arrays, model = plain_arrays(toy_events(2)), TopModel(toy_onnx)
+    model(**arrays)
+    TopModel(toy_onnx, btag_threshold=0.1)(**arrays)
+    assert [settings["btag_threshold"] for settings in given] == [0.3, 0.1]
+    assert [(settings["max_jets"], settings["m_lb_max"]) for settings in given] == [(10, 170)] * 2
     metadata["data"]["files"].append({"selection": {"jet": {"btag_threshold": 0.4}}})
     with pytest.raises(ModelError, match=r"does not tell btag_threshold \(found \[0\.3, 0\.4\]\); give it"):
-        model._setting("btag_threshold", "jet")
+        model(**arrays)
 
 
 def test_settings_that_nobody_tells_are_asked_for(toy_onnx):

@@ -1,4 +1,4 @@
-"""Small inputs of every kind that topreco reads, made without simulation: what the fault campaigns damage."""
+"""Small good files of every kind that topreco reads, made without simulation."""
 
 import json
 from pathlib import Path
@@ -63,7 +63,7 @@ def nano_columns(n: int, seed: int = 0) -> dict[str, Any]:
     collections = {"Electron": electron, "Muon": muon, "Jet": jet, "GenPart": generated}
     return {
         "run": np.ones(n, np.uint32),
-        "luminosityBlock": np.ones(n, np.uint32),
+        "luminosityBlock": np.arange(1, n + 1, dtype=np.uint32),
         "event": np.arange(n, dtype=np.uint64),
         "PuppiMET_pt": rng.exponential(60.0, n).astype(np.float32) + np.float32(40.0),
         "PuppiMET_phi": rng.uniform(-3.1, 3.1, n).astype(np.float32),
@@ -79,10 +79,13 @@ def _write_tree(file: Any, name: str, columns: dict[str, Any]) -> None:
     file.mktree(name, types).extend(columns)
 
 
-def nano_file(path: Path, n: int, compression: Any = None, seed: int = 0) -> Path:
+def nano_file(path: Path, n: int, compression: Any = None, seed: int = 0, *, simulated: bool = True) -> Path:
     """NanoAOD-like ROOT file."""
+    columns = nano_columns(n, seed)
+    if not simulated:
+        columns = {name: values for name, values in columns.items() if not name.lower().startswith("gen")}
     with uproot.recreate(path, compression=compression) as file:
-        _write_tree(file, "Events", nano_columns(n, seed))
+        _write_tree(file, "Events", columns)
         _write_tree(file, "Runs", {"genEventCount": np.array([n]), "genEventSumw": np.array([float(n)])})
     return path
 
@@ -134,15 +137,13 @@ def pepper_root(path: Path, n: int) -> Path:
 
 
 def toy_truth(events: DileptonEvents) -> Truth:
-    """Made-up tops: lepton plus b candidate, with the mass of a top quark."""
+    """Made-up tops of 172.5 GeV that go where the leptons do."""
     n = len(events)
-    tops = events.lepton_p4 + events.b_candidate_p4
+    tops = 2 * events.lepton_p4
     tops[..., 0] = np.sqrt(172.5**2 + (tops[..., 1:] ** 2).sum(-1))
-    nothing = np.full((n, 2, 4), np.nan)
-    flags = np.ones(n, bool)
-    return Truth(
-        tops, nothing, nothing, nothing, nothing, ~np.stack([flags] * 2, 1), flags, np.zeros(n, np.int8)
-    )
+    nothing, flags = np.full((n, 2, 4), np.nan), np.ones(n, bool)
+    no_tau, production = np.zeros((n, 2), bool), np.zeros(n, np.int8)
+    return Truth(tops, nothing, nothing, events.lepton_p4, nothing, no_tau, flags, production)
 
 
 def skim_file(path: Path, n: int, row_group_size: int = 50_000) -> Path:
