@@ -126,7 +126,12 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
 
 
 def train_quantiles(
-    model: TrainedModel, config: TrainConfig, output: str | Path, *, progress: bool = True
+    model: TrainedModel,
+    config: TrainConfig,
+    output: str | Path,
+    *,
+    progress: bool = True,
+    restart: bool = False,
 ) -> dict[str, Any]:
     """Write a model with quantiles from one without, or with others; the tops stay as they are.
 
@@ -141,6 +146,8 @@ def train_quantiles(
         Model file to write. The training's state and metrics are in a folder beside it, ``<name>.training``.
     progress
         Show a progress bar and a line per epoch on standard error.
+    restart
+        Discard what an earlier training left in that folder.
 
     Returns
     -------
@@ -150,7 +157,7 @@ def train_quantiles(
     Raises
     ------
     TrainingError
-        If the data cannot be trained on.
+        If the data cannot be trained on, or if the folder holds another training.
     TopRecoError
         If a skim cannot be read or the file not be written.
     """
@@ -165,6 +172,10 @@ def train_quantiles(
     )
     fabric, console = _launch(config, progress)
     paths = Paths(folder)
+    if restart:
+        if fabric.is_global_zero:
+            paths.remove()
+        fabric.barrier()
     content = {key: value for key, value in _config_data(config).items() if key not in MAY_DIFFER}
     state = read_state(paths.state, content | {"tops": model.metadata["sha256"]})
     data = _read_data(config, TopsTask.of(config), fabric, folder)

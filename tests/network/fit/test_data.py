@@ -430,9 +430,7 @@ def test_columns_move_whole(monkeypatch):
 def test_augmentation_by_hand(events):
     inputs, tops = Inputs.from_events(events[:2]), torch.from_numpy(toy_truth(events[:2]).tops).float()
     # A quarter turn of the first event takes x to y; the second is reflected.
-    turned, turned_tops = augment(
-        inputs, tops, torch.tensor([math.pi / 2, 0.0]), torch.tensor([False, True])
-    )
+    turned, turned_tops = augment(inputs, tops, torch.tensor([math.pi / 2, 0.0]), torch.tensor([False, True]))
     e, x, y, z = tops[0].unbind(-1)
     torch.testing.assert_close(turned_tops[0], torch.stack([e, -y, x, z], -1), rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(turned_tops[1], tops[1] * torch.tensor([1.0, 1.0, 1.0, -1.0]))
