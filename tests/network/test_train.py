@@ -507,8 +507,10 @@ def test_training_events_never_calibrate(trained, with_quantiles, tmp_path):
 
 
 def test_quantiles_need_validation_events(config):
+    """Noticed before anything is trained."""
     with pytest.raises(TrainingError, match=r"data\.validation_fraction: no validation events"):
         quiet(config(model={"quantiles": QUANTILES}, data={"validation_fraction": 0.0}))
+    assert not list(config().output.glob("*metrics*"))
 
 
 def test_recalibration_needs_quantiles_and_events(config, trained, with_quantiles, tmp_path):

@@ -91,6 +91,8 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
     data = _read_data(config, task, fabric)
     check_same("the training data", state["data"] or data.summary, data.summary, output)
     state["data"] = data.summary
+    if config.model.quantiles is not None:
+        _check_validation(data)
     data = _placed(data, fabric.device)
     fabric.barrier()
 
@@ -181,6 +183,7 @@ def train_quantiles(
     data = _read_data(config, TopsTask.of(config), fabric, folder)
     check_same("the training data", state["data"] or data.summary, data.summary, folder)
     state["data"] = data.summary
+    _check_validation(data)
     data = _placed(data, fabric.device)
     session = Session(
         fabric, console, paths, (_QUANTILES_SEED, config.seed), title="quantiles, ", compile=config.compile
@@ -258,6 +261,12 @@ def recalibrate(model: TrainedModel, config: TrainConfig, output: str | Path) ->
     return described
 
 
+def _check_validation(data: TrainingData) -> None:
+    """Raise before hours of training if no events are left that calibrate the quantiles."""
+    if not all(len(data.indices(fold)[1]) for fold in range(data.folds)):
+        raise TrainingError("data.validation_fraction: no validation events, which quantiles need")
+
+
 def _fit_quantiles(
     tops: Any, data: TrainingData, config: TrainConfig, session: Session, state: dict[str, Any]
 ) -> tuple[list[TopNetwork], Fitted]:
@@ -310,7 +319,8 @@ def _launch(config: TrainConfig, progress: bool) -> tuple[Fabric, Console]:
         accelerator=accelerator,
         devices=devices,
         num_nodes=nodes,
-        strategy="ddp" if devices * nodes > 1 else "auto",
+        # A task need not use all that a backbone gives: quantiles read no vectors.
+        strategy="ddp_find_unused_parameters_true" if devices * nodes > 1 else "auto",
         precision=config.precision,
     )
     fabric.launch()

@@ -60,7 +60,7 @@ def test_answers_and_gradients_are_the_package_s(network, threads):
     randomised(network)
     gradients, answers = [], []
     for which in range(2):
-        v, s, mask = inputs(n=200)
+        v, s, mask = inputs(n=100)
         v.requires_grad_()
         s.requires_grad_()
         out = both(network, v, s, mask)[which]
@@ -106,11 +106,11 @@ def test_a_bad_event_leaves_the_others_alone(network):
 
 
 def test_an_event_does_not_depend_on_the_others_bit_for_bit(network):
-    v, s, mask = inputs(n=200)
+    v, s, mask = inputs(n=100)
     whole = slim_packed.forward(network, v, s, mask)
-    part = slim_packed.forward(network, v[50:130], s[50:130], mask[50:130])
+    part = slim_packed.forward(network, v[20:70], s[20:70], mask[20:70])
     for a, b in zip(whole, part, strict=True):
-        assert torch.equal(a[50:130], b)
+        assert torch.equal(a[20:70], b)
 
 
 def test_no_events_and_events_without_tokens(network):
@@ -132,7 +132,7 @@ def test_where_kernels_apply(network, monkeypatch):
     assert not slim_packed.applies(network, v.to("meta"))
     with torch.autocast("cpu", torch.bfloat16):
         assert not slim_packed.applies(network, v)
-    dropping = LGATrSlimBackbone(LGATrSlimConfig(blocks=1, dropout=0.1), 3, 7, 5)
+    dropping = LGATrSlimBackbone(LGATrSlimConfig(blocks=1, dropout=0.1), 3, 7, 2, 5)
     assert not slim_packed.applies(dropping.network, v)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert not slim_packed.applies(network, v)
@@ -141,7 +141,7 @@ def test_where_kernels_apply(network, monkeypatch):
 @pytest.mark.parametrize("readout", ["query_tokens", "mean"])
 def test_whole_network_and_its_uncertainties(small_config, readout):
     network = TopNetwork(small_config("lgatr_slim", readout=readout, quantiles={})).eval()
-    events = toy_events(100, max_jets=8, seed=3)
+    events = toy_events(50, max_jets=8, seed=3)
     found = predict([network], events)
     for part in network.modules():
         if isinstance(part, LGATrSlimBackbone):
