@@ -28,7 +28,7 @@ from topreco.input.nano import branch_names, has_branch, open_events
 from topreco.input.objects import fit_selection, needed_branches, optional_branches, read_objects
 from topreco.input.selection import select_objects
 from topreco.input.truth import TRUTH_BRANCHES, read_truth
-from topreco.network.tokens import Objects, build_tokens
+from topreco.network.tokens import Inputs, build_tokens
 from topreco.reconstruction.load import load
 from topreco.reconstruction.network import NetworkMethod
 
@@ -120,7 +120,7 @@ def make_tokens(method: NetworkMethod, events: DileptonEvents) -> None:
     torch.set_num_threads(1)
     config = method.artefact.networks[0].config.tokens
     for start in range(0, len(events), method.batch_size):
-        build_tokens(Objects.from_events(events[start : start + method.batch_size]), config)
+        build_tokens(Inputs.from_events(events[start : start + method.batch_size]), config)
 
 
 def measure(chain: Chain, repeats: int) -> tuple[list[Measurement], int]:

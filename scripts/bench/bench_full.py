@@ -31,7 +31,7 @@ from topreco.core.versions import versions
 from topreco.network.backbones.lgatr import LGATrBackbone
 from topreco.network.inference import predict
 from topreco.network.tasks.tops import TopNetwork
-from topreco.network.tokens import Objects
+from topreco.network.tokens import Inputs
 from topreco.reconstruction.network import NetworkMethod
 
 MAX_JETS = 7
@@ -62,10 +62,10 @@ def compare(calls: dict[str, Callable[[], object]], events: int, repeats: int) -
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
-def gradients(network: TopNetwork, objects: Objects) -> None:
+def gradients(network: TopNetwork, inputs: Inputs) -> None:
     """Forwards and backwards through the network."""
     network.zero_grad()
-    network(objects).square().mean().backward()
+    network(inputs).square().mean().backward()
 
 
 def main() -> None:
@@ -86,7 +86,7 @@ def main() -> None:
         name: predict([network], events, batch_size=options.events, quantiles=False).p4
         for name, network in networks.items()
     }
-    objects = Objects.from_events(
+    inputs = Inputs.from_events(
         toy_events(options.train_events, max_jets=MAX_JETS, seed=1), dtype=torch.float32
     )
     results = {
@@ -99,7 +99,7 @@ def main() -> None:
             options.repeats,
         ),
         "with gradients": compare(
-            {name: partial(gradients, network, objects) for name, network in networks.items()},
+            {name: partial(gradients, network, inputs) for name, network in networks.items()},
             options.train_events,
             options.repeats,
         ),

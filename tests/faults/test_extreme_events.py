@@ -226,8 +226,9 @@ def toy_truth(events):
 @pytest.mark.parametrize("normalise", [True, False])
 def test_training_on_them(tmp_path, kind, backbone, normalise):
     """Losses and weights stay finite, whatever the events and their weights."""
-    from topreco.network.fit.loop import TrainingError, train
     from topreco.network.model_file import load_model
+    from topreco.network.task import TrainingError
+    from topreco.network.train import train
 
     events = DileptonEvents.concatenate([all_events()] * 4)
     events = dataclasses.replace(

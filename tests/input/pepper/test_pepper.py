@@ -948,7 +948,8 @@ def test_run_finds_out_by_itself(write, toy_model, tmp_path, nano_file, emu):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_skim_and_training(write, tmp_path, form):
-    from topreco.network.fit.loop import TrainingError, train
+    from topreco.network.task import TrainingError
+    from topreco.network.train import train
 
     path = write(form, many_events())
     summary = make_skim(
