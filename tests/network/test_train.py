@@ -1,4 +1,4 @@
-"""Whole trainings, of the tops and of their quantiles: from skims to a model file, resumed, on two devices."""
+"""Whole trainings of tops and quantiles: from skims to a model file, resumed, on two devices."""
 
 import csv
 import dataclasses
