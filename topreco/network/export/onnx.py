@@ -156,7 +156,7 @@ class _Graph(nn.Module):
 
 def _with_empty_slots(inputs: Inputs, n: int) -> Inputs:
     jets = {name: getattr(inputs, name) for name in Inputs._fields if name.startswith("jet")}
-    # Of the jet axis, the first behind that of the events.
+    # Of the jet axis, the first after that of the events.
     return inputs._replace(
         **{name: functional.pad(v, (0,) * (2 * (v.ndim - 2)) + (0, n)) for name, v in jets.items()}
     )
