@@ -201,6 +201,7 @@ def quantiles(
     calibrate_only: Annotated[
         bool, typer.Option("--calibrate-only", help="Keep the quantiles, calibrate them on these events.")
     ] = False,
+    restart: Annotated[bool, typer.Option(help="Discard an unfinished training beside the output.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Add the uncertainty of each event to a trained network, or calibrate it on other skims."""
@@ -211,7 +212,7 @@ def quantiles(
     if calibrate_only:
         described = recalibrate(trained, settings, output)
     else:
-        described = train_quantiles(trained, settings, output, progress=not quiet)
+        described = train_quantiles(trained, settings, output, progress=not quiet, restart=restart)
     for name, numbers in described.get("test", {}).items():
         typer.echo(
             f"{name}: {100 * numbers['coverage68']:.1f} % and {100 * numbers['coverage95']:.1f} % "

@@ -40,10 +40,10 @@ def variants(network: TopNetwork) -> dict[str, TopNetwork]:
     return networks
 
 
-def gradients(network: TopNetwork, objects: Inputs) -> None:
+def gradients(network: TopNetwork, inputs: Inputs) -> None:
     """Forwards and backwards through the network."""
     network.zero_grad()
-    network(objects).square().mean().backward()
+    network(inputs).square().mean().backward()
 
 
 def main() -> None:
@@ -57,12 +57,12 @@ def main() -> None:
     torch.set_num_threads(1)
     networks = variants(NetworkMethod(options.model).model.networks[0])
     events, few = (toy_events(n, max_jets=MAX_JETS, seed=1) for n in (options.events, options.train_events))
-    objects = Inputs.from_events(few, dtype=torch.float32)
+    inputs = Inputs.from_events(few, dtype=torch.float32)
     inference = {
         name: partial(predict, [network], events, batch_size=options.events, quantiles=False)
         for name, network in networks.items()
     }
-    training = {name: partial(gradients, network, objects) for name, network in networks.items()}
+    training = {name: partial(gradients, network, inputs) for name, network in networks.items()}
     rows = []
     for what, runs, n in (
         ("inference", inference, len(events)),

@@ -86,11 +86,11 @@ class Padded(nn.Module):
 def package_network(network: TopNetwork) -> TopNetwork:
     """The network with the package's own operations, padded to `JETS` jets."""
     plain = copy.deepcopy(network).eval()
-    if hasattr(plain.backbone, "packed"):
-        plain.backbone.packed = False
+    if hasattr(plain.encoder.backbone, "packed"):
+        plain.encoder.backbone.packed = False
     jets = network.config.tokens.max_jets
     if jets < JETS:
-        plain.backbone = Padded(plain.backbone, FIRST_JET + jets, JETS - jets)
+        plain.encoder.backbone = Padded(plain.encoder.backbone, FIRST_JET + jets, JETS - jets)
     return plain
 
 
@@ -167,11 +167,11 @@ def ways(
     batch: int,
 ) -> dict[str, Callable[[], np.ndarray]]:
     """Functions that reconstruct the events, by name."""
-    objects = Inputs.from_events(events)
+    inputs = Inputs.from_events(events)
 
     def package() -> np.ndarray:
         with torch.no_grad():
-            return plain(objects).double().numpy()
+            return plain(inputs).double().numpy()
 
     loaded = NetworkMethod(name, threads=1, batch_size=batch, quantiles=False)
     found = {REFERENCE: package, LOADED: lambda: loaded(events).p4}

@@ -23,20 +23,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from measuring import Measurement, paired_ratio, parser, report, spread
+from rich.console import Console
 
 from topreco.config import TrainConfig, load_config
 from topreco.core.events import DileptonEvents, Truth, dataset_id, toy_events
 from topreco.core.skim import Skim, SkimWriter
-from topreco.network.fit import loop as training
-from topreco.network.fit.data import TrainingData
-from topreco.network.tasks.tops import TopNetwork
+from topreco.network.fit.data import TrainingData, read_training_data
+from topreco.network.fit.loop import Session, fit
+from topreco.network.fit.state import Paths, read_state
+from topreco.network.task import Columns
+from topreco.network.tasks.tops import TopNetwork, TopsTask
 from topreco.network.tokens import Inputs
 
 SKIM_EVENTS = 100_000
@@ -91,23 +93,34 @@ def toy_skim(path: Path, n: int) -> Path:
 # ---- time ------------------------------------------------------------------------------------------------
 
 
-class Clock:
-    """Seconds spent in a function."""
+class Watched(TrainingData):
+    """Training data that know how many events were taken from them, and how long that took."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    taken, seconds = 0, 0.0
 
-    def watching(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, watched."""
+    def take(self, index: torch.Tensor, device: torch.device) -> Columns:
+        """Columns of some events, on the clock."""
+        start = time.perf_counter()
+        columns = super().take(index, device)
+        Watched.seconds += time.perf_counter() - start
+        Watched.taken += len(index)
+        return columns
 
-        def watched(*arguments: Any, **options: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return function(*arguments, **options)
-            finally:
-                self.seconds += time.perf_counter() - start
 
-        return watched
+def train(task: TopsTask, data: TrainingData, config: TrainConfig) -> None:
+    """Train the networks of the tops, without writing a model file."""
+    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric.launch()
+    paths = Paths(config.output)
+    paths.remove()
+    session = Session(fabric, Console(quiet=True), paths, (config.seed,))
+    fit(task, data, config, session, read_state(paths.state, {}))
+
+
+def read(task: TopsTask, config: TrainConfig) -> TrainingData:
+    """The training data, in memory or streamed."""
+    config.output.mkdir(parents=True, exist_ok=True)
+    return read_training_data(config.data, task.columns, config.output)
 
 
 def times(recipe: str, n: int, repeats: int, folder: Path) -> list[Measurement]:
@@ -154,27 +167,18 @@ TIMES = {"whole": "events/CPU s", "not on data": "%", "reading": "events/s", "lo
 
 def timed(config: TrainConfig) -> dict[str, float]:
     """Train, and say where the time went."""
-    reading, loading, taken = Clock(), Clock(), 0
-    original = training._read_data, TrainingData.take  # noqa: SLF001
-
-    def take(data: TrainingData, index: torch.Tensor, device: torch.device) -> Any:
-        nonlocal taken
-        taken += len(index)
-        return original[1](data, index, device)
-
+    task = TopsTask.of(config)
+    Watched.taken, Watched.seconds = 0, 0.0
     start, cpu = time.perf_counter(), time.process_time()
-    training._read_data = reading.watching(original[0])  # noqa: SLF001
-    TrainingData.take = loading.watching(take)  # type: ignore[method-assign]
-    try:
-        training.train(config, progress=False, restart=True)
-    finally:
-        training._read_data, TrainingData.take = original  # type: ignore[method-assign]  # noqa: SLF001
+    data = Watched(**vars(read(task, config)))
+    reading = time.perf_counter() - start
+    train(task, data, config)
     seconds = time.perf_counter() - start
     return {
-        "whole": taken / (time.process_time() - cpu),
-        "not on data": 100 * (1 - (reading.seconds + loading.seconds) / seconds),
-        "reading": taken / reading.seconds,
-        "loading": taken / loading.seconds,
+        "whole": Watched.taken / (time.process_time() - cpu),
+        "not on data": 100 * (1 - (reading + Watched.seconds) / seconds),
+        "reading": Watched.taken / reading,
+        "loading": Watched.taken / Watched.seconds,
     }
 
 
@@ -214,34 +218,46 @@ def anonymous(pid: int) -> float:
     return sum(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("RssAnon:"))
 
 
+class Guess(TopNetwork):
+    """Each top is a lepton and a jet, times one number."""
+
+    def forward(self, inputs: Inputs) -> torch.Tensor:
+        """Four-momenta of t and t̄, shape (n, 2, 4)."""
+        p4 = torch.stack([inputs.lepton_plus, inputs.lepton_minus], 1) + inputs.jets[:, :2]
+        return p4 * (1 + 0 * next(self.parameters()).sum())
+
+
+class Guessing(TopsTask):
+    """The task with a network that costs nothing."""
+
+    def build(self) -> Guess:
+        """Its network."""
+        return Guess(self.model)
+
+
 def train_without_network(skim: str, n: int, stream: bool, output: str) -> None:
     """Train for an epoch with all that depends on the number of events, but a network of one number."""
 
     def renamed(self: Skim, index: int) -> tuple[DileptonEvents, Truth | None]:
-        events, truth = read(self, index)
+        events, truth = read_row_group(self, index)
         dataset = np.full(len(events), dataset_id(f"toy {next(turn) // self.n_row_groups}"), np.uint64)
         return dataclasses.replace(events, dataset=dataset), truth
 
-    def guess(self: TopNetwork, objects: Inputs) -> torch.Tensor:
-        p4 = torch.stack([objects.lepton_plus, objects.lepton_minus], 1) + objects.jets[:, :2]
-        return p4 * (1 + 0 * next(self.parameters()).sum())
-
-    read, turn = Skim.read_row_group, iter(range(10**9))
+    read_row_group, turn = Skim.read_row_group, iter(range(10**9))
     Skim.read_row_group = renamed  # type: ignore[method-assign]
-    TopNetwork.forward = guess  # type: ignore[method-assign]
     files = [skim] * -(-n // SKIM_EVENTS)
     config = TrainConfig.model_validate(
         {
             "data": {"files": files, "max_events": n, "stream": stream},
+            "loss": {"m_tt": 0, "pt_top": 0, "c_hel": 0},
+            "optimiser": {"kind": "adamw"},
             "epochs": 1,
             "batch_size": 4096,
-            "augment_charge_exchange": True,
-            "accelerator": "cpu",
-            "threads": 1,
             "output": output,
         }
     )
-    training.train(config, progress=False, restart=True)
+    task = Guessing.of(config)
+    train(task, read(task, config), config)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from topreco.input import branches, skimming
 from topreco.input.nano import InputError
 from topreco.input.skimming import make_skim
 from topreco.network.fit.data import read_training_data
+from topreco.network.tasks.columns import top_columns
 from topreco.runs.run import run
 
 pytestmark = pytest.mark.faults
@@ -79,7 +80,7 @@ def test_a_skim_that_changes_while_it_is_read(tmp_path, monkeypatch, change):
 
     monkeypatch.setattr(Skim, "read_row_group", changing)
     with pytest.raises(SkimError, match=r"skim\.parquet: damaged skim") as error:
-        read_training_data(DataConfig(files=(path,)))
+        read_training_data(DataConfig(files=(path,)), top_columns)
     assert "\n" not in str(error.value)
 
 
@@ -171,7 +172,7 @@ def test_out_of_memory_on_the_command_line(monkeypatch, capsys, raised):
     def too_large(*arguments, **options):
         raise raised from MemoryError()
 
-    monkeypatch.setattr("topreco.network.fit.loop.train", too_large)
+    monkeypatch.setattr("topreco.network.train.train", too_large)
     monkeypatch.setattr(sys, "argv", ["topreco", "train"])
     with pytest.raises(SystemExit) as stop:
         main()
@@ -185,7 +186,7 @@ def test_other_failures_keep_their_traceback(monkeypatch):
     def failing(*arguments, **options):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr("topreco.network.fit.loop.train", failing)
+    monkeypatch.setattr("topreco.network.train.train", failing)
     monkeypatch.setattr(sys, "argv", ["topreco", "train"])
     with pytest.raises(RuntimeError, match="a defect"):
         main()

@@ -213,8 +213,9 @@ def test_metrics_of_extreme_weights(kind, tmp_path):
 @pytest.mark.parametrize("normalise", [True, False])
 def test_training_on_them(tmp_path, kind, backbone, normalise):
     """Losses and weights stay finite, whatever the events and their weights."""
-    from topreco.network.fit.loop import TrainingError, train
     from topreco.network.model_file import load_model
+    from topreco.network.task import TrainingError
+    from topreco.network.train import train
 
     events = DileptonEvents.concatenate([all_events()] * 4)
     events = dataclasses.replace(

@@ -9,14 +9,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from topreco.config import LGATrSlimConfig, ModelConfig, TokensConfig
+from topreco.config import EncoderConfig, LGATrSlimConfig, ModelConfig, TokensConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.events import toy_events
-from topreco.network import model_file as checkpoint
+from topreco.network import model_file
 from topreco.network.inference import predict
 from topreco.network.model_file import ModelFileError, load_model, save_model
 from topreco.network.tasks.tops import TopNetwork
-from topreco.network.tokens import Inputs
+from topreco.network.tokens import Inputs, schema_hash
 
 TINY = ModelConfig(
     backbone=LGATrSlimConfig(blocks=1, vector_channels=2, scalar_channels=4, heads=1),
@@ -28,7 +28,7 @@ def networks(folds=1, config=TINY):
     torch.manual_seed(0)
     built = [TopNetwork(config) for _ in range(folds)]
     for network in built:
-        network.fit_standardisation(Inputs.from_events(toy_events(100)))
+        network.encoder.fit_standardisation(Inputs.from_events(toy_events(100)))
     return built
 
 
@@ -50,53 +50,71 @@ def rewrite(path, *, change=None, tensors=None, digest=True):
     if change is not None:
         change(metadata)
     if digest:
-        metadata["sha256"] = checkpoint._digest(metadata, content)
+        metadata["sha256"] = model_file._digest(metadata, content)
     save_file(content, path, metadata={"topreco": json.dumps(metadata)})
 
 
 def test_round_trip_is_exact(model):
     saved = networks(2)
-    model = load_model(model)
-    assert model.config == TINY
-    assert len(model.networks) == 2
-    for network, original in zip(model.networks, saved, strict=True):
+    loaded = load_model(model)
+    assert loaded.config == TINY
+    assert len(loaded.networks) == 2
+    for network, original in zip(loaded.networks, saved, strict=True):
         assert not network.training
         state = network.state_dict()
         for name, tensor in original.state_dict().items():
             assert torch.equal(state[name], tensor), name
     events = toy_events(50)
-    assert (predict(model.networks, events).p4 == predict(saved, events).p4).all()
+    assert (predict(loaded.networks, events).p4 == predict(saved, events).p4).all()
 
 
-@pytest.mark.parametrize("head", ["direct", "projected", "three_momentum", "neutrinos"])
+@pytest.mark.parametrize("head", ["on_shell", "timelike", "neutrinos"])
 def test_round_trip_of_other_heads(tmp_path, head):
     saved = networks(config=TINY.model_copy(update={"head": head}))
     save_model(tmp_path / "model.safetensors", saved, {})
-    model = load_model(tmp_path / "model.safetensors")
-    assert model.config.head == head
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert loaded.config.head == head
     events = toy_events(50)
-    pair = predict(model.networks, events)
+    pair = predict(loaded.networks, events)
     assert pair.valid.all()
     assert (pair.p4 == predict([network.eval() for network in saved], events).p4).all()
 
 
 def test_describes_itself(model):
     metadata = load_model(model).metadata
-    assert metadata["format"] == 1
+    assert metadata["format"] == 2
     assert metadata["folds"] == 2
+    assert metadata["parent"] is None
     assert metadata["created_by"].startswith("topreco ")
-    assert ModelConfig.model_validate(metadata["model"]) == TINY
-    assert metadata["normalisation"] == {"kind": "constant", "scale": 100.0, "include_met": False}
+    encoder, task = metadata["encoder"], metadata["task"]
+    # Apart, and together the whole configuration.
+    assert EncoderConfig.model_validate(encoder["config"]) == TINY.encoder
+    assert not encoder["config"].keys() & task["config"].keys()
+    assert ModelConfig.model_validate(encoder["config"] | task["config"]) == TINY
+    assert task["kind"] == "tops"
+    assert encoder["schema"]["normalisation"] == {"kind": "constant", "scale": 100.0, "include_met": False}
+    assert encoder["schema"]["tokens"][:2] == ["lepton_plus", "lepton_minus"]
+    assert task["schema"]["output"] == ["top", "antitop"]
+    for part in (encoder, task):
+        assert part["schema_hash"] == schema_hash(part["schema"])
     assert metadata["training"] == {"seed": 3}
     assert {"python", "topreco", "torch", "lgatr", "numpy"} <= metadata["versions"].keys()
-    assert metadata["token_schema"]["tokens"][:2] == ["lepton_plus", "lepton_minus"]
+
+
+def test_the_parent_is_kept(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_model(path, networks(), {"parent": "0123"})
+    loaded = load_model(path)
+    assert loaded.metadata["parent"] == "0123"
+    save_model(path, loaded.networks, loaded.metadata)
+    assert load_model(path).metadata["parent"] == "0123"
 
 
 def test_same_content_gives_the_same_bytes(model, tmp_path):
     again = tmp_path / "again.safetensors"
-    model = load_model(model)
+    loaded = load_model(model)
     for _ in range(5):
-        save_model(again, model.networks, model.metadata)
+        save_model(again, loaded.networks, loaded.metadata)
         assert again.read_bytes() == model.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.safetensors", "model.safetensors"]
 
@@ -173,30 +191,42 @@ def test_other_safetensors(tmp_path):
     one_line_error(path, "damaged, its topreco metadata is no mapping")
 
 
+def backbone(metadata):
+    return metadata["encoder"]["config"]["backbone"]
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda m: m.update(format=2), "model format 2 found, 1 expected"),
-        (lambda m: m.pop("format"), "model format None found, 1 expected"),
+        (lambda m: m.update(format=1), "model format 1 found, 2 expected; use the topreco that made it"),
+        (lambda m: m.pop("format"), "model format None found, 2 expected"),
         (
-            lambda m: m.update(token_schema_hash="abc"),
-            "made for other inputs .token schema abc found, [0-9a-f]{64} expected",
+            lambda m: m["encoder"].update(schema_hash="abc"),
+            "made for other inputs .schema abc found, [0-9a-f]{64} expected",
         ),
-        (lambda m: m.pop("token_schema_hash"), "metadata entry 'token_schema_hash' is None"),
+        (
+            lambda m: m["task"].update(schema_hash="abc"),
+            "made for other outputs .schema abc found, [0-9a-f]{64} expected",
+        ),
+        (lambda m: m["encoder"].pop("schema_hash"), "made for other inputs .schema None found"),
+        (lambda m: m["task"].update(kind="ratio"), "task 'ratio' found, 'tops' expected"),
+        (lambda m: m["task"].pop("kind"), "task None found, 'tops' expected"),
         (lambda m: m.update(folds=0), "metadata entry 'folds' is 0, at least 1 expected"),
         (lambda m: m.update(folds="2"), "metadata entry 'folds' is '2'"),
         (lambda m: m.update(folds=3), "tensor 'fold2.* is missing"),
         (lambda m: m.update(folds=1), "unexpected tensor 'fold1"),
-        (lambda m: m.update(model=None), "metadata entry 'model' is None"),
-        (lambda m: m["model"].update(head="no"), "model: head: .* found 'no'"),
-        (lambda m: m["model"].update(hed="timelike"), "unknown key 'hed'; did you mean 'head'"),
-        (lambda m: m["model"]["backbone"].update(vector_channels=3), "is torch.float32 of shape"),
-        (lambda m: m["model"]["tokens"].update(max_jets=5), "made for other inputs"),
+        (lambda m: m.update(encoder=None), "metadata entry 'encoder' is None"),
+        (lambda m: m["task"].update(config=[]), "metadata entry 'task' is "),
+        (lambda m: m["task"]["config"].update(head="no"), "model: head: .* found 'no'"),
+        (lambda m: m["task"]["config"].update(hed="timelike"), "unknown key 'hed'; did you mean 'head'"),
+        (lambda m: backbone(m).update(vector_channels=3), "is torch.float32 of shape"),
+        (lambda m: m["encoder"]["config"]["tokens"].update(max_jets=5), "made for other inputs"),
+        (lambda m: m["task"]["config"].update(readout="mean"), "made for other outputs"),
         # Refused before anything of that size is built.
         (lambda m: m.update(folds=10**9), "folds is 1000000000, but no tensor"),
-        (lambda m: m["model"]["backbone"].update(blocks=10**9), "blocks is 1000000000, but no tensor"),
-        (lambda m: m["model"]["backbone"].update(vector_channels=10**7), "vector_channels is 10000000"),
-        (lambda m: m["model"].update(m_top=1e200), "m_top: Input should be less than 100000"),
+        (lambda m: backbone(m).update(blocks=10**9), "blocks is 1000000000, but no tensor"),
+        (lambda m: backbone(m).update(vector_channels=10**7), "vector_channels is 10000000"),
+        (lambda m: m["task"]["config"].update(m_top=1e200), "m_top: Input should be less than 100000"),
     ],
 )
 def test_wrong_metadata(model, change, match):

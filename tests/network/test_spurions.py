@@ -30,7 +30,7 @@ def test_beam_vectors(beam, mirror, time):
 def test_xyplane_is_the_bivector_of_x_and_y():
     config = SpurionConfig(beam="xyplane", time=False)
     spurions = build_spurions(config)
-    # Basis (tx, ty, tz, xy, xz, yz) behind the scalar and the four vector components.
+    # Basis (tx, ty, tz, xy, xz, yz) after the scalar and the four vector components.
     assert spurions.nonzero().tolist() == [[0, 8]]
     assert spurion_types(config) == ("beam",)
 

@@ -6,26 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from topreco.config import ModelConfig, TokensConfig
-from topreco.core import fourvector
+from topreco.config import EncoderConfig, ModelConfig, TokensConfig
 from topreco.core.events import toy_events
+from topreco.network.tasks.tops import task_schema
 from topreco.network.tokens import (
     TOKEN_TYPES,
     Inputs,
     build_tokens,
-    charge_exchange,
-    model_features,
+    encoder_features,
+    encoder_schema,
     schema_hash,
     token_features,
-    token_schema,
     token_types,
 )
 
 CONFIGS = [
-    TokensConfig(max_jets=max_jets, b_candidates=b_candidates, log_pt=log_pt)
+    TokensConfig(max_jets=max_jets, b_candidates=b_candidates)
     for max_jets in (3, 7, 10)
     for b_candidates in ("token", "flag", "none")
-    for log_pt in (False, True)
 ]
 
 
@@ -33,7 +31,7 @@ def feature(tokens, config, name):
     return tokens.scalars[..., token_features(config).index(name)]
 
 
-def test_objects_of_events():
+def test_inputs_of_events():
     events = toy_events(5)
     inputs = Inputs.from_events(events, torch.float64)
     for name, value in inputs._asdict().items():
@@ -46,20 +44,24 @@ def test_objects_of_events():
     assert events.jets.any()
 
 
-def test_objects_hold_nothing_but_reconstruction():
+def test_inputs_hold_nothing_but_reconstruction():
     assert set(Inputs._fields) == {
         "lepton_plus", "lepton_minus", "lepton_flavour", "jets", "jet_mask", "jet_btag", "jet_tagged",
         "b_candidates", "met",
     }  # fmt: skip
 
 
-def test_objects_by_batch(inputs):
+def test_inputs_by_batch(inputs):
     index = torch.tensor([3, 0, 3])
     taken = inputs.take(index)
     for before, after in zip(inputs, taken, strict=True):
         assert torch.equal(after, before[index])
     assert len(inputs.take(slice(2, 6)).met) == 4
     assert inputs.to("cpu").jets.device.type == "cpu"
+    # Among the columns of a training, whatever else is there and in whichever order.
+    columns = {"weight": inputs.met, **dict(reversed(inputs._asdict().items()))}
+    for before, after in zip(inputs, Inputs.from_columns(columns), strict=True):
+        assert before is after
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -101,7 +103,7 @@ def test_momenta(inputs):
 
 
 def test_scalars(inputs):
-    config = TokensConfig(max_jets=7, b_candidates="flag", log_pt=True)
+    config = TokensConfig(max_jets=7, b_candidates="flag")
     tokens = build_tokens(inputs, config)
     charge = feature(tokens, config, "charge")
     assert (charge[:, 0] == 1).all()
@@ -117,8 +119,6 @@ def test_scalars(inputs):
         flags = feature(tokens, config, name)
         assert torch.equal(flags[:, 2:9].argmax(1), inputs.b_candidates[:, leg])
         assert (flags.sum(1) == 1).all()
-    expected = fourvector.pt(tokens.p4).clamp(min=1).log()
-    assert torch.equal(feature(tokens, config, "log_pt")[tokens.mask], expected[tokens.mask])
 
 
 def test_candidate_tokens_carry_the_score_of_their_jet(inputs):
@@ -188,14 +188,18 @@ def test_content_of_masked_jets_is_ignored(inputs, config, garbage):
         assert torch.equal(clean, other)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_charge_exchange(inputs, config):
-    rows, columns, signs = charge_exchange(config)
+def test_charge_exchange(inputs):
+    """Leptons and their b candidates change places, jets and MET stay."""
+    config = TokensConfig(max_jets=7, b_candidates="token")
     tokens = build_tokens(inputs, config)
     exchanged = build_tokens(inputs.charge_exchanged(), config)
+    rows = [1, 0, *range(2, 10), 11, 10]
     assert torch.equal(exchanged.p4, tokens.p4[:, rows])
     assert torch.equal(exchanged.mask, tokens.mask[:, rows])
-    assert torch.equal(exchanged.scalars, tokens.scalars[:, rows][..., columns] * torch.tensor(signs))
+    for name in ("muon", "btag", "tagged"):
+        assert torch.equal(feature(exchanged, config, name), feature(tokens, config, name)[:, rows])
+    # Types and charges belong to the places.
+    assert torch.equal(feature(exchanged, config, "charge"), feature(tokens, config, "charge"))
     assert not torch.equal(exchanged.p4, tokens.p4)
 
 
@@ -204,36 +208,45 @@ def test_charge_exchange_twice_is_nothing(inputs):
         assert torch.equal(before, after)
 
 
-def test_features_of_a_model():
-    assert model_features(ModelConfig())[-1] == "b_candidate_minus"
-    config = ModelConfig.model_validate({"normalisation": {"kind": "event_mass"}})
-    assert model_features(config)[-1] == "log_scale"
+def test_features_of_an_encoder():
+    assert encoder_features(EncoderConfig())[-1] == "b_candidate_minus"
+    config = EncoderConfig.model_validate({"normalisation": {"kind": "event_mass"}})
+    assert encoder_features(config)[-1] == "log_scale"
 
 
-def test_schema():
-    schema = token_schema(ModelConfig())
+@pytest.mark.parametrize("schema_of", [encoder_schema, task_schema])
+def test_schema(schema_of):
+    schema = schema_of(ModelConfig())
     assert json.loads(json.dumps(schema)) == schema
     digest = schema_hash(schema)
     assert len(digest) == 64
     assert schema_hash(dict(reversed(schema.items()))) == digest
-    assert schema_hash(token_schema(ModelConfig())) == digest
+    assert schema_hash(schema_of(ModelConfig())) == digest
+    assert encoder_schema(ModelConfig()) == encoder_schema(EncoderConfig())
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "part"),
     [
-        {"tokens": {"max_jets": 8}},
-        {"tokens": {"b_candidates": "token"}},
-        {"tokens": {"log_pt": True}},
-        {"normalisation": {"scale": 50.0}},
-        {"normalisation": {"kind": "event_mass"}},
-        {"spurions": {"mirror": False}},
-        {"spurions": {"embed": "channel"}},
-        {"readout": "mean"},
+        ({"tokens": {"max_jets": 8}}, "inputs"),
+        ({"tokens": {"b_candidates": "token"}}, "inputs"),
+        ({"normalisation": {"scale": 50.0}}, "inputs"),
+        ({"normalisation": {"kind": "event_mass"}}, "inputs"),
+        ({"spurions": {"mirror": False}}, "inputs"),
+        ({"spurions": {"embed": "token"}}, "inputs"),
+        ({"readout": "mean"}, "outputs"),
+        ({"head": "timelike"}, "outputs"),
+        ({"quantiles": {}}, "outputs"),
+        ({"backbone": {"kind": "lgatr"}}, "neither"),
     ],
     ids=str,
 )
-def test_schema_changes_with_what_the_network_sees(change):
-    assert schema_hash(token_schema(ModelConfig.model_validate(change))) != schema_hash(
-        token_schema(ModelConfig())
-    )
+def test_each_schema_changes_with_its_own_part(change, part):
+    """What the network sees is the encoder's; what it predicts is the task's."""
+    other = ModelConfig.model_validate(change)
+    changed = {
+        name
+        for name, schema_of in {"inputs": encoder_schema, "outputs": task_schema}.items()
+        if schema_hash(schema_of(other)) != schema_hash(schema_of(ModelConfig()))
+    }
+    assert changed == ({part} - {"neither"})

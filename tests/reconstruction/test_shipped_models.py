@@ -25,7 +25,7 @@ from topreco.input.nano import iterate_events
 from topreco.input.required import OPTIONAL_BRANCHES, needed_branches
 from topreco.input.selection import select
 from topreco.input.truth import TRUTH_BRANCHES, read_truth
-from topreco.network.fit.loop import pair_metrics
+from topreco.network.tasks.tops import pair_metrics
 from topreco.reconstruction.model_files import shipped_models
 
 REPOSITORY = Path(__file__).parents[2]

@@ -159,9 +159,11 @@ def test_padding_in_front_of_the_backbone_changes_nothing(name):
 
     events = toy_events(8, seed=3)
     plain = package_network(load(name).model.networks[0])
-    assert isinstance(plain.backbone, Padded)
+    assert isinstance(plain.encoder.backbone, Padded)
     lengths = []
-    plain.backbone.backbone.register_forward_pre_hook(lambda _, args: lengths.append(args[2].shape[1]))
+    plain.encoder.backbone.backbone.register_forward_pre_hook(
+        lambda _, args: lengths.append(args[2].shape[1])
+    )
     runs = ways(name, events, plain, None, None, 8)
     assert largest_difference(runs[LOADED](), runs[REFERENCE]()) < TOLERANCE
     tokens = plain.config.tokens

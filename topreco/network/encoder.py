@@ -209,7 +209,8 @@ class Encoder(nn.Module):
         spurions
             Reference multivectors in place of the encoder's, shape (k, 16).
         """
-        n = len(tokens.mask)
+        # Not len(), which would fix the number of events where an export traces it.
+        n = tokens.mask.shape[0]
         queries = queries or Queries()
         spurions = self.spurions if spurions is None else spurions
         n_queries = len(self._query_scalars)

@@ -91,6 +91,8 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
     data = _read_data(config, task, fabric)
     check_same("the training data", state["data"] or data.summary, data.summary, output)
     state["data"] = data.summary
+    if config.model.quantiles is not None:
+        _check_validation(data)
     data = _placed(data, fabric.device)
     fabric.barrier()
 
@@ -126,7 +128,12 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
 
 
 def train_quantiles(
-    model: TrainedModel, config: TrainConfig, output: str | Path, *, progress: bool = True
+    model: TrainedModel,
+    config: TrainConfig,
+    output: str | Path,
+    *,
+    progress: bool = True,
+    restart: bool = False,
 ) -> dict[str, Any]:
     """Write a model with quantiles from one without, or with others; the tops stay as they are.
 
@@ -141,6 +148,8 @@ def train_quantiles(
         Model file to write. The training's state and metrics are in a folder beside it, ``<name>.training``.
     progress
         Show a progress bar and a line per epoch on standard error.
+    restart
+        Discard what an earlier training left in that folder.
 
     Returns
     -------
@@ -150,7 +159,7 @@ def train_quantiles(
     Raises
     ------
     TrainingError
-        If the data cannot be trained on.
+        If the data cannot be trained on, or if the folder holds another training.
     TopRecoError
         If a skim cannot be read or the file not be written.
     """
@@ -165,11 +174,16 @@ def train_quantiles(
     )
     fabric, console = _launch(config, progress)
     paths = Paths(folder)
+    if restart:
+        if fabric.is_global_zero:
+            paths.remove()
+        fabric.barrier()
     content = {key: value for key, value in _config_data(config).items() if key not in MAY_DIFFER}
     state = read_state(paths.state, content | {"tops": model.metadata["sha256"]})
     data = _read_data(config, TopsTask.of(config), fabric, folder)
     check_same("the training data", state["data"] or data.summary, data.summary, folder)
     state["data"] = data.summary
+    _check_validation(data)
     data = _placed(data, fabric.device)
     session = Session(
         fabric, console, paths, (_QUANTILES_SEED, config.seed), title="quantiles, ", compile=config.compile
@@ -247,6 +261,12 @@ def recalibrate(model: TrainedModel, config: TrainConfig, output: str | Path) ->
     return described
 
 
+def _check_validation(data: TrainingData) -> None:
+    """Raise before hours of training if no events are left that calibrate the quantiles."""
+    if not all(len(data.indices(fold)[1]) for fold in range(data.folds)):
+        raise TrainingError("data.validation_fraction: no validation events, which quantiles need")
+
+
 def _fit_quantiles(
     tops: Any, data: TrainingData, config: TrainConfig, session: Session, state: dict[str, Any]
 ) -> tuple[list[TopNetwork], Fitted]:
@@ -299,7 +319,8 @@ def _launch(config: TrainConfig, progress: bool) -> tuple[Fabric, Console]:
         accelerator=accelerator,
         devices=devices,
         num_nodes=nodes,
-        strategy="ddp" if devices * nodes > 1 else "auto",
+        # A task need not use all that a backbone gives: quantiles read no vectors.
+        strategy="ddp_find_unused_parameters_true" if devices * nodes > 1 else "auto",
         precision=config.precision,
     )
     fabric.launch()

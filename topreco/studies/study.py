@@ -1,6 +1,6 @@
 """Studies: trainings that differ in a few keys, on all cores or GPUs, and one table of what came of them.
 
-Every training is one of `topreco.network.fit.loop` in a folder of its own, ``<output>/<point>/seed<k>``, and
+Every training is one of `topreco.network.train` in a folder of its own, ``<output>/<point>/seed<k>``, and
 so continues where it was stopped. Beside its files lie
 
 ===================  =====================================================================================

@@ -39,8 +39,7 @@ CASES = [
             "head": "neutrinos",
             "spurions": XYPLANE,
             "normalisation": EVENT_MASS,
-            "tokens": {"b_candidates": "token", "log_pt": True},
-            "charge_symmetric": True,
+            "tokens": {"b_candidates": "token"},
         },
     ),
     ("lgatr", {"head": "timelike", "readout": "mean", "spurions": {"beam": None, "time": False}}),
@@ -52,18 +51,19 @@ CASES = [
             "spurions": {"beam": "spacelike", "embed": "channel"},
             "normalisation": {"kind": "event_mass"},
             "tokens": {"b_candidates": "token"},
-            "charge_symmetric": True,
         },
     ),
-    ("lgatr_slim", {"head": "neutrinos", "readout": "first_token", "spurions": {"beam": "timelike"}}),
-    ("transformer", {"head": "projected", "normalisation": EVENT_MASS, "readout": "mean"}),
+    (
+        "lgatr_slim",
+        {"head": "neutrinos", "readout": "first_token", "spurions": {"beam": "timelike", "embed": "token"}},
+    ),
+    ("transformer", {"head": "on_shell", "normalisation": EVENT_MASS, "readout": "mean"}),
     (
         "transformer",
         {
-            "head": "three_momentum",
+            "head": "direct",
             "spurions": {"embed": "channel"},
-            "tokens": {"b_candidates": "token", "log_pt": True},
-            "charge_symmetric": True,
+            "tokens": {"b_candidates": "token"},
         },
     ),
 ]
@@ -78,7 +78,7 @@ def relative_difference(p4, expected):
     return (np.abs(p4 - expected) / expected[..., :1]).max()
 
 
-def artefact_of(folder, *networks, metadata=None):
+def saved_model(folder, *networks, metadata=None):
     """What `load_model` reads of networks that were saved."""
     save_model(folder / "model.safetensors", networks, metadata or {})
     return load_model(folder / "model.safetensors")
@@ -98,7 +98,7 @@ def exported(tmp_path_factory):
             network.quantiles.knots.copy_(torch.linspace(5.9, 6.8, 8))
             network.quantiles.shift.uniform_(-0.3, 0.3)
             network.quantiles.stretch.uniform_(0.7, 1.5)
-    saved = artefact_of(folder, *networks, metadata={"training": {"note": "ℓ⁺ℓ⁻"}})
+    saved = saved_model(folder, *networks, metadata={"training": {"note": "ℓ⁺ℓ⁻"}})
     written = export_onnx(saved, folder / "model.onnx", triton=folder / "models")
     assert sorted(written) == sorted(path for path in folder.rglob("*.*") if path.suffix != ".safetensors")
     return saved, TopModel(folder / "model.onnx")
@@ -108,7 +108,7 @@ def exported(tmp_path_factory):
 def not_exported(tmp_path):
     """A network to export, and what would be exported were it not replaced."""
     backbone = {"kind": "transformer", "blocks": 1, "channels": 8, "heads": 1}
-    return artefact_of(tmp_path, TopNetwork(ModelConfig.model_validate({"backbone": backbone})))
+    return saved_model(tmp_path, TopNetwork(ModelConfig.model_validate({"backbone": backbone})))
 
 
 def one_of_each_backbone():
@@ -125,9 +125,9 @@ def test_agrees_with_torch(assert_agrees, small_config, tmp_path, kind, fields):
     config = small_config(kind, **fields)
     backbone = config.backbone.model_copy(update={"blocks": 1})
     network = TopNetwork(config.model_copy(update={"backbone": backbone}))
-    network.feature_mean += 0.1
-    network.feature_std *= 1.3
-    saved = artefact_of(tmp_path, network)
+    network.encoder.feature_mean += 0.1
+    network.encoder.feature_std *= 1.3
+    saved = saved_model(tmp_path, network)
     export_onnx(saved, tmp_path / "model.onnx")
     events = toy_events(10_000, seed=4)
     p4, valid, *_ = TopModel(tmp_path / "model.onnx").run(arrays(events))

@@ -1,4 +1,4 @@
-"""Quantiles of true observables: laws of the network, the loss, the calibration; training and files."""
+"""Task `quantiles`: laws of its network, its loss, its calibration; no truth in its network; its command."""
 
 import dataclasses
 import re
@@ -6,22 +6,21 @@ import re
 import numpy as np
 import pytest
 import torch
-from topreco.network.tasks.quantile_training import add_quantiles
 
 from topreco.cli import main
-from topreco.config import ModelConfig, QuantilesConfig, TrainConfig
+from topreco.config import ModelConfig, QuantilesConfig
 from topreco.core import fourvector
-from topreco.core.events import QUANTILE_LEVELS, Truth, mass_quality, toy_events
-from topreco.core.skim import SkimWriter
-from topreco.network.fit.data import TrainingError
-from topreco.network.fit.loop import train
+from topreco.core.events import QUANTILE_LEVELS, toy_events
 from topreco.network.inference import predict
 from topreco.network.model_file import load_model, save_model
-from topreco.network.tasks.quantiles import Calibration, calibrated, fit_calibration, pinball_loss
+from topreco.network.task import Evaluated, TrainingError
+from topreco.network.tasks.calibration import Calibration, calibrated, fit_calibration
+from topreco.network.tasks.quantiles import QuantilesTask, by_observable, pinball_loss
 from topreco.network.tasks.tops import TopNetwork
+from topreco.network.tokens import Inputs
 
 SMALL = {"kind": "lgatr_slim", "blocks": 1, "vector_channels": 4, "scalar_channels": 8, "heads": 1}
-MODEL = {"backbone": SMALL, "head": "direct", "tokens": {"max_jets": 6}, "spurions": {"embed": "channel"}}
+MODEL = {"backbone": SMALL}
 QUANTILES = {"backbone": SMALL, "hidden": 16, "calibration_bins": 3}
 
 
@@ -37,9 +36,9 @@ def network_with_quantiles(**changes):
     return network.double().eval()
 
 
-def answers(network, inputs):
+def predictions(network, inputs):
     with torch.no_grad():
-        p4, quantiles, std = network.answers(inputs)
+        p4, quantiles, std = network.predictions(inputs)
     return p4, quantiles, std
 
 
@@ -48,7 +47,7 @@ def answers(network, inputs):
 
 def test_quantiles_rise_and_stay_in_range(inputs):
     network = network_with_quantiles()
-    p4, quantiles, std = answers(network, inputs)
+    p4, quantiles, std = predictions(network, inputs)
     names = network.quantiles.observables
     assert quantiles.shape == (len(p4), len(names), len(QUANTILE_LEVELS))
     assert (quantiles.diff(dim=-1) >= 0).all()
@@ -67,8 +66,8 @@ def test_tops_do_not_know_of_quantiles(inputs):
     rich = TopNetwork(ModelConfig.model_validate(MODEL | {"quantiles": QUANTILES})).double()
     with torch.no_grad():
         assert (plain(inputs) == rich(inputs)).all()
-    assert plain.answers(inputs)[0].shape == (len(inputs.met), 2, 4)
-    assert len(plain.answers(inputs)) == 1
+    assert plain.predictions(inputs)[0].shape == (len(inputs.met), 2, 4)
+    assert len(plain.predictions(inputs)) == 1
 
 
 def test_rotation_about_the_beam(inputs, rotation):
@@ -80,8 +79,8 @@ def test_rotation_about_the_beam(inputs, rotation):
         jets=inputs.jets @ rotation.T,
         met=inputs.met @ rotation[1:3, 1:3].T,
     )
-    _, quantiles, std = answers(network, inputs)
-    _, turned, turned_std = answers(network, rotated)
+    _, quantiles, std = predictions(network, inputs)
+    _, turned, turned_std = predictions(network, rotated)
     torch.testing.assert_close(turned, quantiles, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(turned_std[..., [0, 3]], std[..., [0, 3]], rtol=1e-6, atol=1e-6)
     total = (std[..., 1:3] ** 2).sum(-1)
@@ -97,15 +96,15 @@ def test_quantiles_move_with_the_prediction(inputs):
         p4 = fourvector.from_pt_eta_phi_mass(
             *torch.tensor([[100.0, 250.0], [0.3, -1.0], [1.0, -2.0], [170.0, 170.0]], dtype=torch.float64)
         ).expand(len(inputs.met), 2, 4)
-        first = quantiles(inputs, p4).quantiles[:, 0]
-        second = quantiles(inputs, 2 * p4).quantiles[:, 0]
+        first = quantiles.spread(inputs, p4).quantiles[:, 0]
+        second = quantiles.spread(inputs, 2 * p4).quantiles[:, 0]
     torch.testing.assert_close(second, 2 * first)
 
 
 @pytest.mark.parametrize("observables", [("m_tt",), ("c_hel", "cos_theta_star"), ("y_top", "pt_tt")])
 def test_any_observables(inputs, observables):
     network = network_with_quantiles(observables=observables)
-    _, quantiles, _ = answers(network, inputs)
+    _, quantiles, _ = predictions(network, inputs)
     assert network.quantiles.observables == observables
     assert quantiles.isfinite().all()
 
@@ -117,7 +116,7 @@ def test_a_bivector_needs_other_spurions_beside_it(inputs):
     config = ModelConfig.model_validate(
         model | {"quantiles": QUANTILES | {"spurions": {"beam": "spacelike"}}}
     )
-    _, quantiles, _ = answers(TopNetwork(config).double(), inputs)
+    _, quantiles, _ = predictions(TopNetwork(config).double(), inputs)
     assert quantiles.isfinite().all()
 
 
@@ -167,6 +166,13 @@ def gaussian(n, seed):
     return claimed, truth, log_mass
 
 
+def pairs(log_mass):
+    """Tops at rest relative to each other, whose pair has the mass, shape (n, 2, 4)."""
+    p4 = torch.zeros(len(log_mass), 2, 4, dtype=torch.float64)
+    p4[..., 0] = 0.5 * torch.as_tensor(log_mass).exp()[:, None]
+    return p4
+
+
 def shares(u, truth):
     return (truth[..., None] < u).mean(axis=0)
 
@@ -184,11 +190,8 @@ def test_calibration_gives_each_quantile_its_share():
     )
     u, truth, log_mass = gaussian(40_000, 2)
     assert abs(shares(u, truth)[0] - QUANTILE_LEVELS).max() > 0.1
-    at = [
-        network.quantiles._at(table, torch.from_numpy(log_mass))[:, :2]
-        for table in (network.quantiles.shift, network.quantiles.stretch)
-    ]
-    better = calibrated(torch.from_numpy(u), *at).numpy()
+    padded = torch.from_numpy(np.pad(u, ((0, 0), (0, 8), (0, 0))))
+    better = network.quantiles.calibrated(padded, pairs(log_mass))[:, :2].numpy()
     for region in (log_mass < 6.2, (log_mass >= 6.2) & (log_mass < 6.6), log_mass >= 6.6):
         np.testing.assert_allclose(
             shares(better[region], truth[region]), np.tile(QUANTILE_LEVELS, (2, 1)), atol=0.02
@@ -218,13 +221,19 @@ def test_nothing_known_changes_nothing():
 def test_more_knots_are_the_same_function():
     network = network_with_quantiles(calibration_bins=7)
     other = network_with_quantiles(calibration_bins=2)
-    log_mass = torch.linspace(5.5, 7.5, 50, dtype=torch.float64)
-    for name in ("shift", "stretch"):
-        tables = [getattr(each.quantiles, name) for each in (network, other)]
-        assert len(tables[0]) == 7
-        torch.testing.assert_close(
-            network.quantiles._at(tables[0], log_mass), other.quantiles._at(tables[1], log_mass)
-        )
+    assert (len(network.quantiles.knots), len(other.quantiles.knots)) == (7, 2)
+    p4 = pairs(np.linspace(5.5, 7.5, 50))
+    u = torch.randn(50, 1, 5, dtype=torch.float64).sort(-1).values.expand(-1, len(network.quantiles.unit), -1)
+    torch.testing.assert_close(network.quantiles.calibrated(u, p4), other.quantiles.calibrated(u, p4))
+
+
+def test_one_knot_is_the_same_everywhere():
+    network = network_with_quantiles(calibration_bins=1)
+    k = len(network.quantiles.unit)
+    network.quantiles.set_calibration(Calibration(np.zeros(1), np.full((1, k), 0.5), np.full((1, k, 5), 2.0)))
+    u = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0], dtype=torch.float64).expand(3, k, 5)
+    expected = torch.tensor([-3.5, -1.5, 0.5, 2.5, 4.5], dtype=torch.float64).expand(3, k, 5)
+    torch.testing.assert_close(network.quantiles.calibrated(u, pairs([5.0, 6.0, 7.0])), expected)
 
 
 def test_calibrated_quantiles_still_rise():
@@ -233,149 +242,160 @@ def test_calibrated_quantiles_still_rise():
     assert calibrated(u, torch.zeros(1, 1), stretch).flatten().tolist() == [-1.0, -1.0, 0.0, 1.0, 1.0]
 
 
-# ---- training and files ----------------------------------------------------------------------------------
+# ---- the task --------------------------------------------------------------------------------------------
+
+TRUTH_COLUMNS = {"tops", "c_hel"}
 
 
-def truth_of(events, seed):
-    """Tops with the leptons in them, and a momentum that the measurement knows nothing of."""
-    n = len(events)
-    rng = np.random.default_rng(seed)
-    tops = np.stack([events.lepton_plus, events.lepton_minus], 1) * 2
-    tops[..., 1:] += rng.normal(0, 30, (n, 2, 3))
-    tops[..., 0] = np.sqrt(172.5**2 + (tops[..., 1:] ** 2).sum(-1))
-    nothing = np.full((n, 2, 4), np.nan)
-    return Truth(
-        tops=tops,
-        w=nothing,
-        b=nothing,
-        lepton=events.lepton_p4,
-        neutrino=nothing,
-        via_tau=np.zeros((n, 2), bool),
-        dileptonic=np.ones(n, bool),
-        production=np.zeros(n, np.int8),
-    )
+def make_task(charge_exchange=False):
+    config = ModelConfig.model_validate(MODEL | {"quantiles": QUANTILES | {"observables": ["m_tt", "c_hel"]}})
+    torch.manual_seed(3)
+    tops = [TopNetwork(config.model_copy(update={"quantiles": None})).eval() for _ in range(2)]
+    return QuantilesTask(config, tops, charge_exchange=charge_exchange)
+
+
+@pytest.fixture
+def columns(truth_of):
+    events = toy_events(64, max_jets=4)
+    return make_task().columns(events, truth_of(events))
+
+
+@pytest.mark.parametrize("exchange", [False, True])
+def test_predictions_of_the_fold_s_tops_are_derived(columns, exchange):
+    task = make_task(exchange)
+    inputs = Inputs.from_columns(columns)
+    with torch.no_grad():
+        derived = task.derive(1, columns)
+        assert torch.equal(derived["p4"], task.tops[1](inputs))
+        assert set(derived) == ({"p4", "p4_exchanged"} if exchange else {"p4"})
+        if exchange:
+            assert torch.equal(derived["p4_exchanged"], task.tops[1](inputs.charge_exchanged()))
+    whole = columns | derived
+    drawn = task.draw(64, torch.Generator().manual_seed(2))
+    augmented = task.augment(whole, drawn)
+    if not exchange:
+        assert augmented is whole
+        return
+    chosen = drawn["exchange"]
+    assert 16 < chosen.sum() < 48
+    assert torch.equal(augmented["p4"][chosen], derived["p4_exchanged"][chosen])
+    assert torch.equal(augmented["p4"][~chosen], derived["p4"][~chosen])
+    assert torch.equal(augmented["tops"][chosen], columns["tops"].flip(1)[chosen])
+    assert torch.equal(augmented["lepton_plus"][chosen], columns["lepton_minus"][chosen])
+
+
+def test_truth_never_reaches_the_network(columns, truth_of):
+    """Derived predictions, tokens and quantiles are the same bits whatever the truth is."""
+    events = toy_events(64, max_jets=4)
+    truth = truth_of(events)
+    truth.tops[:] = np.random.default_rng(1).normal(0, 500, truth.tops.shape)
+    truth.lepton[:] = truth.lepton[::-1]
+    task = make_task()
+    other = task.columns(events, truth)
+    assert not torch.equal(other["tops"], columns["tops"])
+    without = {name: column for name, column in columns.items() if name not in TRUTH_COLUMNS}
+    network = task.build().eval()
+    results = []
+    with torch.no_grad():
+        for seen in (columns, other, without):
+            inputs, derived = Inputs.from_columns(seen), task.derive(0, seen)
+            spread = network.spread(inputs, derived["p4"])
+            results.append([*derived.values(), *network.encoder.tokens(inputs), *spread])
+    for changed in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(changed, results[0], strict=True))
+
+
+def test_scales_and_loss_of_the_task(columns):
+    task = make_task()
+    network = task.build()
+    with torch.no_grad():
+        whole = columns | task.derive(0, columns)
+    task.prepare(network, whole)
+    assert network.encoder.feature_mean.any()
+    inputs, p4 = Inputs.from_columns(whole), whole["p4"]
+    predicted = network.values(inputs, p4, p4)
+    torch.testing.assert_close(network.value_mean, predicted.mean(0), rtol=1e-4, atol=1e-4)
+    truth = network.values(inputs, whole["tops"], p4)
+    truth[:, 1] = whole["c_hel"]
+    residual = truth - predicted
+    # Mean absolute residual; c_hel of one event is unknown.
+    expected = torch.stack([r[r.isfinite()].abs().mean() for r in residual.unbind(1)])
+    torch.testing.assert_close(network.unit, expected, rtol=1e-4, atol=1e-5)
+    per_event, per_batch = task.loss(network, whole)
+    assert per_batch is None
+    torch.testing.assert_close(per_event, pinball_loss(network(inputs, p4), residual, network.unit).mean(1))
+    assert torch.equal(task.loss_weights(torch.tensor([2.0, -3.0]), {}), torch.tensor([2.0, 3.0]))
+
+
+def test_metrics_by_hand(columns):
+    """Coverage with signed weights, the loss with positive ones; batches change nothing."""
+    task = make_task()
+    network = task.build().eval()
+    weight = torch.where(torch.arange(64) % 5 == 0, -1.0, 1.0)
+    with torch.no_grad():
+        whole = columns | task.derive(0, columns)
+
+        def batches(size):
+            for part in torch.arange(64).split(size):
+                own = {name: column[part] for name, column in whole.items()}
+                yield Evaluated(network, own, weight[part], weight[part].abs())
+
+        metrics = task.metrics(batches(64))
+        assert task.metrics(batches(7)) == pytest.approx(metrics, rel=1e-5)
+        m_tt = fourvector.mass(whole["tops"].sum(1))
+        limits = network.spread(Inputs.from_columns(whole), whole["p4"]).quantiles[:, 0]
+        inside = (m_tt > limits[:, 1]) & (m_tt <= limits[:, 3])
+        per_event, _ = task.loss(network, whole)
+    assert metrics["m_tt_coverage68"] == pytest.approx(float((weight * inside).sum() / weight.sum()))
+    assert metrics["loss"] == pytest.approx(float(per_event.mean()), rel=1e-5)
+    nested = by_observable(metrics, ("m_tt", "c_hel"))
+    assert nested["c_hel"]["coverage95"] == metrics["c_hel_coverage95"]
+    assert "m_tt in the 68 % interval" in task.describe(metrics)
+    assert task.metrics([]) == by_observable({}, ("m_tt",)) == {}
+
+
+def test_calibration_needs_events():
+    task = make_task()
+    with pytest.raises(TrainingError, match=r"data\.validation_fraction: no validation events"):
+        task.finish([task.build()], lambda fold: [])
+
+
+# ---- files and the command -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def skims(tmp_path_factory):
-    paths = []
-    for seed, n in ((1, 3000), (2, 1500)):
-        events = dataclasses.replace(
-            toy_events(n, max_jets=6, seed=seed),
-            weight=np.where(np.arange(n) % 9, 1.0, -1.0),
-            dataset=np.full(n, seed, np.uint64),
-        )
-        paths.append(tmp_path_factory.mktemp("skims") / f"toy{seed}.parquet")
-        with SkimWriter(paths[-1]) as writer:
-            writer.metadata |= {"selection": {}, "datasets": {f"toy{seed}": 2**64 - 1}}
-            writer.write(events, truth_of(events, seed))
-    return paths
+def saved(tmp_path_factory):
+    """Model file of an untrained network with quantiles."""
+    path = tmp_path_factory.mktemp("saved") / "model.safetensors"
+    save_model(path, [network_with_quantiles().float()], {})
+    return path
 
 
-def configuration(skim, output, **changes):
-    content = {
-        "model": MODEL | {"quantiles": QUANTILES},
-        "data": {"files": [skim]},
-        "quantiles": {"epochs": 4, "batch_size": 64, "learning_rate": 1e-2},
-        "epochs": 2,
-        "batch_size": 64,
-        "accelerator": "cpu",
-        "threads": 1,
-        "output": output,
-    }
-    return TrainConfig.model_validate(content | changes)
-
-
-@pytest.fixture(scope="module")
-def trained(skims, tmp_path_factory):
-    return train(configuration(skims[0], tmp_path_factory.mktemp("trained")), progress=False)
-
-
-def test_training_ends_with_calibrated_quantiles(trained):
-    model = load_model(trained)
-    test = model.metadata["quantiles"]["test"]
-    assert set(test) == set(QuantilesConfig().observables)
-    for name, numbers in test.items():
-        # Of 600 test events and 300 for the calibration.
-        assert numbers["coverage68"] == pytest.approx(0.68, abs=0.08), name
-        assert numbers["coverage95"] == pytest.approx(0.95, abs=0.05), name
-    pair = predict(model.networks, toy_events(50))
-    assert set(pair.quantiles) == set(test)
-    assert pair.uncertainty.shape == (50, 2, 4)
-    np.testing.assert_array_equal(pair.quality, mass_quality(pair.quantiles))
-    assert (pair.quality < 0).all()
-
-
-def test_tops_are_those_of_a_training_without_quantiles(trained, skims, tmp_path):
-    plain = configuration(skims[0], tmp_path, model=MODEL)
-    expected = predict(load_model(train(plain, progress=False)).networks, toy_events(50))
-    assert expected.quantiles is None
-    np.testing.assert_array_equal(predict(load_model(trained).networks, toy_events(50)).p4, expected.p4)
-
-
-def test_adding_them_later_gives_the_same_file(trained, skims, tmp_path):
-    plain = train(configuration(skims[0], tmp_path / "plain", model=MODEL), progress=False)
-    config = configuration(skims[0], tmp_path)
-    add_quantiles(load_model(plain), config, tmp_path / "rich.safetensors", report=lambda _: None)
-    first, second = load_model(trained), load_model(tmp_path / "rich.safetensors")
-    for name, tensor in first.networks[0].state_dict().items():
-        assert torch.equal(tensor, second.networks[0].state_dict()[name]), name
-    assert second.metadata["quantiles"]["test"] == first.metadata["quantiles"]["test"]
-
-
-def test_folds(skims, tmp_path):
-    config = configuration(skims[0], tmp_path, data={"files": [skims[0]], "folds": 2}, epochs=1)
-    model = load_model(train(config, progress=False))
-    assert len(model.networks) == 2
-    assert model.metadata["quantiles"]["test"]["m_tt"]["coverage68"] == pytest.approx(0.68, abs=0.08)
-    assert np.isfinite(predict(model.networks, toy_events(20)).quality).all()
-
-
-def test_calibration_on_other_events(trained, skims, tmp_path):
-    config = configuration(skims[1], tmp_path)
-    path = tmp_path / "calibrated.safetensors"
-    before = load_model(trained)
-    add_quantiles(before, config, path, calibrate_only=True, report=lambda _: None)
-    after = load_model(path)
-    calibration = after.metadata["quantiles"]["calibration"]
-    assert (calibration["events"], calibration["validation_only"]) == (1500, False)
-    assert "test" not in after.metadata["quantiles"]
-    for name, tensor in before.networks[0].state_dict().items():
-        changed = name.rpartition(".")[2] in {"knots", "shift", "stretch"}
-        assert torch.equal(tensor, after.networks[0].state_dict()[name]) != changed, name
-    # What has been read stays as it was.
-    assert torch.equal(before.networks[0].quantiles.shift, load_model(trained).networks[0].quantiles.shift)
-
-
-def test_training_events_never_calibrate(trained, skims, tmp_path):
-    """Of a dataset that the model was trained on, only what it was validated with, whatever is asked for."""
-    model = load_model(trained)
-    config = configuration(skims[0], tmp_path, data={"files": [skims[0]], "validation_fraction": 0.5})
-    path = tmp_path / "again.safetensors"
-    add_quantiles(model, config, path, calibrate_only=True, report=lambda _: None)
-    again = load_model(path)
-    expected = model.metadata["data"]["networks"][0]["validation"]["events"]
-    assert again.metadata["quantiles"]["calibration"]["events"] == expected
-    for name, tensor in model.networks[0].state_dict().items():
-        assert torch.equal(tensor, again.networks[0].state_dict()[name]), name
-
-
-def test_events_without_an_answer_have_no_quantiles(trained):
+def test_events_without_a_prediction_have_no_quantiles(saved):
     events = toy_events(4)
     met = events.met.copy()
     met[1] = np.nan
-    pair = predict(load_model(trained).networks, dataclasses.replace(events, met=met))
+    pair = predict(load_model(saved).networks, dataclasses.replace(events, met=met))
     assert pair.valid.tolist() == [True, False, True, True]
     for column in (pair.quality, pair.uncertainty[:, 0, 0], pair.quantiles["c_hel"][:, 0]):
         assert np.isfinite(column).tolist() == [True, False, True, True]
 
 
-def test_batches_and_order_change_nothing(trained):
-    networks, events = load_model(trained).networks, toy_events(150)
+def test_batches_and_order_change_nothing(saved):
+    networks, events = load_model(saved).networks, toy_events(150)
     pair, other = predict(networks, events), predict(networks, events, batch_size=64)
     np.testing.assert_array_equal(pair.quantiles["m_tt"], other.quantiles["m_tt"])
     back = predict(networks, events[::-1])[::-1]
     np.testing.assert_allclose(back.quantiles["m_tt"], pair.quantiles["m_tt"], rtol=1e-4)
+
+
+def test_unreadable_calibration_is_refused(saved, tmp_path):
+    """A file whose tensors are not those of its configuration."""
+    network = load_model(saved).networks[0]
+    network.quantiles.knots = torch.zeros(5)
+    save_model(tmp_path / "odd.safetensors", [network], {})
+    with pytest.raises(Exception, match=r"quantiles\.knots.* of shape \(5,\), .* of shape \(3,\) expected"):
+        load_model(tmp_path / "odd.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -391,8 +411,8 @@ def test_batches_and_order_change_nothing(trained):
         (["PLAIN", "model.quantiles.observables=[pt]"], "observables.*found 'pt'"),
     ],
 )
-def test_one_clear_error(toy_model, skims, tmp_path, monkeypatch, capsys, arguments, message):
-    replaced = [a.replace("PLAIN", str(toy_model)).replace("SKIM", str(skims[1])) for a in arguments]
+def test_one_clear_error(toy_model, skim, tmp_path, monkeypatch, capsys, arguments, message):
+    replaced = [a.replace("PLAIN", str(toy_model)).replace("SKIM", str(skim)) for a in arguments]
     output = tmp_path / "out.safetensors"
     monkeypatch.setattr("sys.argv", ["topreco", "quantiles", *replaced, "-o", str(output)])
     with pytest.raises(SystemExit) as stopped:
@@ -405,7 +425,7 @@ def test_one_clear_error(toy_model, skims, tmp_path, monkeypatch, capsys, argume
     assert not output.exists()
 
 
-def test_the_command(toy_model, skims, tmp_path, monkeypatch, capsys):
+def test_the_command(toy_model, skim, tmp_path, monkeypatch, capsys):
     output = tmp_path / "rich.safetensors"
     overrides = ["quantiles.epochs=1", "threads=1", "model.quantiles.hidden=8"]
     command = [
@@ -414,7 +434,7 @@ def test_the_command(toy_model, skims, tmp_path, monkeypatch, capsys):
         str(toy_model),
         "-o",
         str(output),
-        f"data.files=[{skims[1]}]",
+        f"data.files=[{skim}]",
         *overrides,
     ]
     monkeypatch.setattr("sys.argv", command)
@@ -425,19 +445,3 @@ def test_the_command(toy_model, skims, tmp_path, monkeypatch, capsys):
     assert "m_tt: " in printed.out
     assert "quantiles, epoch 1/1" in printed.err
     assert load_model(output).config.quantiles.hidden == 8
-
-
-def test_unreadable_calibration_is_refused(trained, tmp_path):
-    """A file whose tensors are not those of its configuration."""
-    model = load_model(trained)
-    network = model.networks[0]
-    network.quantiles.knots = torch.zeros(5)
-    save_model(tmp_path / "odd.safetensors", [network], {})
-    with pytest.raises(Exception, match=r"quantiles\.knots.* of shape \(5,\), .* of shape \(3,\) expected"):
-        load_model(tmp_path / "odd.safetensors")
-
-
-def test_needs_validation_events(skims, tmp_path):
-    config = configuration(skims[1], tmp_path, data={"files": [skims[1]], "validation_fraction": 0.0})
-    with pytest.raises(TrainingError, match=r"data\.validation_fraction"):
-        train(config, progress=False)

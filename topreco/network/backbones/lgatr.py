@@ -64,7 +64,7 @@ class LGATrBackbone(nn.Module):
 
     def _freeze_without_effect(self) -> None:
         """Freeze what vectors alone do not depend on: distributed training waits for every gradient."""
-        # With dropout, which has no maps, behind it.
+        # With dropout, which has no maps, after it.
         last = next(layer for layer in reversed(self.network.blocks[-1].mlp.layers) if hasattr(layer, "s2s"))
         for layer in (last.s2mvs, last.mvs2s, last.s2s, self.network.linear_out.s2mvs):
             layer.requires_grad_(False)

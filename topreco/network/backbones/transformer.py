@@ -9,7 +9,7 @@ from topreco.config import TransformerConfig
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention and a two-layer perceptron, each behind a layer norm and around a residual.
+    """Self-attention and a two-layer perceptron, each after a layer norm and around a residual.
 
     `torch.nn.TransformerEncoderLayer` computes the same, but takes another, fused path in evaluation that
     cannot be exported to ONNX and is switched off only globally.

@@ -33,8 +33,8 @@ from topreco.network.export import reader
 from topreco.network.export.reader import DIGEST_MARK, INPUTS, OUTPUTS, Prediction, TopModel
 from topreco.network.inference import predict
 from topreco.network.model_file import TrainedModel
-from topreco.network.tasks.tops import TopNetwork
-from topreco.network.tokens import Inputs
+from topreco.network.tasks.tops import TopNetwork, task_schema
+from topreco.network.tokens import Inputs, schema_hash
 
 READER_NAME = "model_reader.py"
 """The reader's name beside a model; it is the same file for all."""
@@ -120,9 +120,13 @@ def _without_quantiles(model: TrainedModel) -> TrainedModel:
     config = model.config.model_copy(update={"quantiles": None})
     for network in networks:
         network.config, network.quantiles = config, None
-    task = model.metadata["task"]
-    without = task | {"config": task["config"] | {"quantiles": None}}
-    metadata = model.metadata | {"task": without}
+    task, schema = model.metadata["task"], task_schema(config)
+    without = {
+        "config": task["config"] | {"quantiles": None},
+        "schema": schema,
+        "schema_hash": schema_hash(schema),
+    }
+    metadata = model.metadata | {"task": task | without}
     return TrainedModel(networks, metadata, config)
 
 
@@ -152,7 +156,7 @@ class _Graph(nn.Module):
 
 def _with_empty_slots(inputs: Inputs, n: int) -> Inputs:
     jets = {name: getattr(inputs, name) for name in Inputs._fields if name.startswith("jet")}
-    # Of the jet axis, the first behind that of the events.
+    # Of the jet axis, the first after that of the events.
     return inputs._replace(
         **{name: functional.pad(v, (0,) * (2 * (v.ndim - 2)) + (0, n)) for name, v in jets.items()}
     )

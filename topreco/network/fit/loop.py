@@ -115,8 +115,9 @@ def fit(
     """
     loss_weight = task.loss_weights(data.weight, data.columns)
     with _progress_bar(session.console) as bar, warnings.catch_warnings():
-        # About lgatr's cached constants, which do not change.
-        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
+        # About lgatr's cached constants, which do not change, and about tasks that use all parameters.
+        for message in ("Dynamo detected a call to a `functools.lru_cache`", "find_unused_parameters=True"):
+            warnings.filterwarnings("ignore", message=message)
         for fold in range(len(state["finished"]), data.folds):
             _Fold(task, data, options, session, fold, loss_weight).train(state, bar)
     return _finished(task, data, session, state, loss_weight)

@@ -59,7 +59,7 @@ def build_optimisers(config: OptimiserConfig, network: nn.Module) -> list[torch.
         {"params": vectors, "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-    if config.kind == "adamw":
+    if not hidden:
         return [adamw]
     muon = Muon(
         hidden.values(),

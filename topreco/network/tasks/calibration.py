@@ -39,7 +39,7 @@ class Calibration(NamedTuple):
         )
 
     def extended(self, n_bins: int) -> "Calibration":
-        """The same function with more knots, behind the last one."""
+        """The same function with more knots after the last one."""
         more = np.arange(1, n_bins - len(self.knots) + 1)
         repeats = np.r_[np.ones(len(self.knots) - 1, dtype=int), 1 + len(more)]
         knots = np.r_[self.knots, self.knots[-1] + more]

@@ -15,7 +15,7 @@ from topreco.config import LossConfig
 from topreco.core import fourvector
 from topreco.core.observables import c_hel as c_hel_of
 
-# (m/m_true)² below which the error of a mass goes on as a straight line instead of diverging.
+# (m/m_true)² below which the error of a mass continues as a straight line instead of diverging.
 _SMALLEST_RATIO = 0.01
 
 PT_SOFTENING = 30.0

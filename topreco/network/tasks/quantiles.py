@@ -251,7 +251,7 @@ class QuantileNetwork(nn.Module):
     def _at(self, table: Tensor, log_mass: Float[Tensor, "n"]) -> Tensor:
         """A table over the knots, linear between them and constant outside."""
         if len(self.knots) == 1:
-            return table.expand(len(log_mass), *table.shape[1:])
+            return table.expand(log_mass.shape[0], *table.shape[1:])
         lower, upper = self.knots[:-1], self.knots[1:]
         fraction = ((log_mass[:, None] - lower) / (upper - lower)).clamp(0, 1)
         steps = (table[1:] - table[:-1]).flatten(1)

@@ -160,7 +160,8 @@ class TopsTask(Task):
         """Standardise the features."""
         if self.options.c_hel > 0 and not sample["c_hel"].isfinite().any():
             raise TrainingError(
-                f"loss.c_hel: {self.options.c_hel} found, but no event of data.files has both true leptons"
+                f"loss.c_hel: {self.options.c_hel} found, but no event of data.files has both true leptons; "
+                "loss.c_hel=0 trains without them"
             )
         cast("TopNetwork", network).encoder.fit_standardisation(Inputs.from_columns(sample))
 
