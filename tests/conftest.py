@@ -82,7 +82,8 @@ def toy_model(tmp_path_factory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         backbone = LGATrSlimConfig(blocks=2, vector_channels=8, scalar_channels=16, heads=2)
-        network = TopNetwork(ModelConfig(backbone=backbone))
+        # On shell, so that every mass of the pair lies within the histograms.
+        network = TopNetwork(ModelConfig(backbone=backbone, head="on_shell"))
     path = tmp_path_factory.mktemp("model") / "toy.safetensors"
     save_model(path, [network], {})
     return path

@@ -389,13 +389,13 @@ AT_ONCE = {
 
 
 @pytest.fixture(scope="module")
-def reading(tmp_path_factory):
+def reading(tmp_path_factory, truth_of):
     """Function that reads 60 000 events several times in a process of its own."""
     folder = tmp_path_factory.mktemp("reading")
     events = toy_events(2000)
     with SkimWriter(folder / "skim.parquet", row_group_size=2000) as writer:
         for _ in range(30):
-            writer.write(events, toy_truth(events))
+            writer.write(events, truth_of(events))
 
     def run(stream, scratch, killed=False):
         scratch.mkdir()
@@ -440,50 +440,3 @@ def test_columns_move_whole(monkeypatch):
     there = moved(column, torch.device("meta"))
     assert (there.shape, there.dtype, there.device.type) == (column.shape, column.dtype, "meta")
     assert moved(column, column.device) is column
-
-
-# ---- augmentation ----------------------------------------------------------------------------------------
-
-
-def test_augmentation_by_hand(events):
-    inputs, tops = Inputs.from_events(events[:2]), torch.from_numpy(toy_truth(events[:2]).tops).float()
-    # A quarter turn of the first event takes x to y; the second is reflected.
-    turned, turned_tops = augment(inputs, tops, torch.tensor([math.pi / 2, 0.0]), torch.tensor([False, True]))
-    e, x, y, z = tops[0].unbind(-1)
-    torch.testing.assert_close(turned_tops[0], torch.stack([e, -y, x, z], -1), rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(turned_tops[1], tops[1] * torch.tensor([1.0, 1.0, 1.0, -1.0]))
-    torch.testing.assert_close(
-        turned.met[0], torch.stack([-inputs.met[0, 1], inputs.met[0, 0]]), rtol=1e-5, atol=1e-3
-    )
-    torch.testing.assert_close(turned.met[1], inputs.met[1])
-    for name in ("lepton_flavour", "jet_mask", "jet_btag", "jet_tagged", "b_candidates"):
-        assert torch.equal(getattr(turned, name), getattr(inputs, name))
-
-
-def test_charge_exchange_by_hand(events):
-    inputs, tops = Inputs.from_events(events[:2]), torch.from_numpy(toy_truth(events[:2]).tops).float()
-    exchanged, exchanged_tops = augment(inputs, tops, exchange=torch.tensor([False, True]))
-    other = inputs.charge_exchanged()
-    for own, swapped, found in zip(inputs, other, exchanged, strict=True):
-        assert torch.equal(found[0], own[0])
-        assert torch.equal(found[1], swapped[1])
-    assert not torch.equal(exchanged.lepton_plus[1], inputs.lepton_plus[1])
-    assert torch.equal(exchanged_tops[0], tops[0])
-    assert torch.equal(exchanged_tops[1], tops[1].flip(0))
-
-
-def test_augmentation_transforms_input_and_target_alike(events, small_config):
-    """A network with these symmetries predicts the transformed tops from the transformed inputs."""
-    network = TopNetwork(small_config("lgatr_slim")).double()
-    inputs = Inputs.from_events(events, torch.float64)
-    angle, reflect = torch.rand(100, dtype=torch.float64) * 6, torch.rand(100) < 0.5
-    with torch.no_grad():
-        turned, expected = augment(inputs, network(inputs), angle, reflect)
-        torch.testing.assert_close(network(turned), expected, rtol=1e-6, atol=1e-4)
-
-
-def test_no_augmentation_is_the_identity(events):
-    inputs, tops = Inputs.from_events(events), torch.from_numpy(toy_truth(events).tops).float()
-    same, same_tops = augment(inputs, tops)
-    assert torch.equal(same_tops, tops)
-    assert all(torch.equal(a, b) for a, b in zip(same, inputs, strict=True))

@@ -379,14 +379,16 @@ def test_weights_depend_on_the_head_only_through_its_scalars(small_config, head)
 
 
 # Every kind, and around one of them every head, with every choice of tokens, spurions and normalisation.
+EXHAUSTIVE = pytest.mark.exhaustive
 GRAPHS = [
     ("lgatr", {}),
     ("lgatr_slim", {}),
     ("transformer", {}),
-    ("lgatr", {"readout": "mean", "head": "timelike", "normalisation": {"kind": "event_mass"},
-               "tokens": {"b_candidates": "token"}}),
-    ("lgatr_slim", {"readout": "sum", "head": "on_shell", "spurions": {"embed": "token"}}),
-    ("lgatr_slim", {"readout": "first_token", "head": "neutrinos"}),
+    pytest.param("lgatr", {"readout": "mean", "head": "timelike", "normalisation": {"kind": "event_mass"},
+                           "tokens": {"b_candidates": "token"}}, marks=EXHAUSTIVE),
+    pytest.param("lgatr_slim", {"readout": "sum", "head": "on_shell", "spurions": {"embed": "token"}},
+                 marks=EXHAUSTIVE),
+    pytest.param("lgatr_slim", {"readout": "first_token", "head": "neutrinos"}, marks=EXHAUSTIVE),
 ]  # fmt: skip
 
 
