@@ -10,7 +10,7 @@ from topreco.network.backbones import BACKBONES, Backbone, build_backbone
 from topreco.network.encoder import Encoder, Queries
 from topreco.network.tokens import Inputs, encoder_features
 
-KINDS = ("lgatr", "lgatr_slim", "transformer", "lloca")
+KINDS = tuple(str(config.model_fields["kind"].default) for config in BACKBONES)
 EQUIVARIANT = ("lgatr", "lgatr_slim", "lloca")
 EMBEDS = ("token", "channel")
 QUERIES = ("readout_top", "readout_antitop", "readout_top")

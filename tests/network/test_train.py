@@ -22,7 +22,7 @@ from topreco.network.splits import TEST, split_of
 from topreco.network.task import TrainingError
 from topreco.network.tasks.quantiles import QuantilesTask
 from topreco.network.tasks.tops import TopsTask, pair_metrics
-from topreco.network.train import recalibrate, train, train_quantiles
+from topreco.network.train import fit_task, recalibrate, train, train_quantiles
 
 TINY = {"kind": "lgatr_slim", "blocks": 1, "vector_channels": 4, "scalar_channels": 8, "heads": 1}
 QUANTILES = {
@@ -302,7 +302,7 @@ def test_other_data_of_the_same_name_are_refused(config, tmp_path, stopping, tru
     with SkimWriter(tmp_path / "other" / "toy.parquet") as writer:
         writer.write(events, truth_of(events))
     stopping(config(), TopsTask, "describe")
-    with pytest.raises(TrainingError, match=r"differs in the training data \(events: 160 there, 100 here"):
+    with pytest.raises(TrainingError, match=r"differs in the training data \(.*events: 160 there, 100 here"):
         quiet(config(data={"files": [tmp_path / "other" / "toy.parquet"]}))
 
 
@@ -599,3 +599,17 @@ def test_mlflow_gets_parameters_metrics_and_the_model(config, monkeypatch):
     assert "fold0/validation_loss" in calls[3][1]
     assert "test/m_tt_resolution" in calls[5][1]
     assert calls[6][1] == str(path)
+
+
+def test_any_task_with_the_settings_of_a_configuration(config, tmp_path):
+    """`fit_task` gives the networks of `train`, and continues where it was stopped."""
+    settings = config()
+    fitted = fit_task(TopsTask.of(settings), settings, tmp_path / "task", progress=False)
+    (expected,) = load_model(train(settings, progress=False)).networks
+    for name, tensor in fitted.networks[0].state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[name]), name
+    again = fit_task(TopsTask.of(settings), settings, tmp_path / "task", progress=False)
+    assert again.best == fitted.best
+    other = config(epochs=settings.epochs + 1)
+    with pytest.raises(TrainingError, match="differs in the configuration"):
+        fit_task(TopsTask.of(other), other, tmp_path / "task", progress=False)

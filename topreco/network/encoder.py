@@ -71,7 +71,7 @@ class Encoder(nn.Module):
     config
         Tokens, normalisation, spurions and backbone.
     vectors, scalars
-        Vectors and scalars that each token gives.
+        Vectors, at least one, and scalars that each token gives.
     queries
         Types of the readout tokens, entries of `topreco.network.tokens.TOKEN_TYPES`.
     query_scalars

@@ -31,11 +31,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from topreco.config import ConfigError, EncoderConfig, ModelConfig, build_config
+from topreco.config import ConfigError, EncoderConfig, build_config
 from topreco.core.errors import TopRecoError, first_line
 from topreco.core.files import complete_file
 from topreco.core.versions import versions
-from topreco.network.tasks.tops import TopNetwork, TopsTask, task_schema
+from topreco.network.tasks.registry import MODELS
 from topreco.network.tokens import encoder_schema, schema_hash
 
 FORMAT_VERSION = 2
@@ -51,6 +51,8 @@ class TrainedModel:
 
     Attributes
     ----------
+    kind
+        Task of the networks, a key of `topreco.network.tasks.registry.MODELS`.
     networks
         One network per fold, in evaluation mode, on the CPU.
     metadata
@@ -59,12 +61,13 @@ class TrainedModel:
         Configuration of the networks.
     """
 
-    networks: tuple[TopNetwork, ...]
+    kind: str
+    networks: tuple[Any, ...]
     metadata: dict[str, Any]
-    config: ModelConfig
+    config: Any
 
 
-def save_model(path: str | Path, networks: Sequence[TopNetwork], metadata: Mapping[str, Any]) -> None:
+def save_model(path: str | Path, networks: Sequence[Any], metadata: Mapping[str, Any]) -> None:
     """Write a model file, whole or not at all.
 
     Equal networks and metadata give equal bytes: there is no date in the file.
@@ -74,7 +77,7 @@ def save_model(path: str | Path, networks: Sequence[TopNetwork], metadata: Mappi
     path
         File to write.
     networks
-        One network per fold, all of one configuration.
+        One network per fold, all of one kind of `MODELS` and one configuration.
     metadata
         Plain JSON data to store beside the description of the networks. Absolute paths are cut down to
         the name of the file, NaN becomes null.
@@ -92,7 +95,7 @@ def save_model(path: str | Path, networks: Sequence[TopNetwork], metadata: Mappi
     described = (
         {"parent": None}
         | _plain(metadata)
-        | _describe(networks[0].config)
+        | describe_model(networks[0].kind, networks[0].config)
         | {
             "format": FORMAT_VERSION,
             "created_by": f"topreco {software['topreco']}",
@@ -112,9 +115,9 @@ def save_model(path: str | Path, networks: Sequence[TopNetwork], metadata: Mappi
         temporary.write_bytes(save(tensors, {"topreco": _canonical(described)}))
 
 
-def _describe(config: ModelConfig) -> dict[str, Any]:
+def describe_model(kind: str, config: EncoderConfig) -> dict[str, Any]:
     """Encoder and task of a configuration with their schemas, as in the file."""
-    outputs = task_schema(config)
+    outputs = MODELS[kind].schema(config)
     inputs = encoder_schema(config)
     whole = config.model_dump(mode="json")
     return {
@@ -124,7 +127,7 @@ def _describe(config: ModelConfig) -> dict[str, Any]:
             "schema_hash": schema_hash(inputs),
         },
         "task": {
-            "kind": TopsTask.name,
+            "kind": kind,
             "config": {name: whole[name] for name in whole if name not in EncoderConfig.model_fields},
             "schema": outputs,
             "schema_hash": schema_hash(outputs),
@@ -162,13 +165,14 @@ def load_model(path: str | Path) -> TrainedModel:
 
     metadata = _metadata(path, header, tensors)
     encoder, task = metadata["encoder"], metadata["task"]
-    if task.get("kind") != TopsTask.name:
-        raise ModelFileError(f"{path}: task {task.get('kind')!r} found, {TopsTask.name!r} expected")
+    kind = task.get("kind")
+    if kind not in MODELS:
+        raise ModelFileError(f"{path}: task {kind!r} found, one of {', '.join(MODELS)} expected")
     try:
-        config = build_config(ModelConfig, {**encoder["config"], **task["config"]}, f"{path}: model")
+        config = build_config(MODELS[kind].config, {**encoder["config"], **task["config"]}, f"{path}: model")
     except ConfigError as error:
         raise ModelFileError(str(error)) from error
-    expected = _describe(config)
+    expected = describe_model(kind, config)
     for part, what in {"encoder": "inputs", "task": "outputs"}.items():
         found, wanted = metadata[part].get("schema_hash"), expected[part]["schema_hash"]
         if found != wanted:
@@ -181,7 +185,7 @@ def load_model(path: str | Path) -> TrainedModel:
     # Building draws initial weights; reading a file must not change what is drawn after it.
     with torch.random.fork_rng(devices=[]):
         try:
-            networks = tuple(TopNetwork(config).eval() for _ in range(metadata["folds"]))
+            networks = tuple(MODELS[kind].network(config).eval() for _ in range(metadata["folds"]))
         except (ValueError, RuntimeError) as error:
             raise ModelFileError(f"{path}: model cannot be built: {first_line(error)}") from error
     _check_tensors(path, networks, tensors)
@@ -190,7 +194,7 @@ def load_model(path: str | Path) -> TrainedModel:
         network.load_state_dict(
             {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         )
-    return TrainedModel(networks, metadata, config)
+    return TrainedModel(kind, networks, metadata, config)
 
 
 def _prefix(fold: int) -> str:
@@ -229,19 +233,19 @@ def _metadata(path: Path, header: Mapping[str, str], tensors: Mapping[str, Tenso
     return metadata
 
 
-def _check_size(path: Path, config: ModelConfig, folds: int, tensors: Mapping[str, Tensor]) -> None:
+def _check_size(path: Path, config: EncoderConfig, folds: int, tensors: Mapping[str, Tensor]) -> None:
     """Raise before building networks that are larger than anything the file can hold."""
     # Each network and block has tensors of its own, and each number of channels is the length of one of them.
     limit = max(len(tensors), *(max(tensor.shape, default=1) for tensor in tensors.values()), 1)
     sizes = [("folds", folds), *config.backbone]
-    if config.quantiles is not None:
-        sizes += [("hidden", config.quantiles.hidden), *config.quantiles.backbone]
+    if (quantiles := getattr(config, "quantiles", None)) is not None:
+        sizes += [("hidden", quantiles.hidden), *quantiles.backbone]
     for name, size in sizes:
         if isinstance(size, int) and size > limit:
             raise ModelFileError(f"{path}: {name} is {size}, but no tensor in the file is of that size")
 
 
-def _check_tensors(path: Path, networks: Sequence[TopNetwork], tensors: Mapping[str, Tensor]) -> None:
+def _check_tensors(path: Path, networks: Sequence[Any], tensors: Mapping[str, Tensor]) -> None:
     """Raise unless names, shapes and types of the tensors are those of the networks."""
     expected = {
         f"{_prefix(fold)}{name}": tensor

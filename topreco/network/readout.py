@@ -1,9 +1,9 @@
-"""Readout: one vector and its scalars for each top, from those of all tokens."""
+"""Readout: from vectors and scalars of all tokens to those of an event, or of each top."""
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from topreco.config import ReadoutKind
@@ -62,9 +62,27 @@ def read_legs(encoded: Encoded, kind: ReadoutKind) -> Legs:
                 torch.stack([scalars[:, token, leg] for token, leg in places], 1),
             )
         case _:
-            weight = mask.to(vectors.dtype)
-            if kind == "mean":
-                weight = weight / weight.sum(1, keepdim=True)
-            weight = weight[:, :, None, None]
-            legs = (vectors[:, :n_objects] * weight).sum(1), (scalars[:, :n_objects] * weight).sum(1)
+            legs = (
+                over_objects(vectors, mask, mean=kind == "mean"),
+                over_objects(scalars, mask, mean=kind == "mean"),
+            )
     return Legs(*legs)
+
+
+def over_objects(values: Float[Tensor, "n T *d"], mask: Bool[Tensor, "n objects"], *, mean: bool) -> Tensor:
+    """Sum or mean over the objects of an event, without readout tokens and spurions, shape (n, ...).
+
+    Parameters
+    ----------
+    values
+        Of each token, vectors or scalars of `Encoded`, shape (n, T, ...).
+    mask
+        True where there is an object, the mask of `Encoded`.
+    mean
+        Mean rather than sum.
+    """
+    weight = mask.to(values.dtype)
+    if mean:
+        weight = weight / weight.sum(1, keepdim=True)
+    weight = weight.reshape(*weight.shape, *[1] * (values.ndim - 2))
+    return (values[:, : mask.shape[1]] * weight).sum(1)

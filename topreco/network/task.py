@@ -9,13 +9,16 @@ selected events and their truth (`Task.columns`) and gets them back in batches.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, Truth
+
+Network = TypeVar("Network", bound=nn.Module)
+"""Class of a task's networks."""
 
 Columns = dict[str, Tensor]
 """Columns of a batch by name, shape (n, ...) each."""
@@ -25,7 +28,7 @@ class TrainingError(TopRecoError):
     """A training that cannot start or continue."""
 
 
-class Evaluated(NamedTuple):
+class Evaluated(NamedTuple, Generic[Network]):
     """A batch on which a network is evaluated, without gradients or dropout.
 
     Attributes
@@ -40,13 +43,13 @@ class Evaluated(NamedTuple):
         Weights in the loss, shape (n,).
     """
 
-    network: nn.Module
+    network: Network
     columns: Columns
     weight: Tensor
     loss_weight: Tensor
 
 
-class Task(ABC):
+class Task(ABC, Generic[Network]):
     """Something that a network can be trained for.
 
     With several folds there is one network for each; `fold` numbers them.
@@ -62,10 +65,10 @@ class Task(ABC):
         """Columns to keep of each event, on the CPU: float32, int64 or bool, the same shape in every call."""
 
     @abstractmethod
-    def build(self) -> nn.Module:
+    def build(self) -> Network:
         """Untrained network; its weights come from torch's global generator."""
 
-    def prepare(self, network: nn.Module, sample: Columns) -> None:  # noqa: B027 - not every task needs it
+    def prepare(self, network: Network, sample: Columns) -> None:
         """Set what follows from the training events before the first step, such as standardisations.
 
         Parameters
@@ -98,7 +101,7 @@ class Task(ABC):
         return columns
 
     @abstractmethod
-    def loss(self, network: nn.Module, columns: Columns) -> tuple[Tensor, Tensor | None]:
+    def loss(self, network: Network, columns: Columns) -> tuple[Tensor, Tensor | None]:
         """Loss of each event, shape (n,), and a term of the batch as a whole, shape (), or None.
 
         The network must be called itself, not through another of its methods: distributed training relies on
@@ -106,7 +109,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def metrics(self, batches: Iterable[Evaluated]) -> dict[str, float]:
+    def metrics(self, batches: Iterable[Evaluated[Network]]) -> dict[str, float]:
         """Metrics of all batches together, empty without events.
 
         The entry ``loss`` is the mean loss, by which the best epoch is chosen.
@@ -118,8 +121,8 @@ class Task(ABC):
 
     def finish(
         self,
-        networks: Sequence[nn.Module],  # noqa: ARG002
-        validation: Callable[[int], Iterable[Evaluated]],  # noqa: ARG002
+        networks: Sequence[Network],  # noqa: ARG002
+        validation: Callable[[int], Iterable[Evaluated[Network]]],  # noqa: ARG002
     ) -> dict[str, Any]:
         """Complete the trained networks in place, such as by a calibration.
 

@@ -19,7 +19,7 @@ from topreco.core.errors import needs_extra
 from topreco.core.files import writable_folder
 from topreco.network.fit.data import TrainingData, read_training_data, share_training_data
 from topreco.network.fit.loop import Fitted, Session, fit, make_sample
-from topreco.network.fit.state import Paths, check_same, flat, read_state, write_state
+from topreco.network.fit.state import Paths, read_state, write_state
 from topreco.network.model_file import TrainedModel, save_model
 from topreco.network.splits import VALIDATION
 from topreco.network.task import Task, TrainingError
@@ -82,15 +82,13 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
             f"{path}: already there, but not the training that made it; choose another output folder, or "
             "--restart to overwrite it"
         )
-    content = {key: value for key, value in _config_data(config).items() if key not in MAY_DIFFER}
+    content = _content(config)
     state = read_state(paths.state, content)
     if state["complete"] and path.is_file():
         console.print(f"{path}: already trained")
         return path
     task = TopsTask.of(config)
     data = _read_data(config, task, fabric)
-    check_same("the training data", state["data"] or data.summary, data.summary, output)
-    state["data"] = data.summary
     if config.model.quantiles is not None:
         _check_validation(data)
     data = _placed(data, fabric.device)
@@ -125,6 +123,51 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
             console.print(f"{path}: trained" + (f"; test: {task.describe(tops.test)}" if tops.test else ""))
     fabric.barrier()
     return path
+
+
+def fit_task(
+    task: Task[Any],
+    config: TrainConfig,
+    folder: str | Path,
+    *,
+    restart: bool = False,
+    progress: bool = True,
+) -> Fitted:
+    """Train any task, or continue a training that was interrupted.
+
+    Parameters
+    ----------
+    task
+        What to learn.
+    config
+        Data, length, optimiser, seed and devices; `model`, `loss` and augmentation belong to `train`.
+    folder
+        Where the state and the metrics are written.
+    restart
+        Discard what an earlier training left in the folder.
+    progress
+        Show a progress bar and a line per epoch on standard error.
+
+    Returns
+    -------
+    fitted
+        The best networks, their metrics, and those of the test events.
+
+    Raises
+    ------
+    TrainingError
+        As `train`.
+    """
+    fabric, console = _launch(config, progress)
+    paths = Paths(writable_folder(Path(folder)))
+    if restart:
+        if fabric.is_global_zero:
+            paths.remove()
+        fabric.barrier()
+    state = read_state(paths.state, _content(config) | {"task": task.name})
+    data = _placed(_read_data(config, task, fabric, paths.folder), fabric.device)
+    session = Session(fabric, console, paths, (config.seed,), compile=config.compile)
+    return fit(task, data, config, session, state)
 
 
 def train_quantiles(
@@ -178,11 +221,8 @@ def train_quantiles(
         if fabric.is_global_zero:
             paths.remove()
         fabric.barrier()
-    content = {key: value for key, value in _config_data(config).items() if key not in MAY_DIFFER}
-    state = read_state(paths.state, content | {"tops": model.metadata["sha256"]})
+    state = read_state(paths.state, _content(config) | {"tops": model.metadata["sha256"]})
     data = _read_data(config, TopsTask.of(config), fabric, folder)
-    check_same("the training data", state["data"] or data.summary, data.summary, folder)
-    state["data"] = data.summary
     _check_validation(data)
     data = _placed(data, fabric.device)
     session = Session(
@@ -298,6 +338,11 @@ def _config_data(config: TrainConfig) -> dict[str, Any]:
     return content
 
 
+def _content(config: TrainConfig) -> dict[str, Any]:
+    """Part of the configuration that must not change when a training resumes."""
+    return {key: value for key, value in _config_data(config).items() if key not in MAY_DIFFER}
+
+
 def _launch(config: TrainConfig, progress: bool) -> tuple[Fabric, Console]:
     """Fabric on the requested devices, which starts the other processes; and where lines are printed."""
     if config.threads is not None:
@@ -331,7 +376,9 @@ def _launch(config: TrainConfig, progress: bool) -> tuple[Fabric, Console]:
     return fabric, console
 
 
-def _read_data(config: TrainConfig, task: Task, fabric: Fabric, folder: Path | None = None) -> TrainingData:
+def _read_data(
+    config: TrainConfig, task: Task[Any], fabric: Fabric, folder: Path | None = None
+) -> TrainingData:
     """The training data, of which the processes of a machine share what is not in memory."""
     folder = folder or config.output
     if fabric.world_size == 1:
@@ -392,6 +439,14 @@ def _tracking(
         ) from error
     with started as run:
         if state["tracker"] is None:
-            tracker.api.log_params({key: str(value) for key, value in flat(_config_data(config)).items()})
+            tracker.api.log_params({key: str(value) for key, value in _flat(_config_data(config)).items()})
         state["tracker"] = run.info.run_id
         yield tracker.log
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested plain data by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

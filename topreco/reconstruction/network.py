@@ -4,6 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, TopPair
 from topreco.reconstruction.model_files import ModelFile, modified
 
@@ -46,5 +47,9 @@ class NetworkMethod(ModelFile):
 @lru_cache(maxsize=64)
 def _read_model(path: Path, changed: int) -> "TrainedModel":  # noqa: ARG001 - part of the cache's key
     from topreco.network.model_file import load_model
+    from topreco.network.tasks.tops import TopNetwork
 
-    return load_model(path)
+    model = load_model(path)
+    if model.kind != TopNetwork.kind:
+        raise TopRecoError(f"{path}: holds a model of the task {model.kind!r}, {TopNetwork.kind!r} expected")
+    return model

@@ -7,15 +7,16 @@ from topreco.config import ModelConfig
 from topreco.core import fourvector
 from topreco.core.constants import M_TOP
 from topreco.core.events import toy_events
+from topreco.network.backbones import BACKBONES
 from topreco.network.spurions import build_spurions
 from topreco.network.tasks.heads import SMALLEST_MASS
 from topreco.network.tasks.tops import TopNetwork
 from topreco.network.tokens import Inputs
 
 EQUIVARIANT = ("lgatr", "lgatr_slim")
-KINDS = (*EQUIVARIANT, "transformer")
-# With the one that is an extra of its own; its frames round a little more.
-ALL_KINDS = (*KINDS, "lloca")
+ALL_KINDS = tuple(str(config.model_fields["kind"].default) for config in BACKBONES)
+# Without the one that is an extra of its own; its frames round a little more.
+KINDS = tuple(kind for kind in ALL_KINDS if kind != "lloca")
 HEADS = ("on_shell", "timelike", "direct", "neutrinos")
 # Every readout and every head once: what one of them breaks, it breaks with any of the other.
 LAYOUTS = {

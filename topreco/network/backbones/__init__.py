@@ -1,7 +1,8 @@
 """Backbones: networks from tokens to vectors and scalars.
 
 A backbone is an `nn.Module` that satisfies `Backbone`, made from its own class of configuration. To add one,
-write it in a file of this folder, its configuration in `topreco.config.model`, and an entry in `BACKBONES`.
+write it in a file of this folder, its configuration in `topreco.config.model` (exported by `topreco.config`),
+and an entry in `BACKBONES`.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -22,6 +23,9 @@ class Backbone(Protocol):
 
     A class is constructed as ``cls(config, in_channels, in_scalars, out_vectors, out_scalars)``: geometric
     objects and scalars per token of the input, vectors and scalars per token of the output.
+
+    It depends neither on the order of the tokens nor on the number of masked ones. Muon trains the matrices
+    whose name contains ``.blocks.``, AdamW all others.
 
     Attributes
     ----------

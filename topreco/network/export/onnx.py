@@ -127,7 +127,7 @@ def _without_quantiles(model: TrainedModel) -> TrainedModel:
         "schema_hash": schema_hash(schema),
     }
     metadata = model.metadata | {"task": task | without}
-    return TrainedModel(networks, metadata, config)
+    return TrainedModel(model.kind, networks, metadata, config)
 
 
 class _Graph(nn.Module):

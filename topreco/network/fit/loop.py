@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from topreco.config import FitConfig
+from topreco.core.progress import Advance, progress_bar
 from topreco.network.fit.data import TrainingData, room
 from topreco.network.fit.optimisers import build_optimisers, learning_rate, update_average
 from topreco.network.fit.rows import Rows, sent
-from topreco.network.fit.state import Best, Paths, write_metrics, write_state
+from topreco.network.fit.state import Best, Paths, check_same, write_metrics, write_state
 from topreco.network.task import Columns, Evaluated, Task, TrainingError
 
 _EVALUATION_BATCH = 1024
@@ -42,7 +42,8 @@ class Session(NamedTuple):
     Attributes
     ----------
     fabric
-        Devices and processes; launched.
+        Devices and processes; launched. Where some parameters get no gradient, several processes need the
+        strategy ``ddp_find_unused_parameters_true``.
     console
         Takes a line per epoch.
     paths
@@ -88,7 +89,7 @@ class Fitted(NamedTuple):
 
 
 def fit(
-    task: Task, data: TrainingData, options: FitConfig, session: Session, state: dict[str, Any]
+    task: Task[Any], data: TrainingData, options: FitConfig, session: Session, state: dict[str, Any]
 ) -> Fitted:
     """Train one network per fold, or continue with a training that was interrupted.
 
@@ -111,15 +112,18 @@ def fit(
     Raises
     ------
     TrainingError
-        If there is nothing to train on, or if the loss or its gradient becomes non-finite.
+        If there is nothing to train on, if the data are not those with which the training began, or if the
+        loss or its gradient becomes non-finite.
     """
+    check_same("the training data", state["data"] or data.summary, data.summary, session.paths.folder)
+    state["data"] = data.summary
     loss_weight = task.loss_weights(data.weight, data.columns)
-    with _progress_bar(session.console) as bar, warnings.catch_warnings():
+    with warnings.catch_warnings():
         # About lgatr's cached constants, which do not change, and about tasks that use all parameters.
         for message in ("Dynamo detected a call to a `functools.lru_cache`", "find_unused_parameters=True"):
             warnings.filterwarnings("ignore", message=message)
         for fold in range(len(state["finished"]), data.folds):
-            _Fold(task, data, options, session, fold, loss_weight).train(state, bar)
+            _Fold(task, data, options, session, fold, loss_weight).train(state)
     return _finished(task, data, session, state, loss_weight)
 
 
@@ -153,7 +157,7 @@ class Sample:
         derived = {name: sent(column[positions], self.device) for name, column in self.derived.items()}
         return self.data.take(self.index[positions], self.device) | derived
 
-    def batches(self, network: nn.Module) -> Iterator[Evaluated]:
+    def batches(self, network: nn.Module) -> Iterator[Evaluated[Any]]:
         """All events in batches for evaluation."""
         for start in range(0, len(self), _EVALUATION_BATCH):
             part = slice(start, start + _EVALUATION_BATCH)
@@ -165,7 +169,7 @@ class Sample:
 
 @torch.no_grad()
 def make_sample(
-    task: Task, data: TrainingData, fold: int, index: Tensor, loss_weight: Tensor, device: torch.device
+    task: Task[Any], data: TrainingData, fold: int, index: Tensor, loss_weight: Tensor, device: torch.device
 ) -> Sample:
     """Events of an index with the columns that the task derives for a fold."""
     bare = Sample(data, index, {}, loss_weight, device)
@@ -197,7 +201,7 @@ class _Fold:
 
     def __init__(
         self,
-        task: Task,
+        task: Task[Any],
         data: TrainingData,
         options: FitConfig,
         session: Session,
@@ -229,97 +233,121 @@ class _Fold:
         # One constant, so that an event counts the same in whichever batch it falls.
         self.training = make_sample(task, data, fold, train_index, loss_weight / mean_weight, self.device)
         self.validation = make_sample(task, data, fold, validation_index, loss_weight, self.device)
+        self.step, self.best = 0, Best()
         self.name = session.title + (f"network {fold + 1}/{data.folds} " if data.folds > 1 else "")
 
-    def train(self, state: dict[str, Any], bar: Progress) -> None:
+    def train(self, state: dict[str, Any]) -> None:
         """Train from where the state says to the end."""
-        task, options, session = self.task, self.options, self.session
-        fabric = session.fabric
+        options, session = self.options, self.session
+        first_epoch = self._build(state["current"])
+        done = self.step * self.batch_size
+        total = self.total_steps * self.batch_size
+        title = f"{self.name}training"
+        with progress_bar(
+            title,
+            total,
+            show=not session.console.quiet,
+            unit="events",
+            done=done,
+            transient=True,
+            console=session.console,
+        ) as advance:
+            for epoch in range(first_epoch, options.epochs):
+                if options.patience is not None and self.best.epochs_since >= options.patience:
+                    break
+                row = self._epoch(epoch, advance)
+                # Times after `best`: a model file is the same however fast it was made.
+                seconds = row.pop("seconds")
+                evaluated = self.network if self.average is None else self.average
+                row = self._validated(row, evaluated)
+                self.best = self.best.updated(row, evaluated)
+                speed = self.steps * self.batch_size / seconds
+                row = row | {"seconds": seconds, "events_per_second": speed}
+                state["history"].append(row)
+                state["current"] = {
+                    "epoch": epoch + 1,
+                    "step": self.step,
+                    "network": self.network.state_dict(),
+                    "optimisers": [each.state_dict() for each in self.optimisers],
+                    "average": None if self.average is None else self.average.state_dict(),
+                    "best": vars(self.best),
+                }
+                if session.fabric.is_global_zero:
+                    write_metrics(session.paths.metrics, state["history"])
+                    write_state(session.paths.state, state)
+                    session.log(row)
+                    session.console.print(self._line(row))
+        state["finished"].append({"weights": self.best.weights, "best": self.best.row})
+        state["current"] = None
+
+    def _build(self, saved: dict[str, Any] | None) -> int:
+        """Network and optimisers, untrained or as saved after an epoch; returns the next epoch."""
+        options = self.options.optimiser
         torch.manual_seed(self._seed())
-        network = task.build()
+        self.network = self.task.build()
         stride = math.ceil(len(self.training) / _PREPARATION_EVENTS)
         sample = self.training.take(slice(None, None, stride))
-        task.prepare(network, {name: column.cpu() for name, column in sample.items()})
-        network.to(self.device)
-        optimisers = build_optimisers(options.optimiser, network)
-        decay = options.optimiser.ema_decay
-        average = None if decay is None else copy.deepcopy(network)
-        first_epoch, step, best = 0, 0, Best()
-        if (saved := state["current"]) is not None:
-            network.load_state_dict(saved["network"])
-            for optimiser, own in zip(optimisers, saved["optimisers"], strict=True):
+        self.task.prepare(self.network, {name: column.cpu() for name, column in sample.items()})
+        self.network.to(self.device)
+        self.optimisers = build_optimisers(options, self.network)
+        self.average = None if options.ema_decay is None else copy.deepcopy(self.network)
+        epoch = 0
+        if saved is not None:
+            self.network.load_state_dict(saved["network"])
+            for optimiser, own in zip(self.optimisers, saved["optimisers"], strict=True):
                 optimiser.load_state_dict(own)
-            if average is not None:
-                average.load_state_dict(saved["average"])
-            first_epoch, step, best = saved["epoch"], saved["step"], Best(**saved["best"])
+            if self.average is not None:
+                self.average.load_state_dict(saved["average"])
+            self.step, self.best, epoch = saved["step"], Best(**saved["best"]), saved["epoch"]
         # A compiled module is a module, whatever torch's hints say.
-        runs = cast("nn.Module", torch.compile(network, dynamic=False)) if session.compile else network
-        model, *steppers = fabric.setup(runs, *optimisers)
-        progress = bar.add_task("", total=self.total_steps, completed=step, loss="", rate="")
+        compiled = torch.compile(self.network, dynamic=False) if self.session.compile else self.network
+        self.model, *self.steppers = self.session.fabric.setup(cast("nn.Module", compiled), *self.optimisers)
+        return epoch
 
-        for epoch in range(first_epoch, options.epochs):
-            if options.patience is not None and best.epochs_since >= options.patience:
-                break
-            bar.update(progress, description=f"{self.name}epoch {epoch + 1}/{options.epochs}")
-            model.train()
-            started, train_loss = time.perf_counter(), 0.0
-            for batch, parts in enumerate(self._batches(epoch)):
-                rate = learning_rate(step, self.total_steps, options.optimiser)
-                for group in itertools.chain(*(each.param_groups for each in optimisers)):
-                    group["lr"] = rate
-                network.zero_grad(set_to_none=True)
-                value = self._backward(model, parts)
-                where = f"in step {step} (epoch {epoch}, network {self.fold})"
-                if not math.isfinite(value):
-                    raise TrainingError(f"loss is {value} {where}")
-                self._clip(model, steppers[0], where)
-                for stepper in steppers:
-                    stepper.step()
-                if average is not None:
-                    update_average(average, network, step, decay or 0.0)
-                step += 1
-                train_loss += value / self.steps
-                seconds = time.perf_counter() - started
-                speed = (batch + 1) * self.batch_size / seconds
-                bar.update(progress, completed=step, loss=f"{value:.4f}", rate=f"{speed:,.0f}")
+    def _epoch(self, epoch: int, advance: Advance) -> dict[str, Any]:
+        """Train for an epoch and return its metrics, without those of the validation."""
+        options = self.options.optimiser
+        self.model.train()
+        started, train_loss = time.perf_counter(), 0.0
+        for parts in self._batches(epoch):
+            rate = learning_rate(self.step, self.total_steps, options)
+            for group in itertools.chain(*(each.param_groups for each in self.optimisers)):
+                group["lr"] = rate
+            self.network.zero_grad(set_to_none=True)
+            value = self._backward(parts)
+            where = f"in step {self.step} (epoch {epoch}, network {self.fold})"
+            if not math.isfinite(value):
+                raise TrainingError(f"loss is {value} {where}")
+            self._clip(where)
+            for stepper in self.steppers:
+                stepper.step()
+            if self.average is not None:
+                update_average(self.average, self.network, self.step, options.ema_decay or 0.0)
+            self.step += 1
+            train_loss += value / self.steps
+            advance(self.batch_size, f"epoch {epoch + 1}/{self.options.epochs}, loss {value:.4f}")
+        return {
+            "fold": self.fold,
+            "epoch": epoch,
+            "step": self.step,
+            "learning_rate": learning_rate(self.step - 1, self.total_steps, options),
+            "train_loss": train_loss,
+            "seconds": time.perf_counter() - started,
+        }
 
-            row: dict[str, Any] = {
-                "fold": self.fold,
-                "epoch": epoch,
-                "step": step,
-                "learning_rate": learning_rate(step - 1, self.total_steps, options.optimiser),
-                "train_loss": train_loss,
-            }
-            evaluated = network if average is None else average
-            if fabric.is_global_zero:
-                row |= {f"validation_{key}": value for key, value in self._validate(evaluated).items()}
-            row = fabric.broadcast(row)
-            if len(self.validation) and not math.isfinite(row["validation_loss"]):
-                raise TrainingError(
-                    f"validation loss is {row['validation_loss']} after step {step} (epoch {epoch}, "
-                    f"network {self.fold})"
-                )
-            best = best.updated(row, evaluated)
-            # Times after `best`: a model file is the same however fast it was made.
-            row = row | {"seconds": seconds, "events_per_second": self.steps * self.batch_size / seconds}
-            state["history"].append(row)
-            state["current"] = {
-                "epoch": epoch + 1,
-                "step": step,
-                "network": network.state_dict(),
-                "optimisers": [each.state_dict() for each in optimisers],
-                "average": None if average is None else average.state_dict(),
-                "best": vars(best),
-            }
-            if fabric.is_global_zero:
-                write_metrics(session.paths.metrics, state["history"])
-                write_state(session.paths.state, state)
-                session.log(row)
-                session.console.print(self._line(row))
-
-        state["finished"].append({"weights": best.weights, "best": best.row})
-        state["current"] = None
-        bar.remove_task(progress)
+    def _validated(self, row: dict[str, Any], network: nn.Module) -> dict[str, Any]:
+        """Metrics of an epoch with those of the validation events, the same on all ranks."""
+        if self.session.fabric.is_global_zero:
+            with evaluation(network):
+                found = self.task.metrics(self.validation.batches(network))
+            row = row | {f"validation_{key}": value for key, value in found.items()}
+        row = self.session.fabric.broadcast(row)
+        if len(self.validation) and not math.isfinite(row["validation_loss"]):
+            raise TrainingError(
+                f"validation loss is {row['validation_loss']} after step {row['step']} (epoch "
+                f"{row['epoch']}, network {self.fold})"
+            )
+        return row
 
     def _seed(self, *parts: int) -> int:
         entropy = (*self.session.seed, self.fold, *parts)
@@ -347,13 +375,13 @@ class _Fold:
         weight = sent(self.training.loss_weight[self.training.index[positions]], self.device)
         return self.task.augment(columns, own), weight
 
-    def _backward(self, model: Any, parts: list[tuple[Columns, Tensor]]) -> float:
+    def _backward(self, parts: list[tuple[Columns, Tensor]]) -> float:
         """Add up the gradients of a batch's parts, in a part's memory, and return the loss."""
         fabric = self.session.fabric
         summed = torch.zeros((), device=self.device)
         for number, (columns, weight) in enumerate(parts):
-            with fabric.no_backward_sync(model, enabled=number < len(parts) - 1):
-                per_event, per_batch = self.task.loss(model, columns)
+            with fabric.no_backward_sync(self.model, enabled=number < len(parts) - 1):
+                per_event, per_batch = self.task.loss(self.model, columns)
                 loss = (weight * per_event).mean()
                 if per_batch is not None:
                     loss = loss + per_batch
@@ -363,17 +391,15 @@ class _Fold:
         # The same number on all ranks, so that all continue or all stop.
         return float(cast("Tensor", fabric.all_reduce(summed, reduce_op="mean")))
 
-    def _clip(self, model: Any, stepper: Any, where: str) -> None:
+    def _clip(self, where: str) -> None:
         largest = self.options.optimiser.clip_norm
         if largest is None:
             return
-        norm = self.session.fabric.clip_gradients(model, stepper, max_norm=largest, error_if_nonfinite=False)
+        norm = self.session.fabric.clip_gradients(
+            self.model, self.steppers[0], max_norm=largest, error_if_nonfinite=False
+        )
         if norm is not None and not torch.isfinite(norm):
             raise TrainingError(f"gradient is {float(norm)} {where}")
-
-    def _validate(self, network: nn.Module) -> dict[str, float]:
-        with evaluation(network):
-            return self.task.metrics(self.validation.batches(network))
 
     def _line(self, row: dict[str, Any]) -> str:
         prefix = "validation_"
@@ -386,7 +412,7 @@ class _Fold:
 
 
 def _finished(
-    task: Task, data: TrainingData, session: Session, state: dict[str, Any], loss_weight: Tensor
+    task: Task[Any], data: TrainingData, session: Session, state: dict[str, Any], loss_weight: Tensor
 ) -> Fitted:
     """The best networks, completed, and their metrics: the same on all ranks, none of which waits."""
     device = session.fabric.device
@@ -396,12 +422,12 @@ def _finished(
         network.load_state_dict(finished["weights"])
         networks.append(network.to(device).eval())
 
-    def validation(fold: int) -> Iterator[Evaluated]:
+    def validation(fold: int) -> Iterator[Evaluated[Any]]:
         index = data.indices(fold)[1]
         index = index[:: math.ceil(max(len(index), 1) / _CALIBRATION_EVENTS)]
         return make_sample(task, data, fold, index, loss_weight, device).batches(networks[fold])
 
-    def test() -> Iterator[Evaluated]:
+    def test() -> Iterator[Evaluated[Any]]:
         for fold, network in enumerate(networks):
             index = data.indices(fold)[2]
             yield from make_sample(task, data, fold, index, loss_weight, device).batches(network)
@@ -421,21 +447,3 @@ def evaluation(network: nn.Module) -> Iterator[None]:
             yield
     finally:
         network.train(training)
-
-
-@contextmanager
-def _progress_bar(console: Console) -> Iterator[Progress]:
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("step {task.completed}/{task.total}  loss {task.fields[loss]}"),
-        TextColumn("{task.fields[rate]} events/s"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=console.quiet,
-        refresh_per_second=4,
-    ) as bar:
-        yield bar

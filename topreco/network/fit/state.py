@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from topreco.core.files import complete_file, write_text
+from topreco.core.folders import differences
 from topreco.network.task import TrainingError
 
 _VERSION = 3
@@ -156,23 +157,9 @@ def write_metrics(paths: Sequence[Path], history: Sequence[Mapping[str, Any]]) -
 
 def check_same(what: str, saved: Mapping[str, Any], now: Mapping[str, Any], output: Path) -> None:
     """Raise if the training in the output folder differs from the one that is requested."""
-    before, after = flat(saved), flat(now)
-    absent = "(absent)"
-    changes = [
-        f"{key}: {before.get(key, absent)} there, {after.get(key, absent)} here"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key, absent) != after.get(key, absent)
-    ]
+    changes = [f"{key}: {there} there, {here} here" for key, (there, here) in differences(saved, now).items()]
     if changes:
         raise TrainingError(
             f"{output}: holds a training that differs in {what} ({'; '.join(changes)}); "
             "choose another output folder, or --restart to start afresh"
         )
-
-
-def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested plain data by dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found

@@ -17,7 +17,7 @@ References
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -306,7 +306,7 @@ def pinball_loss(
     return loss * known
 
 
-class QuantilesTask(Task):
+class QuantilesTask(Task[QuantileNetwork]):
     """Quantiles of the truth around the predictions of trained networks, which stay as they are.
 
     Parameters
@@ -352,11 +352,10 @@ class QuantilesTask(Task):
             derived["p4_exchanged"] = self.tops[fold](inputs.charge_exchanged())
         return derived
 
-    def prepare(self, network: nn.Module, sample: Columns) -> None:
+    def prepare(self, network: QuantileNetwork, sample: Columns) -> None:
         """Set standardisation and units."""
-        own = cast("QuantileNetwork", network)
         inputs, p4 = Inputs.from_columns(sample), sample["p4"]
-        own.fit_scales(inputs, p4, _targets(own, inputs, sample))
+        network.fit_scales(inputs, p4, _targets(network, inputs, sample))
 
     def loss_weights(self, weight: Tensor, columns: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
         """Weights without their sign, shape (n,)."""
@@ -374,15 +373,14 @@ class QuantilesTask(Task):
         p4 = torch.where(drawn["exchange"][:, None, None], columns["p4_exchanged"], columns["p4"])
         return columns | inputs._asdict() | {"tops": tops, "p4": p4}
 
-    def loss(self, network: nn.Module, columns: Columns) -> tuple[Tensor, Tensor | None]:
+    def loss(self, network: QuantileNetwork, columns: Columns) -> tuple[Tensor, Tensor | None]:
         """Pinball loss, averaged over the targets."""
-        own = cast("QuantileNetwork", network)
         inputs, p4 = Inputs.from_columns(columns), columns["p4"]
         u = network(inputs, p4)
-        residual = _targets(own, inputs, columns) - own.values(inputs, p4, p4)
-        return pinball_loss(u, residual, own.unit).mean(1), None
+        residual = _targets(network, inputs, columns) - network.values(inputs, p4, p4)
+        return pinball_loss(u, residual, network.unit).mean(1), None
 
-    def metrics(self, batches: Iterable[Evaluated]) -> dict[str, float]:
+    def metrics(self, batches: Iterable[Evaluated[QuantileNetwork]]) -> dict[str, float]:
         """Mean loss, and coverage and pinball loss of each observable, with signed weights.
 
         For an observable x, ``x_coverage68`` and ``x_coverage95`` are the fractions of the truth within the
@@ -391,16 +389,15 @@ class QuantilesTask(Task):
         names: tuple[str, ...] = ()
         sums: list[Tensor] = []
         for network, columns, weight, loss_weight in batches:
-            own = cast("QuantileNetwork", network)
-            names = own.observables
+            names = network.observables
             inputs, p4 = Inputs.from_columns(columns), columns["p4"]
-            u = own(inputs, p4)
-            residual = _targets(own, inputs, columns) - own.values(inputs, p4, p4)
-            loss = pinball_loss(u, residual, own.unit)
-            limits = own.calibrated(u, p4)
+            u = network(inputs, p4)
+            residual = _targets(network, inputs, columns) - network.values(inputs, p4, p4)
+            loss = pinball_loss(u, residual, network.unit)
+            limits = network.calibrated(u, p4)
             above = residual[..., None] > limits
             inside = torch.stack([above[..., i] & ~above[..., -1 - i] for i in (1, 0)], -1)
-            pinball = pinball_loss(limits, residual, own.unit)
+            pinball = pinball_loss(limits, residual, network.unit)
             signed, positive = weight.double(), loss_weight.double()
             sums.append(
                 torch.cat(
@@ -434,7 +431,9 @@ class QuantilesTask(Task):
         )
 
     def finish(
-        self, networks: Sequence[nn.Module], validation: Callable[[int], Iterable[Evaluated]]
+        self,
+        networks: Sequence[QuantileNetwork],
+        validation: Callable[[int], Iterable[Evaluated[QuantileNetwork]]],
     ) -> dict[str, Any]:
         """Calibrate the quantiles on the validation events.
 
@@ -444,7 +443,7 @@ class QuantilesTask(Task):
             If there are none.
         """
         for fold, network in enumerate(networks):
-            if not calibrate(cast("QuantileNetwork", network), validation(fold)):
+            if not calibrate(network, validation(fold)):
                 raise TrainingError("data.validation_fraction: no validation events, which quantiles need")
         return {}
 
@@ -458,7 +457,7 @@ def by_observable(metrics: Mapping[str, float], observables: Sequence[str]) -> d
     }
 
 
-def calibrate(network: QuantileNetwork, batches: Iterable[Evaluated]) -> int:
+def calibrate(network: QuantileNetwork, batches: Iterable[Evaluated[QuantileNetwork]]) -> int:
     """Correct a network's quantiles on events that it was not trained on; returns their number."""
     collected: list[tuple[Tensor, ...]] = []
     for _, columns, _, weight in batches:

@@ -5,7 +5,7 @@ readout and head are all inside, so that a trained network can be saved, exporte
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from topreco.config import LossConfig, ModelConfig, TrainConfig
 from topreco.core import fourvector
-from topreco.core.events import BoolArray, DileptonEvents, FloatArray, Truth
+from topreco.core.events import DileptonEvents, FloatArray, Truth
 from topreco.core.observables import m_tt
+from topreco.core.statistics import fraction, metric_values
 from topreco.network.encoder import Encoder
 from topreco.network.fit.rows import slices
 from topreco.network.readout import queries_of, read_legs
@@ -45,6 +46,8 @@ class TopNetwork(nn.Module):
     quantiles
         Network of the uncertainties, None without `config.quantiles`.
     """
+
+    kind = "tops"
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -123,7 +126,7 @@ def task_schema(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-class TopsTask(Task):
+class TopsTask(Task[TopNetwork]):
     """Regression of the four-momenta of t and t̄.
 
     Parameters
@@ -136,7 +139,7 @@ class TopsTask(Task):
         Random symmetry transformations of the training events.
     """
 
-    name = "tops"
+    name = TopNetwork.kind
 
     def __init__(self, model: ModelConfig, loss: LossConfig, augmentation: Augmentation) -> None:
         self.model = model.model_copy(update={"quantiles": None})
@@ -156,14 +159,14 @@ class TopsTask(Task):
         """Untrained network."""
         return TopNetwork(self.model)
 
-    def prepare(self, network: nn.Module, sample: Columns) -> None:
+    def prepare(self, network: TopNetwork, sample: Columns) -> None:
         """Standardise the features."""
         if self.options.c_hel > 0 and not sample["c_hel"].isfinite().any():
             raise TrainingError(
                 f"loss.c_hel: {self.options.c_hel} found, but no event of data.files has both true leptons; "
                 "loss.c_hel=0 trains without them"
             )
-        cast("TopNetwork", network).encoder.fit_standardisation(Inputs.from_columns(sample))
+        network.encoder.fit_standardisation(Inputs.from_columns(sample))
 
     def loss_weights(self, weight: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
         """Weights without their sign, flattened in true m_tt if so configured, shape (n,)."""
@@ -185,11 +188,11 @@ class TopsTask(Task):
         inputs, tops = self.augmentation.apply(Inputs.from_columns(columns), columns["tops"], drawn)
         return columns | inputs._asdict() | {"tops": tops}
 
-    def loss(self, network: nn.Module, columns: Columns) -> tuple[Tensor, Tensor | None]:
+    def loss(self, network: TopNetwork, columns: Columns) -> tuple[Tensor, Tensor | None]:
         """Loss of each event, and the loss on RB of m_tt in the batch."""
         inputs, tops = Inputs.from_columns(columns), columns["tops"]
         pred = network(inputs).float()
-        per_event = self._event_loss(cast("TopNetwork", network), pred, columns)
+        per_event = self._event_loss(network, pred, columns)
         if not self.options.m_tt_bias:
             return per_event, None
         return per_event, self.options.m_tt_bias * m_tt_bias_loss(pred, tops)
@@ -200,12 +203,12 @@ class TopsTask(Task):
         leptons = torch.stack([inputs.lepton_plus, inputs.lepton_minus], 1)
         return event_loss(pred, columns["tops"], scale, self.options, leptons, columns["c_hel"])
 
-    def metrics(self, batches: Iterable[Evaluated]) -> dict[str, float]:
+    def metrics(self, batches: Iterable[Evaluated[TopNetwork]]) -> dict[str, float]:
         """Weighted mean loss and `pair_metrics`."""
         preds, tops, losses, loss_weight, weight = [], [], [], [], []
         for batch in batches:
             pred = batch.network(Inputs.from_columns(batch.columns))
-            losses.append(self._event_loss(cast("TopNetwork", batch.network), pred, batch.columns))
+            losses.append(self._event_loss(batch.network, pred, batch.columns))
             preds.append(pred)
             tops.append(batch.columns["tops"])
             loss_weight.append(batch.loss_weight)
@@ -217,13 +220,8 @@ class TopsTask(Task):
         mean_loss = float((own * torch.cat(losses).double()).sum() / own.sum())
         if self.options.m_tt_bias > 0:
             mean_loss += self.options.m_tt_bias * float(m_tt_bias_loss(pred.double(), truth.double()))
-        # Of all events at a time no more than what has to be summed.
-        parts = [
-            _PairColumns.of(*(x[part].double().cpu().numpy() for x in (pred, truth)))
-            for part in slices(len(pred))
-        ]
-        columns = _PairColumns(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-        return {"loss": mean_loss} | _metrics_of(columns, torch.cat(weight).double().cpu().numpy())
+        arrays = (x.double().cpu().numpy() for x in (pred, truth, torch.cat(weight)))
+        return {"loss": mean_loss} | pair_metrics(*arrays)
 
     def describe(self, metrics: Mapping[str, float]) -> str:
         """Loss and the metrics of m_tt and pT(t)."""
@@ -235,7 +233,7 @@ class TopsTask(Task):
 
 
 def pair_metrics(pred: FloatArray, truth: FloatArray, weight: FloatArray) -> dict[str, float]:
-    """How well top-quark pairs are predicted, with signed weights.
+    """Metrics of predicted top-quark pairs, with signed weights.
 
     Parameters
     ----------
@@ -253,46 +251,13 @@ def pair_metrics(pred: FloatArray, truth: FloatArray, weight: FloatArray) -> dic
         RMS of p − t, of t and t̄ alike; ``efficiency``: fraction of finite predictions, to which the others
         are confined. NaN where undefined.
     """
-    return _metrics_of(_PairColumns.of(pred, truth), weight)
+    finite = np.asarray(np.isfinite(pred).all(axis=(1, 2)))
+    pred = np.where(finite[:, None, None], pred, np.nan)
+    mass = metric_values(m_tt(pred), m_tt(truth), weight, relative=True)
+    metrics = {f"m_tt_{name}": getattr(mass, field) for name, field in _MASS_METRICS.items()}
+    for name, of in {"pt_top_rms": fourvector.pt, "y_top_rms": fourvector.rapidity}.items():
+        metrics[name] = metric_values(of(pred), of(truth), weight, relative=False).rms
+    return metrics | {"efficiency": fraction(finite, weight)[0]}
 
 
-class _PairColumns(NamedTuple):
-    """All that `pair_metrics` has to know of each event, NaN where the prediction is not finite."""
-
-    finite: BoolArray
-    m_pred: FloatArray
-    m_true: FloatArray
-    pt_square: FloatArray
-    y_square: FloatArray
-
-    @classmethod
-    def of(cls, pred: FloatArray, truth: FloatArray) -> "_PairColumns":
-        """Masses of the pairs in GeV, and mean squares of p − t of t and t̄, shape (n,) each."""
-        finite = np.asarray(np.isfinite(pred).all(axis=(1, 2)))
-        pred = np.where(finite[:, None, None], pred, np.nan)
-        squares = [((of(pred) - of(truth)) ** 2).mean(axis=1) for of in (fourvector.pt, fourvector.rapidity)]
-        return cls(finite, m_tt(pred), m_tt(truth), *squares)
-
-
-def _metrics_of(columns: _PairColumns, weight: FloatArray) -> dict[str, float]:
-    finite, *values = columns
-    with np.errstate(invalid="ignore", divide="ignore"):
-        efficiency = weight[finite].sum() / weight.sum() if len(weight) else np.nan
-        m_pred, m_true, pt_square, y_square = (column[finite] for column in values)
-        normalised = weight[finite] / weight[finite].sum()
-
-        def mean(values: FloatArray) -> Any:
-            return (normalised * values).sum() if len(values) else np.nan
-
-        residual = m_pred / m_true - 1
-        x, y = np.log(m_true), np.log(m_pred)
-        x, y = x - mean(x), y - mean(y)
-        results = {
-            "m_tt_bias": mean(residual),
-            "m_tt_resolution": np.sqrt(mean(residual**2) - mean(residual) ** 2),
-            "m_tt_correlation": mean(x * y) / np.sqrt(mean(x**2) * mean(y**2)),
-            "m_tt_slope": mean(x * y) / mean(x**2),
-            "pt_top_rms": np.sqrt(mean(pt_square)),
-            "y_top_rms": np.sqrt(mean(y_square)),
-        }
-    return {key: float(value) for key, value in results.items()} | {"efficiency": float(efficiency)}
+_MASS_METRICS = {"bias": "rb", "resolution": "res", "correlation": "correlation", "slope": "slope"}
