@@ -147,9 +147,10 @@ def read_pepper_write(path, output):
 
 def read_training_data(path, output):
     from topreco.network.fit.data import read_training_data
+    from topreco.network.tasks.columns import top_columns
 
-    data = read_training_data(topreco_config.DataConfig(files=(path,)))
-    arrays = (*data.objects, data.tops, data.weight, data.split)
+    data = read_training_data(topreco_config.DataConfig(files=(path,)), top_columns)
+    arrays = (*data.columns.values(), data.weight, data.split)
     return digest(data.summary | {"files": len(data)}, *(tensor.numpy() for tensor in arrays))
 
 
@@ -222,7 +223,7 @@ def _train_config(skim, output):
 
 def good_state(folder):
     """State of a training that was interrupted after its first epoch."""
-    from topreco.network.fit.loop import train
+    from topreco.network.train import train
 
     replace = os.replace
 
@@ -240,7 +241,7 @@ def good_state(folder):
 
 
 def read_state(path, output):
-    from topreco.network.fit.loop import train
+    from topreco.network.train import train
 
     # Where `good_state` trained: the name of the folder is part of the state.
     folder = Path("good", "training").absolute()

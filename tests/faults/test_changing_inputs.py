@@ -128,7 +128,7 @@ def run_with(nano_file, tmp_path, monkeypatch):
 
 def test_a_worker_that_dies(run_with):
     class Deadly:
-        name = "deadly"
+        name, fingerprint, uses_event_key = "deadly", "", False
 
         def __call__(self, events):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -139,7 +139,7 @@ def test_a_worker_that_dies(run_with):
 @pytest.mark.parametrize("executor", ["iterative", pytest.param("futures", marks=pytest.mark.exhaustive)])
 def test_a_chunk_too_large_for_memory(run_with, executor):
     class Large:
-        name = "large"
+        name, fingerprint, uses_event_key = "large", "", False
 
         def __call__(self, events):
             return np.empty((len(events), 1 << 45))

@@ -138,10 +138,10 @@ def assign(content: dict[str, Any], overrides: Iterable[str]) -> None:
         if not separator or not key:
             raise ConfigError(f"override {override!r}: expected key=value, such as epochs=10")
         try:
-            value = yaml.load(text.replace("#", _HASH), Loader=_Loader)  # noqa: S506 - a SafeLoader
+            value = _with_hash(yaml.load(text.replace("#", _HASH), Loader=_Loader))  # noqa: S506 - a SafeLoader
         except _NOT_YAML as error:
             raise ConfigError(f"override {override!r}: value is not YAML") from error
-        _assign(content, key.split("."), _with_hash(value), f"override {override!r}")
+        _assign(content, key.split("."), value, f"override {override!r}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
