@@ -21,10 +21,10 @@ import topreco.cli
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
-        *("coffea.util", "correctionlib", "h5py", "onnxruntime", "onnxscript", "torch", "yaml"),
-        *("topreco.cli", "topreco.evaluation.plotting", "topreco.input.skimming"),
-        *("topreco.network.export.onnx", "topreco.network.fit.loop"),
-        *("topreco.network.train", "topreco.runs.run", "topreco.simulation"),
+        *("coffea.util", "correctionlib", "h5py", "matplotlib.backends.backend_agg", "networkx"),
+        *("onnxruntime", "onnxscript", "pyarrow.compute", "torch", "yaml"),
+        *("topreco.cli", "topreco.evaluation.figures", "topreco.input.skimming"),
+        *("topreco.network.export.onnx", "topreco.network.train", "topreco.runs.run", "topreco.simulation"),
     ]
 )
 
