@@ -35,6 +35,7 @@ def test_memory_is_flat(script, simulated, tmp_path):
 
 
 @pytest.mark.sim
+@pytest.mark.exhaustive
 def test_a_leaking_processor_is_found(script, simulated, tmp_path, monkeypatch):
     kept, process = [], script.Watched.process
 

@@ -343,7 +343,7 @@ NO_DROPOUT = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["devices", "torchrun"])
+@pytest.mark.parametrize("launcher", ["devices", pytest.param("torchrun", marks=pytest.mark.exhaustive)])
 def test_two_processes_train_as_one(config, tmp_path, launcher, assert_same_losses):
     """With the gradients averaged, two devices see the same batches as one, also in parts; both tasks."""
     single = quiet(config(output=tmp_path / "one", **NO_DROPOUT))

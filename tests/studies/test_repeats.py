@@ -99,6 +99,7 @@ def test_power_law_is_found():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_interval_of_the_extrapolation_covers_the_truth():
     rng = np.random.default_rng(2)
     y, truth = 0.2 + 0.3 * (SIZES / 1e3) ** -0.4, 0.2 + 0.3 * 1e4**-0.4

@@ -199,6 +199,7 @@ def run_here(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_kill_9_and_run_again_gives_the_same_table(file, tmp_path, monkeypatch):
     killed = start(file, "workers=1")
     first = tmp_path / "out" / "both" / "seed1" / "evaluation.json"
