@@ -1,4 +1,4 @@
-"""Configuration of networks: what they see, their sizes, and what they answer."""
+"""Configuration of networks: their inputs, sizes and outputs."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -112,7 +112,7 @@ BackboneConfig = Annotated[
 
 
 class EncoderConfig(Config):
-    """What a network sees of an event, and the backbone that reads it: the same for every task."""
+    """Inputs of a network and its backbone, the same for every task."""
 
     backbone: BackboneConfig = LGATrSlimConfig()
     tokens: TokensConfig = TokensConfig()
@@ -167,7 +167,7 @@ class QuantilesConfig(Config):
     """Observables with quantiles; the four-momenta of t and t̄ always have uncertainties. The quality of an
     event is that of m_tt."""
     hidden: PositiveInt = 64
-    """Width of the layers behind the backbone."""
+    """Width of the layers after the backbone."""
     calibration_bins: PositiveInt = 8
     """Bins of equal population in predicted m_tt in which the validation events correct the quantiles; fewer
     if there are less than 1500 events for each."""
@@ -187,7 +187,7 @@ class ModelConfig(EncoderConfig):
     """Tokens from which the predictions for t and t̄ are read: the first one, the mean or sum of all objects,
     or one additional token each."""
     head: HeadKind = "direct"
-    """How the network's vectors become top momenta: with mass `m_top` (`on_shell`), with a predicted mass
+    """Top momenta from the network's vectors: with mass `m_top` (`on_shell`), with a predicted mass
     (`timelike`: 105 to 284 GeV, `direct`: from m_top/10), or as lepton + neutrino + jets weighted by the
     network (`neutrinos`). All are Lorentz-covariant."""
     m_top: Mass = M_TOP

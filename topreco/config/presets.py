@@ -36,7 +36,7 @@ class Detection(Config):
 
 
 class Era(Config):
-    """What an era changes of its preset."""
+    """Changes of an era to its preset."""
 
     selection: dict[str, Any] = Field({})
     met_filters: tuple[str, ...] = ()

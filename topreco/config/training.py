@@ -28,7 +28,7 @@ class LossConfig(Config):
     """Weight training events by the density of true ln m_tt to this power, inverted: 0 leaves the spectrum
     as it is, towards 1 it becomes flat. Less shrinkage to the mean, at the price of resolution."""
     negative_weights: Literal["absolute", "clip"] = "absolute"
-    """What a negative event weight counts in the loss: |w|, or 0. Metrics use signed weights."""
+    """Weight of an event with negative weight in the loss: |w|, or 0. Metrics use signed weights."""
 
 
 class OptimiserConfig(Config):
@@ -122,7 +122,7 @@ class TrainConfig(FitConfig):
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
     quantiles: QuantileTrainingConfig = QuantileTrainingConfig()
-    """How `model.quantiles` are trained, if there are any."""
+    """Training of `model.quantiles`, if there are any."""
     augment_rotation: bool = False
     """Random rotation about the beam of each training event, for networks that do not have it built in."""
     augment_reflection: bool = False

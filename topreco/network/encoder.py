@@ -30,7 +30,7 @@ from topreco.network.tokens import (
 
 
 class Queries(NamedTuple):
-    """What readout tokens carry of an event.
+    """Momenta and scalars of the readout tokens of an event.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Queries(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What the backbone gives for each token.
+    """Output of the backbone for each token.
 
     Attributes
     ----------

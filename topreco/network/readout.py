@@ -14,7 +14,7 @@ QUERY_TYPES = ("readout_top", "readout_antitop")
 
 
 class Legs(NamedTuple):
-    """What is read for each top.
+    """Vector and scalars of each top.
 
     Attributes
     ----------

@@ -58,7 +58,7 @@ class Task(ABC, Generic[Network]):
     name: ClassVar[str]
     """In logs and model files."""
     needs_truth: ClassVar[bool] = True
-    """Whether the events must have generated tops."""
+    """True if the events must have generated tops."""
 
     @abstractmethod
     def columns(self, events: DileptonEvents, truth: Truth | None) -> Columns:

@@ -178,7 +178,7 @@ def encoder_features(config: EncoderConfig) -> tuple[str, ...]:
 
 
 def feature_applies(features: tuple[str, ...], types: tuple[str, ...]) -> Bool[Tensor, "T F"]:
-    """Whether each feature has a meaning for a token of each type, shape (T, F).
+    """True where a feature has a meaning for tokens of a type, shape (T, F).
 
     A b-tag score does not for leptons; there, it must stay zero rather than be shifted by the mean score.
     """

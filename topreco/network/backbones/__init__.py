@@ -19,7 +19,7 @@ from topreco.network.backbones.transformer import TransformerBackbone
 
 @runtime_checkable
 class Backbone(Protocol):
-    """What all backbones have in common.
+    """Interface of all backbones.
 
     A class is constructed as ``cls(config, in_channels, in_scalars, out_vectors, out_scalars)``: geometric
     objects and scalars per token of the input, vectors and scalars per token of the output.

@@ -14,7 +14,7 @@ any. With arrays of the n events that pass your selection of two leptons and at 
         met_pt=..., met_phi=...,  # (n,)
     )
     tops.top, tops.antitop  # (n, 4): E, px, py, pz in GeV
-    tops.valid  # (n,): False, and NaN above, where an event has no answer
+    tops.valid  # (n,): False, and NaN above, where an event has no prediction
     tops.quantiles["m_tt"], tops.quality  # of models with uncertainties, see Tops
 
 Momenta, masses and MET are in GeV. Jets need no order; a slot with pT = 0, or one that a numpy mask hides, is
@@ -61,7 +61,7 @@ M_ELECTRON, M_MUON, M_TOP, M_W = 0.000511, 0.105658, 172.5, 80.4
 """Masses in GeV."""
 
 # Matrix products of few rows take other code paths, which round differently. In multiples of this many rows,
-# the answer for an event does not depend on how many others are in its batch.
+# the prediction for an event does not depend on how many others are in its batch.
 _BATCH_MULTIPLE = 64
 
 
@@ -81,7 +81,7 @@ class Tops(NamedTuple):
     top, antitop
         Four-momenta (E, px, py, pz) in GeV, shape (n, 4); NaN where not valid.
     valid
-        Whether there is an answer, shape (n,).
+        True where there is a prediction, shape (n,).
     quantiles
         Of models that have them: quantiles of the true value of observables at `QUANTILE_LEVELS` by name,
         each of shape (n, 5), rising.
@@ -216,7 +216,7 @@ class TopModel:
         return Tops(p4[:, 0], p4[:, 1], valid, quantiles, quality, std[:, 0], std[:, 1])
 
     def run(self, objects: Mapping[str, Array], *, fold: Any = None, quantiles: bool = True) -> Prediction:
-        """What the model says of objects in GeV.
+        """Predictions for objects in GeV.
 
         Parameters
         ----------
@@ -257,8 +257,8 @@ class TopModel:
                 filled = -(-len(own) // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
                 padded = own[np.arange(filled) % len(own)]
                 batch = {name: values[padded] for name, values in inputs.items()}
-                for column, answer in zip(columns, session.run(list(OUTPUTS[: len(columns)]), batch)):
-                    column[own] = answer[: len(own)]
+                for column, output in zip(columns, session.run(list(OUTPUTS[: len(columns)]), batch)):
+                    column[own] = output[: len(own)]
         valid = np.isfinite(columns[0]).all(axis=(1, 2))
         for column in columns:
             column[~valid] = np.nan
@@ -336,7 +336,7 @@ def _checked_fold(path: Path, fold: Any, n: int, folds: int) -> Array:
 
 
 def _finite(inputs: Mapping[str, Array]) -> Array:
-    """Whether everything that exists in an event is finite, shape (n,)."""
+    """True where everything that exists in an event is finite, shape (n,)."""
     jets = np.isfinite(inputs["jets"]).all(axis=-1) & np.isfinite(inputs["jet_btag"])
     finite = (jets | ~inputs["jet_mask"]).all(axis=-1)
     for name in ("lepton_plus", "lepton_minus", "met"):
@@ -506,7 +506,7 @@ def b_candidates(
         return np.full((n, 2), -1)
     probabilities, allowed = [], []
     for lepton in (lepton_plus, lepton_minus):
-        with np.errstate(invalid="ignore"):  # infinities, in events that have no answer
+        with np.errstate(invalid="ignore"):  # infinities, in events that have no prediction
             pair = lepton[:, None] + jets
             squared = pair[..., 0] * pair[..., 0] - (pair[..., 1:] * pair[..., 1:]).sum(-1)
             mass = np.sqrt(np.maximum(squared, 0.0))

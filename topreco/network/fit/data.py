@@ -207,7 +207,7 @@ def share_training_data(
 
 
 def _budgets(config: DataConfig, skims: Sequence[Skim]) -> list[int]:
-    """How many events to read of each skim: the same share, rounded so that the sum is right."""
+    """Number of events to read from each skim: the same share, rounded so that the sum is right."""
     ends = np.cumsum([0, *map(len, skims)])
     share = min(1.0, (config.max_events or math.inf) / ends[-1])
     return np.diff(np.round(share * ends)).astype(int).tolist()
@@ -362,7 +362,7 @@ class _Reader(NamedTuple):
 
 
 def _parts(split: Tensor, fold: Tensor, number: int, folds: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Whether each event trains, validates and tests the network of a number, shape (n,) each."""
+    """Masks of the events that train, validate and test the network of a number, shape (n,) each."""
     own = fold == number if folds > 1 else split == TEST
     return (split == TRAIN) & ~own, (split == VALIDATION) & ~own, own
 

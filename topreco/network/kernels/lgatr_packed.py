@@ -56,9 +56,9 @@ class _Map(NamedTuple):
 
 
 def applies(network: LGATr, geometry: Tensor) -> bool:
-    """Whether `forward` can stand for `network`: on the CPU, in single precision, not traced, no dropout.
+    """True if `forward` can replace `network`: on the CPU, in single precision, not traced, no dropout.
 
-    The network is one of `LGATrBackbone`: other options of the package are not looked at.
+    The network is one of `LGATrBackbone`: other options of the package are not checked.
     """
     return packed.applies(geometry) and all(block.attention.dropout is None for block in network.blocks)
 
@@ -69,7 +69,7 @@ def forward(
     scalars: Float[Tensor, "n T F"],
     mask: Bool[Tensor, "n T"],
 ) -> tuple[Float[Tensor, "n T O 4"], Float[Tensor, "n T S"]]:
-    """Vectors and scalars that `network` answers to tokens within `mask`, and zeros elsewhere, to rounding.
+    """Vectors and scalars that `network` gives for tokens within `mask`, zeros elsewhere, up to rounding.
 
     Parameters
     ----------

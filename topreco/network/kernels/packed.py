@@ -85,7 +85,7 @@ class Layout(NamedTuple):
 
 
 def applies(geometry: Tensor) -> bool:
-    """Whether kernels can compute with such tensors: on the CPU, in single precision, not traced."""
+    """True if kernels can compute with such tensors: on the CPU, in single precision, not traced."""
     return not (
         # While an export traces, tensors are of a class of its own.
         type(geometry) is not Tensor

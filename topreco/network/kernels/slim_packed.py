@@ -17,7 +17,7 @@ from topreco.network.kernels.packed import Layout, run
 
 
 def applies(network: LGATrSlim, geometry: Tensor) -> bool:
-    """Whether `forward` can stand for `network`: on the CPU, in single precision, not traced, no dropout."""
+    """True if `forward` can replace `network`: on the CPU, in single precision, not traced, no dropout."""
     return packed.applies(geometry) and all(block.attention.dropout is None for block in network.blocks)
 
 
@@ -27,7 +27,7 @@ def forward(
     scalars: Float[Tensor, "n T F"],
     mask: Bool[Tensor, "n T"],
 ) -> tuple[Float[Tensor, "n T V 4"], Float[Tensor, "n T S"]]:
-    """What `network` answers to tokens within `mask`, and zeros elsewhere, to rounding.
+    """Output of `network` for tokens within `mask`, zeros elsewhere, up to rounding.
 
     Parameters
     ----------

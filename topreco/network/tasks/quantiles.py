@@ -228,7 +228,7 @@ class QuantileNetwork(nn.Module):
         """Quantiles of u as trained, before the calibration, shape (n, K, levels)."""
         tokens = self.encoder.tokens(inputs)
         encoded = self.encoder(tokens, self.encoder.scale(tokens), queries=Queries(p4))
-        # Under autocast a backbone may answer in half precision.
+        # Under autocast a backbone may compute in half precision.
         scalars = read_legs(encoded, "query_tokens").scalars.to(tokens.p4)
         values = (self.values(inputs, p4, p4) - self.value_mean) / self.value_std
         # Unusual events must not drive the layers into overflow.

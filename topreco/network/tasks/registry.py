@@ -10,7 +10,7 @@ from topreco.network.tasks.tops import TopNetwork, task_schema
 
 
 class ModelKind(NamedTuple):
-    """How the networks of a task are described and built.
+    """Configuration, networks and outputs of a task.
 
     Attributes
     ----------

@@ -104,7 +104,7 @@ class TopNetwork(nn.Module):
                 tokens.mask[:, self.encoder.jets],
             )
             decay = tokens.p4[:, :FIRST_JET] + bottoms
-        # Under autocast a backbone may answer in half precision, in which momenta would lose their mass.
+        # Under autocast a backbone may compute in half precision, in which momenta would lose their mass.
         return self.head(
             legs.vectors.to(tokens.p4),
             legs.scalars[..., : self.head.scalars].to(tokens.p4),
