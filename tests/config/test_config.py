@@ -239,3 +239,58 @@ def test_text_on_which_the_loader_stumbles(tmp_path, text):
         load_config(TrainConfig, path)
     with pytest.raises(ConfigError, match="value is not YAML"):
         load_config(TrainConfig, None, [f"epochs={text}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("epochs: 1\nseed: 2\nepochs: 3\n", "key 'epochs' is given twice, in lines 1 and 3"),
+        ("data:\n  folds: 1\nepochs: 1\ndata:\n  folds: 2\n", "key 'data' is given twice, in lines 1 and 4"),
+        ("data: {folds: 1, 'folds': 2}\n", "key 'folds' is given twice, in lines 1 and 1"),
+        ("epochs: 010\n", "line 1: 010 is a number in base 8"),
+        ("\nepochs: 1:30\n", "line 2: 1:30 is a number in base 60"),
+        ("model: {m_top: 1:30.5}\n", "line 1: 1:30.5 is a number in base 60"),
+    ],
+)
+def test_ambiguous_yaml_is_refused(tmp_path, text, problem):
+    path = tmp_path / "train.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_config(TrainConfig, path)
+    assert str(error.value).startswith(f"{path}: {problem}")
+
+
+def test_ambiguous_overrides_are_refused():
+    with pytest.raises(ConfigError, match=r"override 'epochs=010': line 1: 010 is a number in base 8"):
+        load_config(TrainConfig, overrides=["epochs=010"])
+    with pytest.raises(ConfigError, match=r"key 'folds' is given twice"):
+        load_config(TrainConfig, overrides=["data={folds: 1, folds: 2}"])
+
+
+def test_numbers_and_merged_keys_that_mean_what_they_look_like(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "solvers: &own {n_draws: 10, m_w: 0.5e+2}\nmin_quality: {a: -0.1, 'b': 0, c: 1_000}\n"
+        "cluster: {kind: slurm, options: {walltime: '04:00:00', <<: *own, n_draws: 0}}\nexecutor: dask\n"
+    )
+    config = load_config(RunConfig, path)
+    assert (config.solvers.n_draws, config.solvers.m_w) == (10, 50)
+    assert config.min_quality == {"a": -0.1, "b": 0, "c": 1000}
+    assert config.cluster.options == {"walltime": "04:00:00", "n_draws": 0, "m_w": 50}
+
+
+@pytest.mark.parametrize(
+    ("kind", "override"),
+    [
+        (TrainConfig, "loss.m_tt=.inf"),
+        (TrainConfig, "optimiser.learning_rate=.inf"),
+        (TrainConfig, "optimiser.weight_decay=.nan"),
+        (SimulationConfig, "sqrt_s=.inf"),
+        (RunConfig, "min_quality.a=-.inf"),
+        (RunConfig, "selection.jet.pt_min=.nan"),
+    ],
+)
+def test_numbers_are_finite(kind, override):
+    key = override.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"{key}: Input should be .* number, found"):
+        load_config(kind, overrides=[override])

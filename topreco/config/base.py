@@ -31,7 +31,7 @@ class ConfigError(TopRecoError):
 class Config(BaseModel):
     """Base of all configurations: immutable, refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 def merged(*contents: Mapping[str, Any], whole: Collection[str] = ()) -> dict[str, Any]:
@@ -139,6 +139,8 @@ def assign(content: dict[str, Any], overrides: Iterable[str]) -> None:
             raise ConfigError(f"override {override!r}: expected key=value, such as epochs=10")
         try:
             value = _with_hash(yaml.load(text.replace("#", _HASH), Loader=_Loader))  # noqa: S506 - a SafeLoader
+        except _AmbiguousError as error:
+            raise ConfigError(f"override {override!r}: {error}") from error
         except _NOT_YAML as error:
             raise ConfigError(f"override {override!r}: value is not YAML") from error
         _assign(content, key.split("."), value, f"override {override!r}")
@@ -150,10 +152,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        If it cannot be read or is something else.
+        If it cannot be read, has a key twice or a number that YAML 1.1 reads as nobody writes it, or is
+        something else.
     """
     try:
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except _AmbiguousError as error:
+        raise ConfigError(f"{path}: {error}") from error
     except (*_NOT_YAML, OSError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if loaded is not None and not isinstance(loaded, dict):
@@ -182,8 +187,39 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+class _AmbiguousError(yaml.YAMLError):
+    """YAML that a reader and YAML 1.1 understand differently."""
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number, as everybody but YAML 1.1 does."""
+    """SafeLoader that reads 1e-3 as a number, as everybody but YAML 1.1 does, and refuses what is ambiguous.
+
+    That is a key given twice, of which YAML 1.1 drops the first, and numbers in base 8 (010) or 60 (1:30).
+    """
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Compose a mapping, each key once."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            if name in lines:
+                raise _AmbiguousError(f"key {key.value!r} is given twice, in lines {lines[name]} and {line}")
+            lines[name] = line
+        return node
+
+    def compose_scalar_node(self, anchor: str | None) -> yaml.ScalarNode:
+        """Compose a scalar; a number must look like what it is."""
+        node = super().compose_scalar_node(anchor)
+        number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        if number and node.style is None and (base := _base(node.value)):
+            raise _AmbiguousError(
+                f"line {node.start_mark.line + 1}: {node.value} is a number in base {base} in YAML 1.1; "
+                "a decimal number or quotes expected"
+            )
+        return node
 
 
 _NOT_YAML = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
@@ -200,6 +236,13 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
     list("-+0123456789"),
 )
+
+
+def _base(number: str) -> int | None:
+    """Base 8 or 60 of a number of YAML 1.1, else None."""
+    if ":" in number:
+        return 60
+    return 8 if re.fullmatch(r"[-+]?0[0-7_]+", number) else None
 
 
 def _with_hash(value: Any) -> Any:

@@ -45,7 +45,10 @@ def _rising(edges: tuple[float, ...]) -> tuple[float, ...]:
     return edges
 
 
-Edges = Annotated[tuple[float, ...], Field(min_length=2), AfterValidator(_rising)]
+# `_rising` refuses ∞ and NaN with one message for the whole list.
+Edges = Annotated[
+    tuple[Annotated[float, Field(allow_inf_nan=True)], ...], Field(min_length=2), AfterValidator(_rising)
+]
 """Edges of bins, finite and rising."""
 
 

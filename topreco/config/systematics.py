@@ -32,8 +32,8 @@ Input = Annotated[str | int | float | dict[str, InputValue], BeforeValidator(_ch
 class Range(Config):
     """Values of at least `min` and below `max`."""
 
-    min: float = -math.inf
-    max: float = math.inf
+    min: Annotated[float, Field(allow_inf_nan=True)] = -math.inf
+    max: Annotated[float, Field(allow_inf_nan=True)] = math.inf
 
 
 Condition = Annotated[
