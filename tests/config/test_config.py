@@ -1,5 +1,6 @@
 """Configurations: every shipped file loads, every mistake is one line that names the key."""
 
+import operator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from topreco.config import (
     ConfigError,
     LGATrConfig,
     LGATrSlimConfig,
+    PepperWriteConfig,
     RunConfig,
     SimulationConfig,
     SkimConfig,
@@ -294,3 +296,30 @@ def test_numbers_are_finite(kind, override):
     key = override.partition("=")[0]
     with pytest.raises(ConfigError, match=rf"{key}: Input should be .* number, found"):
         load_config(kind, overrides=[override])
+
+
+@pytest.mark.parametrize(
+    ("kind", "override", "value"),
+    [
+        (TrainConfig, "output=try #1", Path("try #1")),
+        (
+            TrainConfig,
+            "data.files=[a #1.parquet, 'b #2.parquet']",
+            (Path("a #1.parquet"), Path("b #2.parquet")),
+        ),
+        (SkimConfig, "dataset=TT #1", "TT #1"),
+        (SkimConfig, "dataset=#1", "#1"),
+        (PepperWriteConfig, "method=folder #1/my #2.safetensors", "folder #1/my #2.safetensors"),
+        (RunConfig, "methods=[runs #1/m.safetensors]", ("runs #1/m.safetensors",)),
+        (RunConfig, "fileset={TT #1: [a #1.root]}", {"TT #1": ("a #1.root",)}),
+        (RunConfig, "min_quality={m #1: -0.1}", {"m #1": -0.1}),
+        (StudyConfig, "points={a: ['accelerator=#1']}", {"a": ("accelerator=#1",)}),
+    ],
+)
+def test_text_of_the_command_line_is_whole(tmp_path, kind, override, value):
+    """Also after it was written to a file and read again."""
+    config = load_config(kind, overrides=[override, *(["reference=a"] if kind is StudyConfig else [])])
+    written = tmp_path / "config #1.yaml"
+    written.write_text(dump_config(config))
+    for each in (config, load_config(kind, written)):
+        assert operator.attrgetter(override.partition("=")[0])(each) == value
