@@ -1,6 +1,11 @@
 """Compiled functions with and without a place for their machine code."""
 
-from numba.core.caching import CacheImpl
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from numba.core import caching
 
 from topreco.core.compiled import njit
 
@@ -9,16 +14,65 @@ def _double(x):
     return 2 * x
 
 
-def test_caches_where_it_can():
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Empty folder for machine code."""
+    monkeypatch.setattr(caching.config, "CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_caches_where_it_can(folder):
     compiled = njit()(_double)
     assert compiled(3) == 6
-    assert compiled.stats.cache_path
+    assert Path(compiled.stats.cache_path).is_relative_to(folder)
+    assert {path.suffix for path in folder.rglob("*.nb?")} == {".nbi", ".nbc"}
+    again = njit()(_double)
+    assert again(3) == 6
+    assert sum(again.stats.cache_hits.values()) == 1
 
 
 def test_compiles_where_nothing_can_be_written(monkeypatch):
     # What a read-only installation and a home that does not exist come to.
-    monkeypatch.setattr(CacheImpl, "_locator_classes", [])
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
     compiled = njit(nogil=True)(_double)
     assert compiled(3) == 6
     assert compiled.stats.cache_path is None
     assert compiled.targetoptions["nogil"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EACCES])
+def test_compiles_where_the_disk_is_full(folder, monkeypatch, number):
+    """Not only when it is decorated: the code is written at the first call, of each signature."""
+    compiled = njit()(_double)
+
+    def full(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, "_open_for_write", full)
+    assert compiled(3) == 6
+    assert compiled(1.5) == 3.0
+    assert list(folder.rglob("*.nb?")) == []
+
+
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+@pytest.mark.parametrize("content", [b"", b"\x80\x05no pickle", b"I1\nI2\n"])
+def test_compiles_where_the_cache_is_damaged(folder, suffix, content):
+    assert njit()(_double)(3) == 6
+    for path in folder.rglob(f"*{suffix}"):
+        path.write_bytes(content)
+    compiled = njit()(_double)
+    assert compiled(3) == 6
+    assert compiled(1.5) == 3.0
+
+
+def test_functions_inside_others_compile_too(folder, monkeypatch):
+    inner = njit(forceinline=True)(_double)
+
+    def outer(x):
+        return inner(x) + 1
+
+    monkeypatch.setattr(
+        caching.IndexDataCacheFile, "save", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full"))
+    )
+    assert njit()(outer)(3) == 7
+    assert list(folder.rglob("*.nb?")) == []

@@ -1,9 +1,34 @@
 """Numba that works where nothing can be cached."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numba
+from numba.core.caching import FunctionCache
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache of one function, without which the function is compiled all the same.
+
+    Numba reads and writes it when the function is called first. A full disk or quota, a folder that vanished
+    or a damaged file would end that call, and look like an error of the file that is being processed.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Machine code for a signature, or None if it is not there or cannot be read."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # noqa: BLE001 - a damaged pickle raises anything
+            self.disable()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep machine code for a signature if that is possible."""
+        try:
+            super().save_overload(sig, data)
+        except Exception:  # noqa: BLE001 - as above: numba reads the index before
+            self.disable()
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -11,7 +36,7 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
     Numba keeps it beside the source or in the user's cache folder, and refuses to decorate where neither can
     be written: in a batch job with a read-only installation and no home. There it is compiled anew in every
-    process, unless ``NUMBA_CACHE_DIR`` names a folder.
+    process, unless ``NUMBA_CACHE_DIR`` names a folder, and so it is where the folder is full.
 
     Parameters
     ----------
@@ -20,9 +45,9 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.njit(cache=True, **options)(function)
-        except RuntimeError:
-            return numba.njit(**options)(function)
+        compiled = numba.njit(**options)(function)
+        with suppress(RuntimeError):
+            compiled._cache = _Cache(function)  # noqa: SLF001 - `enable_caching` takes numba's own class
+        return compiled
 
     return decorate
