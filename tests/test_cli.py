@@ -9,6 +9,7 @@ import pytest
 import uproot
 
 from topreco.cli import main, train_main
+from topreco.config import SelectionConfig
 
 
 @pytest.fixture
@@ -257,6 +258,36 @@ def test_several_methods(command, tmp_path, toy_model, options):
     saved = coffea.util.load(folder / "histograms.coffea")
     assert saved["metadata"]["config"]["methods"] == [str(toy_model), "loose"]
     assert list(saved["cutflow"]) == ["2018"]
+
+
+def test_inputs_are_never_replaced(command, tmp_path, toy_model):
+    """Whatever a command reads, under whatever name: it stays, and the error is one line."""
+    from topreco.input.skimming import make_skim
+
+    nano, model = nano_file(tmp_path / "a.root"), tmp_path / "my.safetensors"
+    skim, link, config = tmp_path / "s.parquet", tmp_path / "link", tmp_path / "config.yaml"
+    make_skim([nano], skim, SelectionConfig(leading_pt_min=0), progress=False)
+    model.write_bytes(toy_model.read_bytes())
+    config.write_text("{}\n")
+    (tmp_path / "results.json").write_text('{"400000": [[1, 1]]}')
+    (tmp_path / "b.root.cutflow.json").symlink_to(tmp_path / "results.json")
+    link.symlink_to(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    golden = f"selection.cuts.golden_json={tmp_path / 'results.json'}"
+    for line in (
+        ("skim", nano, "-o", link / "a.root"),
+        ("skim", nano, "-o", tmp_path / "b.root", golden),
+        ("skim", nano, "-o", config, "--config", config),
+        ("response", skim, "-o", link / "s.parquet"),
+        ("quantiles", model, "-o", link / "my.safetensors", f"data.files=[{skim}]"),
+        ("quantiles", toy_model, "-o", skim, f"data.files=[{skim}]"),
+        ("quantiles", toy_model, "--calibrate-only", "-o", skim, f"data.files=[{skim}]"),
+        ("run", nano, "-m", "loose", "-o", link, golden),
+    ):
+        code, _, err = command(*line)
+        assert (code, err.count("\n")) == (1, 1), (line, err)
+        assert "would replace the input" in err, (line, err)
+        assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_unknown_key(refused):

@@ -25,6 +25,7 @@ from topreco.config import (
     load_study,
 )
 from topreco.core.errors import OUT_OF_MEMORY, TopRecoError, first_line, is_out_of_memory
+from topreco.core.files import check_outputs, folder_name
 
 app = typer.Typer(
     help="Lorentz-equivariant reconstruction of dileptonic top-quark pairs.",
@@ -119,6 +120,7 @@ def simulate(
 
     options = {"n_events": n_events, "seed": seed, "lhe": lhe, "nanoaod_version": nanoaod_version}
     settings = load_config(SimulationConfig, config, overrides or [], options)
+    check_outputs([output], [config])
     summary = run_simulation(settings, output, workers=workers, progress=not quiet, overwrite=overwrite)
     typer.echo(summary)
 
@@ -139,6 +141,7 @@ def skim(
     files, overrides = _split(arguments)
     options = {"dataset": dataset, "selection.preset": preset, "selection.era": era}
     settings = load_config(SkimConfig, config, overrides, options)
+    check_outputs([output], [config])
     summary = make_skim(
         files,
         output,
@@ -209,6 +212,7 @@ def quantiles(
 
     settings = load_config(TrainConfig, config, overrides or [])
     trained = _trained_model(model, "quantiles")
+    check_outputs([output], [config, model])
     if calibrate_only:
         described = recalibrate(trained, settings, output)
     else:
@@ -249,7 +253,9 @@ def export(
     """Write a network as ONNX, which needs no torch, and a reader for any framework (extra `onnx`)."""
     from topreco.network.export.onnx import export_onnx
 
-    for path in export_onnx(_trained_model(model, "export"), output, triton=triton, quantiles=quantiles):
+    trained = _trained_model(model, "export")
+    check_outputs([output], [model])
+    for path in export_onnx(trained, output, triton=triton, quantiles=quantiles):
         typer.echo(path)
 
 
@@ -319,6 +325,7 @@ def response(
     """Derive the detector response that the smearing of analytic methods draws from (correctionlib)."""
     from topreco.solvers.response import derive_detector_response, write_detector_response
 
+    check_outputs([output], skims)
     write_detector_response(
         derive_detector_response(skims, description=description, progress=not quiet), output
     )
@@ -467,6 +474,8 @@ def unfolding(
         signal=signal,
     )
     folder = output or _beside(source, "unfolding")
+    files = {f"{folder_name(key.method)}{suffix}" for key in found for suffix in (".json", ".yaml")}
+    check_outputs((folder / name for name in ("responses.root", *sorted(files))), [source])
     # Histograms that another Runner saved have no metadata.
     metadata = results.get("metadata", {})
     kept = metadata.get("kept", {})

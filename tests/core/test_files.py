@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import math
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,15 @@ from typing import NamedTuple
 import pytest
 
 from topreco.core.errors import TopRecoError, needs_extra
-from topreco.core.files import complete_file, plain, sha256_of, to_json, writable_folder, write_text
+from topreco.core.files import (
+    check_outputs,
+    complete_file,
+    plain,
+    sha256_of,
+    to_json,
+    writable_folder,
+    write_text,
+)
 
 
 def test_success_and_failure(tmp_path):
@@ -96,3 +105,58 @@ def test_plain_data_for_json():
 def test_digest_of_a_file(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_files_are_written_through_links(tmp_path, there):
+    """The link stays; what it leads to changes, if it is there or not, on whatever disk."""
+    data = tmp_path / "disk" / "data.txt"
+    data.parent.mkdir()
+    if there:
+        data.write_text("old")
+    link, second = tmp_path / "link.txt", tmp_path / "second.txt"
+    link.symlink_to("disk/data.txt")
+    second.symlink_to(link)
+    write_text(second, "new")
+    assert link.is_symlink()
+    assert second.is_symlink()
+    assert data.read_text() == "new"
+    assert list(data.parent.iterdir()) == [data]
+
+
+def test_only_regular_files_are_written(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "null").symlink_to("/dev/null")
+    (tmp_path / "to-folder").symlink_to(tmp_path)
+    for name, problem in {
+        "pipe": "pipe: is not a regular file",
+        "/dev/null": "/dev/null: is not a regular file",
+        "null": "/dev/null: is not a regular file",
+        "loop": "loop: cannot be written",
+        "to-folder": "is a folder, a file name expected",
+    }.items():
+        with pytest.raises(TopRecoError, match=problem):
+            write_text(tmp_path / name, "text")
+        with pytest.raises(TopRecoError, match=problem):
+            check_outputs([tmp_path / name], [])
+
+
+def test_inputs_are_no_outputs(tmp_path, monkeypatch):
+    """By identity: relative, through links of folders and files, as URL, as a second name."""
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "folder" / "a.root"
+    data.parent.mkdir()
+    data.write_text("")
+    (tmp_path / "link.root").symlink_to(data)
+    (tmp_path / "elsewhere").symlink_to("folder")
+    os.link(data, tmp_path / "hard.root")
+    same = (
+        *("folder/a.root", "folder/../folder/./a.root", "link.root", "elsewhere/a.root", "hard.root"),
+        str(data),
+    )
+    for one in (*same, f"file://{data}", f"file:{data}"):
+        for other in same:
+            with pytest.raises(TopRecoError, match=rf"root: would replace the input {one};"):
+                check_outputs(["new.root", Path(other)], ["root://host//b.root", None, "absent.root", one])
+    check_outputs(["new.root", "absent.root"], [data, "absent.root", "root://host//new.root", None])

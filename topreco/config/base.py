@@ -182,6 +182,18 @@ def build_config(kind: type[C], content: dict[str, Any], origin: str) -> C:
         ) from error
 
 
+def files_of(config: Config) -> list[Path]:
+    """All paths in a configuration, wherever they stand."""
+
+    def paths(value: Any) -> list[Path]:
+        if isinstance(value, Path):
+            return [value]
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else ()
+        return [path for each in inner for path in paths(each)]
+
+    return paths(config.model_dump())
+
+
 def dump_config(config: Config) -> str:
     """The full effective configuration as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -197,7 +209,7 @@ class _Loader(yaml.SafeLoader):
     That is a key given twice, of which YAML 1.1 drops the first, and numbers in base 8 (010) or 60 (1:30).
     """
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Compose a mapping, each key once."""
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
@@ -210,7 +222,7 @@ class _Loader(yaml.SafeLoader):
             lines[name] = line
         return node
 
-    def compose_scalar_node(self, anchor: str | None) -> yaml.ScalarNode:
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
         """Compose a scalar; a number must look like what it is."""
         node = super().compose_scalar_node(anchor)
         number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")

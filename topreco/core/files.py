@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
@@ -25,7 +25,7 @@ def complete_file(path: str | Path) -> Iterator[Path]:
     Parameters
     ----------
     path
-        The final name.
+        The final name; of a symbolic link, the file that it leads to is written.
 
     Yields
     ------
@@ -35,12 +35,11 @@ def complete_file(path: str | Path) -> Iterator[Path]:
     Raises
     ------
     TopRecoError
-        If the folder cannot be made or written to, or the disk is full.
+        If the folder cannot be made or written to, the disk is full, or the path leads to something that is
+        not a regular file.
     """
-    path = Path(path)
+    path = _target(Path(path))
     writable_folder(path.parent)
-    if path.is_dir():
-        raise TopRecoError(f"{path}: is a folder, a file name expected")
     # The suffix stays, since some writers choose the format by it. Workers on several machines may write one
     # file at a time, so a process' number would not do.
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
@@ -54,6 +53,58 @@ def complete_file(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path | None]) -> None:
+    """Make sure that files can be written under some names, and that none of them is read as well.
+
+    Parameters
+    ----------
+    outputs
+        Files to write, which need not exist.
+    inputs
+        Files to read, or URLs. What does not exist is nobody's input.
+
+    Raises
+    ------
+    TopRecoError
+        If an output is an input, however both are spelt, or is there and not a regular file.
+    """
+    read = {
+        _identity(Path(re.sub(r"^file:(//(localhost)?)?", "", str(file)))): file
+        for file in inputs
+        if file is not None
+    }
+    for output in outputs:
+        number = _identity(_target(Path(output)))
+        if number is not None and number in read:
+            raise TopRecoError(f"{output}: would replace the input {read[number]}; give another name")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of a file, None where there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _target(path: Path) -> Path:
+    """File to write for a name: that to which a symbolic link leads."""
+    if path.is_symlink():
+        try:
+            path.stat()
+        except FileNotFoundError:
+            pass  # A link to a file that is not there yet.
+        except OSError as error:
+            raise TopRecoError(f"{path}: cannot be written ({error.strerror})") from error
+        path = path.resolve()
+    if path.is_dir():
+        raise TopRecoError(f"{path}: is a folder, a file name expected")
+    if path.exists() and not path.is_file():
+        raise TopRecoError(f"{path}: is not a regular file; the name of a new or a regular file expected")
+    return path
 
 
 def _full_disk(error: BaseException | None) -> int | None:

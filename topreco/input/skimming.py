@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from topreco.config import SelectionConfig
+from topreco.config import SelectionConfig, files_of
 from topreco.config.presets import describe_preset
 from topreco.core.events import dataset_id
-from topreco.core.files import write_text
+from topreco.core.files import check_outputs, write_text
 from topreco.core.progress import progress_bar
 from topreco.core.skim import SkimWriter
 from topreco.core.versions import versions
@@ -111,12 +111,14 @@ def make_skim(
         If a file is given twice or cannot be used, some have truth and others do not, or they are of
         different NanoAOD versions.
     topreco.core.errors.TopRecoError
-        If the output cannot be written.
+        If the output cannot be written, or is one of the inputs.
     """
     output = Path(output)
     if step_size < 1:
         raise InputError(f"step_size: {step_size} entries per chunk, at least 1 expected")
     check_distinct(files)
+    cutflow_file = output.with_name(f"{output.name}.cutflow.json")
+    check_outputs([output, cutflow_file], [*files, *files_of(config)])
     # All problems with the input are found before the first event is read.
     pepper = pepper_format(files[0], tree) is not None
     given = config
@@ -176,7 +178,6 @@ def make_skim(
             "cutflow": cutflow.to_dict(),
             "versions": versions(),
         }
-    cutflow_file = output.with_name(f"{output.name}.cutflow.json")
     write_text(cutflow_file, cutflow.to_json() + "\n")
     return SkimSummary(
         output,

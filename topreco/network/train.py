@@ -16,7 +16,7 @@ from rich.console import Console
 
 from topreco.config import QuantilesConfig, TrainConfig
 from topreco.core.errors import needs_extra
-from topreco.core.files import writable_folder
+from topreco.core.files import check_outputs, writable_folder
 from topreco.network.fit.data import TrainingData, read_training_data, share_training_data
 from topreco.network.fit.loop import Fitted, Session, fit, make_sample
 from topreco.network.fit.state import Paths, read_state, write_state
@@ -207,6 +207,7 @@ def train_quantiles(
         If a skim cannot be read or the file not be written.
     """
     output = Path(output)
+    check_outputs([output], config.data.files)
     folder = writable_folder(output.parent / f"{output.stem}.training")
     settings = config.model.quantiles or QuantilesConfig()
     config = config.model_copy(
@@ -266,6 +267,7 @@ def recalibrate(model: TrainedModel, config: TrainConfig, output: str | Path) ->
         If a skim cannot be read or the file not be written.
     """
     output = Path(output)
+    check_outputs([output], config.data.files)
     writable_folder(output.parent)
     networks = list(copy.deepcopy(model.networks))
     own = [network.quantiles for network in networks]

@@ -1,6 +1,7 @@
 """Run the processor over a fileset with a coffea Runner, and save the results."""
 
 import io
+import itertools
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +14,9 @@ import coffea.util
 from coffea import processor
 from coffea.processor.executor import FileMeta, WorkItem
 
-from topreco.config import RunConfig
+from topreco.config import RunConfig, files_of
 from topreco.core.errors import TopRecoError
-from topreco.core.files import complete_file, folder_name, writable_folder, write_text
+from topreco.core.files import check_outputs, complete_file, folder_name, writable_folder, write_text
 from topreco.core.versions import versions
 from topreco.evaluation.report import write_report
 from topreco.evaluation.summary import summarise
@@ -56,6 +57,9 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
         raise TopRecoError("fileset: no input files; give them as arguments or in the configuration")
     if not config.methods:
         raise TopRecoError("methods: none given; name a model or a model file (--method dilepton)")
+    read: list[str | Path] = [*itertools.chain(*config.fileset.values()), *files_of(config), *config.methods]
+    names = ("histograms.coffea", "results.json", "results.md", "cutflow.json", "run.json", "columns.json")
+    check_outputs((config.output / name for name in names), read)
     # All problems with the input are found before the first worker starts.
     inputs = inspect_inputs(config, progress=progress)
     columns = None

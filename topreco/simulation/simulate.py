@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from topreco.config import SimulationConfig
 from topreco.core.errors import TopRecoError
-from topreco.core.files import complete_file, write_text
+from topreco.core.files import check_outputs, complete_file, write_text
 from topreco.core.progress import Advance, progress_bar
 from topreco.simulation import lhe
 from topreco.simulation.nanoaod import nanoaod
@@ -135,6 +135,7 @@ def simulate(
         raise TopRecoError(
             f"{output} exists already: remove it, choose another name or request to overwrite it"
         )
+    check_outputs([output], [config.lhe])
     n_events = config.n_events
     if config.lhe is not None:
         if not config.lhe.is_file():
@@ -155,9 +156,8 @@ def simulate(
         _work_through(jobs, min(workers, max(len(missing), 1)), advance)
     seconds = time.monotonic() - started
 
-    with complete_file(parts / "merged.root") as temporary:
+    with complete_file(output) as temporary:
         n_written, sum_weights = _merge(part_files, temporary)
-    (parts / "merged.root").replace(output)
     shutil.rmtree(parts)
     return SimulationSummary(
         output=output,

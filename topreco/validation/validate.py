@@ -1,5 +1,6 @@
 """`topreco validate`: reconstruct, measure, and write page and numbers."""
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -8,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from topreco.config import ValidationConfig
+from topreco.config import ValidationConfig, files_of
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents
-from topreco.core.files import complete_file, plain
+from topreco.core.files import check_outputs, complete_file, plain
 from topreco.core.method import Method
 from topreco.core.skim import Skim
 from topreco.core.versions import versions
@@ -97,6 +98,9 @@ def validate(
         raise TopRecoError("no methods; names or model files expected")
 
     page = output / "index.html"
+    names = ("results.json", "comparison.md", "comparison.csv", "index.html")
+    read = [*skims, *background, *itertools.chain(*(mass_scan or {}).values()), *(joined or {}).values()]
+    check_outputs((output / name for name in names), [*read, *files_of(config)])
     with (
         complete_file(output / "results.json") as numbers,
         complete_file(output / "comparison.md") as markdown,

@@ -838,7 +838,7 @@ def test_refusals_write_nothing(write, tmp_path, form, nano_file, emu):
         write_tops(source, copy, shifted, PepperWriteConfig(column="Jet"))
     with pytest.raises(TopRecoError, match="gives the tt̄ system alone"):
         write_tops(source, copy, loose, PepperWriteConfig())
-    with pytest.raises(InputError, match="is the output too"):
+    with pytest.raises(TopRecoError, match="would replace the input"):
         write_tops(source, source, shifted, PepperWriteConfig())
     with pytest.raises(InputError, match=r"nano\.root: not an event file of pepper"):
         list(write_all([source, nano_file([emu()])], tmp_path / "out", shifted, PepperWriteConfig()))
@@ -880,7 +880,7 @@ def test_command(write, tmp_path, toy_model, monkeypatch, capsys, form):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"a.{form}", f"b.{form}"]
     code, _, err = command(*files, "-m", toy_model, "-o", tmp_path, "--column", "recot")
     assert code == 1
-    assert re.fullmatch(r"error: .*would replace an input; give another folder\n", err)
+    assert re.fullmatch(r"error: .*would replace the input .*; give another name\n", err)
 
 
 def test_places_of_the_copies(tmp_path):
@@ -891,7 +891,10 @@ def test_places_of_the_copies(tmp_path):
         copy_paths([], "out")
     with pytest.raises(InputError, match="given twice"):
         copy_paths([files[0], files[0]], "out")
-    with pytest.raises(InputError, match=r"0000\.h5: its copy .* would replace an input"):
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.touch()
+    with pytest.raises(TopRecoError, match=r"would replace the input .*0000\.h5"):
         copy_paths(files, tmp_path / "in")
 
 

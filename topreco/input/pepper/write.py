@@ -18,11 +18,11 @@ import awkward as ak
 import numpy as np
 import uproot
 
-from topreco.config import PepperWriteConfig
+from topreco.config import PepperWriteConfig, files_of
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import BoolArray, DileptonEvents, FloatArray, IntArray, TopPair
-from topreco.core.files import complete_file
+from topreco.core.files import check_outputs, complete_file
 from topreco.input.nano import InputError
 from topreco.input.pepper.hdf5 import buffer_prefix, is_hdf5, open_hdf5
 from topreco.input.pepper.read import collections, inspect_pepper, iterate_pepper
@@ -95,9 +95,7 @@ def copy_paths(files: Sequence[str | Path], folder: str | Path) -> dict[Path, Pa
         raise InputError(f"{', '.join(map(str, files))}: a file is given twice")
     shared = os.path.commonpath([source.parent for source in sources.values()])
     copies = {path: Path(folder) / source.relative_to(shared) for path, source in sources.items()}
-    for path, copy in copies.items():
-        if copy.resolve() in sources.values():
-            raise InputError(f"{path}: its copy {copy} would replace an input; give another folder")
+    check_outputs(copies.values(), files)
     return copies
 
 
@@ -166,8 +164,7 @@ def write_tops(
         raise TopRecoError(
             f"column: letters, digits and underscores after 'recot' expected, found {column!r}"
         )
-    if output.exists() and output.samefile(path):
-        raise InputError(f"{path}: is the output too; give another name")
+    check_outputs([output], [path, config.method, *files_of(config)])
     inspect_pepper(path, config.selection, config.tree)
     tops = _reconstruct(path, method, name, config)
     with complete_file(output) as temporary:
