@@ -23,6 +23,8 @@ from topreco.network.fit.state import Paths, read_state, write_state
 from topreco.network.model_file import TrainedModel, save_model
 from topreco.network.splits import VALIDATION
 from topreco.network.task import Task, TrainingError
+from topreco.network.tasks.calibration import check_events
+from topreco.network.tasks.losses import loss_weights
 from topreco.network.tasks.quantiles import QuantileNetwork, QuantilesTask, by_observable, calibrate
 from topreco.network.tasks.tops import TopNetwork, TopsTask
 
@@ -90,7 +92,7 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
     task = TopsTask.of(config)
     data = _read_data(config, task, fabric)
     if config.model.quantiles is not None:
-        _check_validation(data)
+        _check_validation(data, config)
     data = _placed(data, fabric.device)
     fabric.barrier()
 
@@ -224,7 +226,7 @@ def train_quantiles(
         fabric.barrier()
     state = read_state(paths.state, _content(config) | {"tops": model.metadata["sha256"]})
     data = _read_data(config, TopsTask.of(config), fabric, folder)
-    _check_validation(data)
+    _check_validation(data, config)
     data = _placed(data, fabric.device)
     session = Session(
         fabric, console, paths, (_QUANTILES_SEED, config.seed), title="quantiles, ", compile=config.compile
@@ -262,7 +264,7 @@ def recalibrate(model: TrainedModel, config: TrainConfig, output: str | Path) ->
     Raises
     ------
     TrainingError
-        If there are no quantiles to calibrate, or no events with weight for one of the networks.
+        If there are no quantiles to calibrate, or too few events with weight for one of the networks.
     TopRecoError
         If a skim cannot be read or the file not be written.
     """
@@ -294,7 +296,8 @@ def recalibrate(model: TrainedModel, config: TrainConfig, output: str | Path) ->
             raise TrainingError(f"recalibrate: no events with weight for network {fold}")
         with torch.no_grad():
             sample = make_sample(task, data, fold, index, loss_weight, torch.device("cpu"))
-            n_events += calibrate(cast("QuantileNetwork", quantiles), sample.batches(networks[fold]))
+            of_network = cast("QuantileNetwork", quantiles)
+            n_events += calibrate(of_network, sample.batches(networks[fold]), f"recalibrate: network {fold}")
     # The coverage was that of another calibration.
     before = {k: v for k, v in model.metadata.get("quantiles", {}).items() if k != "test"}
     calibration = {"files": data.summary["files"], "events": n_events, "validation_only": seen}
@@ -303,10 +306,14 @@ def recalibrate(model: TrainedModel, config: TrainConfig, output: str | Path) ->
     return described
 
 
-def _check_validation(data: TrainingData) -> None:
-    """Raise before hours of training if no events are left that calibrate the quantiles."""
-    if not all(len(data.indices(fold)[1]) for fold in range(data.folds)):
-        raise TrainingError("data.validation_fraction: no validation events, which quantiles need")
+def _check_validation(data: TrainingData, config: TrainConfig) -> None:
+    """Raise before hours of training if too few events are left that calibrate the quantiles."""
+    for fold in range(data.folds):
+        index = data.indices(fold)[1]
+        if not len(index):
+            raise TrainingError("data.validation_fraction: no validation events, which quantiles need")
+        weight = loss_weights(data.weight[index].double(), config.loss.negative_weights)
+        check_events(weight.cpu().numpy(), "data.validation_fraction")
 
 
 def _fit_quantiles(

@@ -1,6 +1,7 @@
 """Task `quantiles`: laws of its network, its loss, its calibration; no truth in its network; its command."""
 
 import dataclasses
+import math
 import re
 
 import numpy as np
@@ -14,7 +15,7 @@ from topreco.core.events import QUANTILE_LEVELS, toy_events
 from topreco.network.inference import predict
 from topreco.network.model_file import load_model, save_model
 from topreco.network.task import Evaluated, TrainingError
-from topreco.network.tasks.calibration import Calibration, calibrated, fit_calibration
+from topreco.network.tasks.calibration import Calibration, calibrated, check_events, fit_calibration
 from topreco.network.tasks.quantiles import QuantilesTask, by_observable, pinball_loss
 from topreco.network.tasks.tops import TopNetwork
 from topreco.network.tokens import Inputs
@@ -209,6 +210,47 @@ def test_calibration_counts_weights_and_ignores_unknown_truth():
     changed[2000:] = np.nan
     for name, value in fit_calibration(u, changed, np.ones(4000), log_mass, n_bins=2)._asdict().items():
         np.testing.assert_array_equal(value, getattr(expected, name))
+
+
+@pytest.mark.parametrize("n", [39, 60, 200])
+def test_calibration_on_few_events_promises_what_it_says(n):
+    """Conformal ranks: averaged over calibrations, new events lie within at least as often as claimed."""
+    rng = np.random.default_rng(n)
+    outside = np.zeros((400, 2))
+    for repeat in outside:
+        claimed = np.tile([-0.4, -0.2, 0.0, 0.2, 0.4], (n, 1, 1))
+        truth = rng.normal(0.3, 1.0, (n, 1))
+        found = fit_calibration(claimed, truth, np.ones(n), np.zeros(n), n_bins=1)
+        limits = calibrated(*map(torch.as_tensor, (claimed[:1], found.shift, found.stretch)))[0, 0].numpy()
+        probability = [0.5 * (1 + math.erf((x - 0.3) / math.sqrt(2))) for x in limits]
+        repeat[:] = 1 - probability[4] + probability[0], 1 - probability[3] + probability[1]
+    assert outside.mean(0)[0] <= 0.05 + 0.005
+    assert outside.mean(0)[1] <= 0.32 + 0.01
+
+
+def test_calibration_ranks_by_hand():
+    """Of 39 events the 95 % limits are the outermost, with weights as with copies but for their number."""
+    claimed = np.tile([-2.0, -1.0, 0.0, 1.0, 2.0], (39, 1, 1))
+    truth = np.random.default_rng(1).permutation(np.arange(-19.0, 20.0))[:, None]
+    found = fit_calibration(claimed, truth, np.full(39, 0.3), np.zeros(39), n_bins=1)
+    assert found.shift.tolist() == [[0.0]]
+    # The 33.6th and the 39th of 39.
+    assert found.stretch[0, 0].tolist() == [9.5, 14.0, 1.0, 14.0, 9.5]
+
+
+@pytest.mark.parametrize(("n", "weight"), [(1, 1.0), (38, 2.0), (400, None)])
+def test_too_few_events_to_calibrate(n, weight):
+    weights = np.r_[1e3, np.ones(n - 1)] if weight is None else np.full(n, weight)
+    message = {
+        1: "1 events, worth 1 of equal weight, .* no more than 0 %",
+        38: "38 events, worth 38 of equal weight, .* no more than 95 % .* 95 % need 39",
+        400: "400 events, worth 1.96 of equal weight, .* no more than 32 %",
+    }[n]
+    with pytest.raises(TrainingError, match=f"data: {message}"):
+        check_events(weights, "data")
+    u, truth, log_mass = gaussian(n, 4)
+    assert (fit_calibration(u, truth, weights, log_mass, n_bins=1).stretch == 1).all()
+    check_events(np.full(39, 0.1), "data")
 
 
 def test_nothing_known_changes_nothing():
@@ -427,7 +469,12 @@ def test_one_clear_error(toy_model, skim, tmp_path, monkeypatch, capsys, argumen
 
 def test_the_command(toy_model, skim, tmp_path, monkeypatch, capsys):
     output = tmp_path / "rich.safetensors"
-    overrides = ["quantiles.epochs=1", "threads=1", "model.quantiles.hidden=8"]
+    overrides = [
+        "quantiles.epochs=1",
+        "threads=1",
+        "model.quantiles.hidden=8",
+        "data.validation_fraction=0.5",
+    ]
     command = [
         "topreco",
         "quantiles",

@@ -8,10 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from topreco.core.events import QUANTILE_LEVELS, FloatArray
+from topreco.network.task import TrainingError
 
 MEDIAN = QUANTILE_LEVELS.index(0.5)
 LOW, HIGH = QUANTILE_LEVELS.index(0.16), QUANTILE_LEVELS.index(0.84)
 """Positions of the median and of the limits of the 68 % interval among `QUANTILE_LEVELS`."""
+MIN_EVENTS = 39
+"""Smallest number of events that calibrate: of fewer, not even the largest and the smallest residual are the
+limits of a 95 % interval."""
 
 
 class Calibration(NamedTuple):
@@ -62,10 +66,45 @@ def calibrated(
     return torch.stack(rising, -1)
 
 
+def effective_events(weight: FloatArray) -> float:
+    """Number of events of equal weight that know as much, (Σw)²/Σw², for weights ≥ 0 of shape (n,)."""
+    squares = float((weight**2).sum())
+    return float(weight.sum()) ** 2 / squares if squares > 0 else 0.0
+
+
+def check_events(weight: FloatArray, what: str) -> None:
+    """Raise if there are too few events to calibrate.
+
+    Parameters
+    ----------
+    weight
+        Weights ≥ 0, shape (n,).
+    what
+        Beginning of the message.
+
+    Raises
+    ------
+    TrainingError
+        If there are fewer than `MIN_EVENTS` effective events.
+    """
+    n = effective_events(weight)
+    # Rounding of the sums must not count.
+    if n < MIN_EVENTS - 1e-6:
+        raise TrainingError(
+            f"{what}: {len(weight)} events, worth {n:.3g} of equal weight, to calibrate the quantiles; they "
+            f"promise no more than {100 * max(n - 1, 0) / (n + 1):.0f} % of the truth in an interval, and "
+            f"95 % need {MIN_EVENTS}"
+        )
+
+
 def fit_calibration(
     u: FloatArray, truth: FloatArray, weight: FloatArray, log_mass: FloatArray, *, n_bins: int
 ) -> Calibration:
     """Calibration with which, in bins of predicted m_tt, each quantile has its share of the events below.
+
+    The limits are the order statistics of conformal prediction [1]_: of n events the (n + 1) p-th for the
+    share p, so that a new event lies within with at least that probability; with weights n is their effective
+    number. A target whose truth is known for fewer than `MIN_EVENTS` events of a bin is not corrected there.
 
     Parameters
     ----------
@@ -79,6 +118,11 @@ def fit_calibration(
         ln of the predicted m_tt in GeV, shape (n,).
     n_bins
         Number of bins of equal population.
+
+    References
+    ----------
+    .. [1] V. Vovk, A. Gammerman, G. Shafer, Algorithmic Learning in a Random World, Springer 2005;
+       Y. Romano, E. Patterson, E. Candès, arXiv:1905.03222.
     """
     k, n_levels = u.shape[1:]
     order = np.argsort(log_mass, kind="stable")
@@ -88,7 +132,8 @@ def fit_calibration(
     for b, group in enumerate(groups):
         for target in range(k):
             chosen = group[np.isfinite(truth[group, target])]
-            if not weight[chosen].sum() > 0:
+            n = effective_events(weight[chosen])
+            if n < MIN_EVENTS - 1e-6:
                 continue
             own, t = (x[chosen, target].astype(np.float64) for x in (u, truth))
             w = weight[chosen]
@@ -101,7 +146,8 @@ def fit_calibration(
                 # t < median + f d, with d < 0 below the median: f is a quantile of the ratio.
                 distance = own[:, i] - own[:, MEDIAN]
                 share = level if distance[0] > 0 else 1 - level
-                factor = _quantile((t - median) / distance, w, share)
+                # One more event, whose residual may be as large as can be.
+                factor = _quantile((t - median) / distance, w, min(share * (1 + 1 / n), 1.0))
                 stretch[b, target, i] = max(factor, 0.0)
     return Calibration(knots, shift, stretch)
 

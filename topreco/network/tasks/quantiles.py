@@ -32,7 +32,15 @@ from topreco.network.encoder import Encoder, Queries
 from topreco.network.readout import queries_of, read_legs
 from topreco.network.task import Columns, Evaluated, Task, TrainingError
 from topreco.network.tasks.augmentation import augment
-from topreco.network.tasks.calibration import HIGH, LOW, MEDIAN, Calibration, calibrated, fit_calibration
+from topreco.network.tasks.calibration import (
+    HIGH,
+    LOW,
+    MEDIAN,
+    Calibration,
+    calibrated,
+    check_events,
+    fit_calibration,
+)
 from topreco.network.tasks.columns import top_columns
 from topreco.network.tasks.losses import loss_weights
 from topreco.network.tokens import Inputs
@@ -440,11 +448,10 @@ class QuantilesTask(Task[QuantileNetwork]):
         Raises
         ------
         TrainingError
-            If there are none.
+            If there are too few.
         """
         for fold, network in enumerate(networks):
-            if not calibrate(network, validation(fold)):
-                raise TrainingError("data.validation_fraction: no validation events, which quantiles need")
+            calibrate(network, validation(fold), "data.validation_fraction")
         return {}
 
 
@@ -457,8 +464,28 @@ def by_observable(metrics: Mapping[str, float], observables: Sequence[str]) -> d
     }
 
 
-def calibrate(network: QuantileNetwork, batches: Iterable[Evaluated[QuantileNetwork]]) -> int:
-    """Correct a network's quantiles on events that it was not trained on; returns their number."""
+def calibrate(network: QuantileNetwork, batches: Iterable[Evaluated[QuantileNetwork]], what: str) -> int:
+    """Correct a network's quantiles on events that it was not trained on.
+
+    Parameters
+    ----------
+    network
+        Network with trained quantiles.
+    batches
+        The events, evaluated.
+    what
+        Beginning of an error's message.
+
+    Returns
+    -------
+    n_events
+        Number of events.
+
+    Raises
+    ------
+    TrainingError
+        If they are too few, see `check_events`.
+    """
     collected: list[tuple[Tensor, ...]] = []
     for _, columns, _, weight in batches:
         inputs, p4 = Inputs.from_columns(columns), columns["p4"]
@@ -466,9 +493,10 @@ def calibrate(network: QuantileNetwork, batches: Iterable[Evaluated[QuantileNetw
         found = network(inputs, p4), residual, weight.double(), fourvector.mass(p4.sum(1)).log().double()
         collected.append(tuple(x.cpu() for x in found))
     if not collected:
-        return 0
+        raise TrainingError(f"{what}: no validation events, which quantiles need")
     arrays = [torch.cat(parts).numpy() for parts in zip(*collected, strict=True)]
     n_events = len(arrays[0])
+    check_events(arrays[2], what)
     n_bins = max(1, min(len(network.knots), n_events // _CALIBRATION_EVENTS))
     network.set_calibration(fit_calibration(*arrays, n_bins=n_bins))
     return n_events
