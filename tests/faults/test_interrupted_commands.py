@@ -44,6 +44,7 @@ COMMANDS = {
     "quantiles": [
         *"quantiles IN/model.safetensors -o OUT/out.safetensors --quiet".split(),
         *"data.files=[IN/train.parquet] data.stream=true quantiles.epochs=4 threads=1".split(),
+        "data.validation_fraction=0.3",
         f"model.quantiles={{backbone: {BACKBONE}, hidden: 16}}",
     ],
     "skim": "skim IN/nano.root -o OUT/skim.parquet --dataset tt --quiet step_size=200".split(),

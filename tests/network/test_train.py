@@ -536,6 +536,24 @@ def test_what_cannot_be_trained(config, tmp_path):
         quiet(config(data={"files": []}))
 
 
+@pytest.mark.parametrize("by_row_group", [False, True])
+def test_events_of_one_key_cannot_be_split(config, skims, truth_of, tmp_path, by_row_group):
+    """No word of fractions: the key is what is wrong. Without splits it does not matter."""
+    skim = tmp_path / "constant.parquet"
+    with SkimWriter(skim, row_group_size=100) as writer:
+        for number in range(2):
+            same = np.full(100, number if by_row_group else 7, np.uint64)
+            events = dataclasses.replace(toy_events(100, max_jets=4, seed=number), event=same)
+            writer.write(events, truth_of(events))
+    message = r"data\.files: the key \(run, luminosityBlock, event\) is constant, the same for all 200 events"
+    for fractions in ({"test_fraction": 0.0}, {"folds": 2}, {"validation_fraction": 0.0}):
+        with pytest.raises(TrainingError, match=message):
+            quiet(config(data={"files": [skim], **fractions}))
+    assert quiet(
+        config(epochs=1, data={"files": [skim], "test_fraction": 0.0, "validation_fraction": 0.0})
+    ).exists()
+
+
 def test_a_model_from_elsewhere_is_not_overwritten(config):
     path = quiet(config(epochs=1))
     path.with_name("state.ckpt").unlink()

@@ -308,3 +308,13 @@ def test_smeared_methods_know_their_spread(method):
     without = topreco.load(method, threads=1, solvers=solvers, quantiles=False)(events)
     assert without.quantiles is None
     np.testing.assert_array_equal(without.p4, pair.p4)
+
+
+def test_smearing_needs_keys_that_differ():
+    """Else all events would be smeared by the same draws; one event alone has nothing to differ from."""
+    events = dataclasses.replace(toy_events(5), event=np.zeros(5, np.uint64))
+    method = topreco.load("sonnenschein", solvers=SolverConfig(n_draws=2))
+    with pytest.raises(TopRecoError, match=r"'sonnenschein': the key .* is constant, .* all 5 events"):
+        method(events)
+    assert len(method(events[:1]).valid) == 1
+    assert len(method(dataclasses.replace(events, run=np.arange(5, dtype=np.uint32))).valid) == 5

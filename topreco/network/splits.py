@@ -40,6 +40,11 @@ def split_of(events: DileptonEvents, config: DataConfig) -> IntArray:
     return split.astype(np.int8)
 
 
+def same_key(events: DileptonEvents) -> bool:
+    """True if all events have one key, so that no hash of it can tell them apart."""
+    return len(np.unique(events.uniform(SPLIT_SALT))) <= 1
+
+
 def fold_of(events: DileptonEvents, folds: int) -> IntArray:
     """Fold of each event: the index of the one network that has not seen it.
 

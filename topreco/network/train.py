@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from rich.console import Console
 
-from topreco.config import QuantilesConfig, TrainConfig
+from topreco.config import DataConfig, QuantilesConfig, TrainConfig
 from topreco.core.errors import needs_extra
 from topreco.core.files import check_outputs, writable_folder
 from topreco.network.fit.data import TrainingData, read_training_data, share_training_data
@@ -283,6 +283,8 @@ def recalibrate(model: TrainedModel, config: TrainConfig, output: str | Path) ->
     data = read_training_data(config.data.model_copy(update=changes), task.columns, output.parent)
     known = set(model.metadata.get("data", {}).get("dataset_ids", ()))
     seen = bool(known.intersection(data.summary["dataset_ids"]))
+    if seen or len(networks) > 1:
+        _check_key(data, config.data.model_copy(update=changes))
     loss_weight = task.loss_weights(data.weight, data.columns)
     n_events = 0
     for fold, quantiles in enumerate(own):
@@ -391,11 +393,13 @@ def _read_data(
     """The training data, of which the processes of a machine share what is not in memory."""
     folder = folder or config.output
     if fabric.world_size == 1:
-        return read_training_data(config.data, task.columns, folder, needs_truth=task.needs_truth)
+        data = read_training_data(config.data, task.columns, folder, needs_truth=task.needs_truth)
+        _check_key(data, config.data)
+        return data
     # A name that the next training in this output folder finds again.
     digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
     path = (config.data.cache or folder) / f".data.{digest}.{fabric.node_rank}.tmp"
-    return share_training_data(
+    data = share_training_data(
         config.data,
         task.columns,
         path,
@@ -403,6 +407,20 @@ def _read_data(
         barrier=fabric.barrier,
         needs_truth=task.needs_truth,
     )
+    _check_key(data, config.data)
+    return data
+
+
+def _check_key(data: TrainingData, config: DataConfig) -> None:
+    """Raise if events must be told apart, but have one key."""
+    if data.summary.get("constant_key") and (
+        config.folds > 1 or config.validation_fraction > 0 or config.test_fraction > 0
+    ):
+        raise TrainingError(
+            "data.files: the key (run, luminosityBlock, event) is constant, the same for all "
+            f"{len(data)} events or within each row group. It decides which events train, validate and test: "
+            "give each event a number of its own"
+        )
 
 
 def _placed(data: TrainingData, device: torch.device) -> TrainingData:

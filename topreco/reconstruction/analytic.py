@@ -100,6 +100,12 @@ def _smeared(solver: Any, method: AnalyticMethod, events: DileptonEvents) -> Top
     from topreco.solvers.smearing import DRAWN_OBSERVABLES, smear_and_solve
 
     config = method.config
+    keys = (events.run, events.luminosity_block, events.event)
+    if len(events) > 1 and all((values == values[0]).all() for values in keys):
+        raise TopRecoError(
+            f"method {method.name!r}: the key (run, luminosityBlock, event) is constant, the same for all "
+            f"{len(events)} events, which would all be smeared alike; give each event a number of its own"
+        )
     result = smear_and_solve(
         events,
         method.response,

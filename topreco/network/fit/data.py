@@ -22,7 +22,7 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, Truth
 from topreco.core.skim import Skim
 from topreco.network.fit.rows import Rows, mapped, moved, row_bytes, sent
-from topreco.network.splits import TEST, TRAIN, VALIDATION, fold_of, split_of
+from topreco.network.splits import TEST, TRAIN, VALIDATION, fold_of, same_key, split_of
 from topreco.network.task import Columns, TrainingError
 
 STREAM_FROM = 1_000_000
@@ -284,6 +284,7 @@ class _Reader(NamedTuple):
         marks: list[tuple[Tensor, ...]] = []
         files: list[dict[str, Any]] = []
         numbers: dict[int, int] = {}
+        constant = True
         for budget in budgets:
             # A reader keeps some MB for as long as it lives.
             skim = skims.pop(0)
@@ -298,6 +299,7 @@ class _Reader(NamedTuple):
                 if self.needs_truth:
                     events, truth = self._usable(events, truth, skim)
                 used += len(events)
+                constant &= same_key(events)
                 _check_finite(events, truth, skim)
                 columns = self.columns_of(events, truth)
                 if rows is None:
@@ -334,6 +336,7 @@ class _Reader(NamedTuple):
             weight = _normalised(weight, dataset)
         # JSON readers lose the digits of 64-bit integers.
         summary: dict[str, Any] = {
+            **({"constant_key": True} if constant and len(weight) > len(marks) else {}),
             "files": files,
             "dataset_ids": [str(identity) for identity in sorted(numbers)],
             "events": len(weight),
