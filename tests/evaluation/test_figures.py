@@ -51,7 +51,10 @@ def test_all_figures_are_written(toy, tmp_path):
     assert "rb_y_top_vs_m_tt" in stems
 
 
-def test_the_usual_figures_and_their_overview_are_the_same_from_any_number_of_processes(toy, tmp_path):
+def test_the_usual_figures_and_their_overview_are_the_same_from_any_number_of_processes(
+    toy, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("topreco.evaluation.figures._FIGURES_PER_PROCESS", 12)
     histograms = filled(toy, 3000, observables=("m_tt", "pt_top", "y_top", "c_han", "m_top", "y_tt"))
     paths = save_all(histograms, tmp_path / "one")
     usual = ("m_tt", "pt_top", "y_top", "c_han")

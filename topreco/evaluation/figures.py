@@ -46,7 +46,7 @@ USUAL_KINDS = ("residual", "rb", "res", "width68")
 USUAL_KINDS_OF_METHODS = ("migration", "variations")
 """Figures that are drawn unless others are requested; without truth the spectra."""
 
-_FIGURES_PER_PROCESS = 12
+_FIGURES_PER_PROCESS = 24
 """A process takes as long to start as it takes to draw about so many figures."""
 _TILE = 400
 """Height of a figure on the overview, in pixels."""
