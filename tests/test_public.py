@@ -43,3 +43,11 @@ def test_every_public_name_is_there():
     assert topreco.DileptonProcessor.__module__ == "topreco.runs.processor"
     with pytest.raises(AttributeError, match="module 'topreco' has no attribute 'reconstructor'"):
         _ = topreco.reconstructor
+
+
+def test_a_worker_imports_nothing_that_only_some_runs_need():
+    """Each would cost every worker of every job a second or more."""
+    modules = ("coffea.lumi_tools", "matplotlib", "mplhep", "torch", "onnxruntime", "pyarrow.parquet", "dask")
+    found = "import topreco.cli, topreco.runs.run, sys; print([m for m in {} if m in sys.modules])"
+    command = [sys.executable, "-c", found.format(modules)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -3,6 +3,7 @@
 The work is done in the modules that the commands call.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,6 +71,9 @@ LabelOption = Annotated[
 ]
 ExperimentOption = Annotated[str, typer.Option(help="Experiment in bold before it, such as CMS.")]
 SqrtSOption = Annotated[float | None, typer.Option(help="Centre-of-mass energy in TeV to show.")]
+FormatOption = Annotated[
+    list[str] | None, typer.Option("--format", help="Such as pdf; repeat for several. Default: png.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
@@ -86,6 +90,11 @@ def _split(arguments: list[str] | None) -> tuple[list[str], list[str]]:
     """Separate file arguments from key=value overrides."""
     files = [a for a in arguments or [] if "=" not in a or "/" in a.partition("=")[0]]
     return files, [a for a in arguments or [] if a not in files]
+
+
+def _processes(workers: int | None) -> int:
+    """Number of processes; by default one per core."""
+    return os.cpu_count() or 1 if workers is None else workers
 
 
 def _output(text: str) -> Any:
@@ -288,7 +297,6 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Reconstruct files through a coffea Runner: histograms, metrics, cutflow and figures."""
-    from topreco.evaluation.figures import save_all
     from topreco.evaluation.report import print_report
     from topreco.input.cutflow import Cutflow
     from topreco.runs.run import run as run_processor
@@ -308,7 +316,9 @@ def run(
         typer.echo(f"{name}: {result.presets[name]}\n")
     print_report(result.summary, observables=_HEADLINE, console=_console())
     if plots:
-        save_all(result.histograms, result.folder / "plots")
+        from topreco.evaluation.figures import save_all
+
+        save_all(result.histograms, result.folder / "plots", workers=_processes(None), summary=result.summary)
     typer.echo(result.statistics)
     typer.echo(f"results: {result.folder}")
 
@@ -356,7 +366,6 @@ def validate(
     quiet: Quiet = False,
 ) -> None:
     """Validate methods (dilepton by default) on simulated skims: a page with figures, all numbers as JSON."""
-    import os
     import shlex
 
     from topreco.validation.validate import parse_joined, parse_masses
@@ -371,7 +380,7 @@ def validate(
         joined=parse_joined(join or []),
         background=background or [],
         mass_scan=parse_masses(mass_scan or []),
-        workers=os.cpu_count() or 1 if workers is None else workers,
+        workers=_processes(workers),
         command=shlex.join(["topreco", *sys.argv[1:]]),
         progress=not quiet,
     )
@@ -396,16 +405,22 @@ def plot(
         Literal["all", "common"], typer.Option(help="All events, or those that all methods solve.")
     ] = "all",
     channel: Annotated[Literal["all", "ee", "emu", "mumu"], typer.Option(help="Leptons.")] = "all",
-    observable: Annotated[list[str] | None, typer.Option(help="Observable; all by default.")] = None,
-    only: Annotated[str, typer.Option(help="Pattern of the figures' names, such as 'res_*'.")] = "*",
-    formats: Annotated[
-        list[str] | None, typer.Option("--format", help="Such as svg; repeat for several. Default: png, pdf.")
+    observable: Annotated[
+        list[str] | None, typer.Option(help="Observable; by default m_tt, pt_top, y_top, c_hel, c_han.")
     ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Pattern of the figures' names among all, such as 'res_*'.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every figure; by default those of the overview.")
+    ] = False,
+    formats: FormatOption = None,
     label: LabelOption = None,
     experiment: ExperimentOption = "",
     sqrt_s: SqrtSOption = None,
+    workers: WorkersOption = None,
 ) -> None:
-    """Make the figures of saved histograms again, of one run or of several together."""
+    """Draw saved histograms of one run, or of several together: the usual figures, or all of them."""
     from topreco.evaluation.figures import FORMATS, save_all
     from topreco.evaluation.histograms import add_up
     from topreco.evaluation.style import Label
@@ -423,7 +438,9 @@ def plot(
         channel=channel,
         observables=observable,
         only=only,
+        every=every,
         formats=formats or FORMATS,
+        workers=_processes(workers),
     )
     typer.echo(f"{len(paths)} files in {folder}")
 
@@ -449,11 +466,13 @@ def unfolding(
         list[str] | None, typer.Option(help="Observables by commas or repetition; all by default.")
     ] = None,
     plots: PlotsOption = True,
+    formats: FormatOption = None,
     label: LabelOption = "Simulation",
     experiment: ExperimentOption = "",
     sqrt_s: SqrtSOption = None,
 ) -> None:
     """Export response matrices of a run as ROOT and JSON, on request in bins of a minimum purity."""
+    from topreco.evaluation.figures import FORMATS
     from topreco.evaluation.style import Label
     from topreco.measurement import export as export_to
     from topreco.measurement.unfolding import BinRequirements
@@ -484,7 +503,9 @@ def unfolding(
     for table in export_to.tables(found):
         _console().print(table)
     if plots:
-        export_to.save_figures(found, folder, label=Label(label, experiment, sqrt_s))
+        export_to.save_figures(
+            found, folder, label=Label(label, experiment, sqrt_s), formats=formats or FORMATS
+        )
     for path in paths:
         typer.echo(path)
     for dataset, n in kept.items():

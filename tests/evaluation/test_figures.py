@@ -5,6 +5,8 @@ import logging
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
 from topreco.config import HistogramConfig
 from topreco.core.errors import TopRecoError
@@ -37,7 +39,7 @@ def texts(figure):
 
 def test_all_figures_are_written(toy, tmp_path):
     histograms = filled(toy, 3000, observables=("m_tt", "y_top"))
-    paths = save_all(histograms, tmp_path, label=Label(sqrt_s=13))
+    paths = save_all(histograms, tmp_path, label=Label(sqrt_s=13), every=True, formats=("png", "pdf"))
     assert {p.suffix for p in paths} == {".png", ".pdf"}
     assert all(p.stat().st_size > 1000 for p in paths)
     assert {p.parent for p in paths} == {tmp_path / "tt_2018"}
@@ -47,6 +49,51 @@ def test_all_figures_are_written(toy, tmp_path):
         assert {f"{m.field}_{name}" for m in METRICS} | {f"spectrum_{name}", f"residual_{name}"} <= stems
         assert f"migration_{name}_network" in stems
     assert "rb_y_top_vs_m_tt" in stems
+
+
+def test_the_usual_figures_and_their_overview_are_the_same_from_any_number_of_processes(
+    toy, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("topreco.evaluation.figures._FIGURES_PER_PROCESS", 12)
+    histograms = filled(toy, 3000, observables=("m_tt", "pt_top", "y_top", "c_han", "m_top", "y_tt"))
+    paths = save_all(histograms, tmp_path / "one")
+    usual = ("m_tt", "pt_top", "y_top", "c_han")
+    assert {path.name for path in paths} == {
+        "overview.png",
+        *(f"{kind}_{name}.png" for name in usual for kind in ("residual", "rb", "res", "width68")),
+        *(f"migration_{name}_{m}.png" for name in usual for m in ("network", "a_strange__name")),
+    }
+    again = save_all(histograms, tmp_path / "two", workers=2)
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
+    sheet = Image.open(tmp_path / "one" / "tt_2018" / "overview.png")
+    assert sheet.size == (4 * 400 + 2 * 480, 4 * 400)
+    assert all(np.ptp(np.asarray(sheet)[:, at : at + 400]) > 0 for at in range(0, sheet.width - 80, 400))
+
+
+def test_chosen_figures_have_no_overview_and_the_usual_ones_of_a_chosen_observable_do(toy, tmp_path):
+    histograms = filled(toy, 300)
+    assert [p.name for p in save_all(histograms, tmp_path, only="spectrum_y*")] == ["spectrum_y_top.png"]
+    assert {p.name for p in save_all(histograms, tmp_path, formats=("svg",))}.isdisjoint({"overview.png"})
+    data = filled(toy, 300, truth=False, observables=("m_tt", "m_top"))
+    found = save_all(data, tmp_path, observables=["m_top"])
+    assert [p.name for p in found] == ["spectrum_m_top.png", "overview.png"]
+
+
+def test_labels_of_axes_are_inside_the_figure_and_apart_from_each_other():
+    counts = np.pad(np.ones((2, 2)), 1)
+    spectrum = Spectrum(np.array([123456.0, 2e5]), np.array([1.0, 1]))
+    for figure in (
+        plot_migration(
+            counts, np.arange(3.0) * 1e5, M_TT, method="a", label=Label("Private work", "CMS", 13)
+        ),
+        plot_variations(spectrum, {"a_up": spectrum}, np.arange(3.0), M_TT, method="a"),
+    ):
+        FigureCanvasAgg(figure).draw()
+        boxes = [axes.get_tightbbox() for axes in figure.axes]
+        assert all(box.min.min() >= 0 and np.all(box.max <= figure.bbox.max) for box in boxes)
+        assert min(box.x0 for box in boxes) < 40
+        assert max(box.x1 for box in boxes) > figure.bbox.x1 - 60
+        assert min(box.y0 for box in boxes) < 40
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 30])

@@ -86,7 +86,7 @@ def test_driver_finds_every_script_with_json():
     from run_all import find_scripts
 
     found = find_scripts(SCRIPTS)
-    assert set(found) >= {"chain", "inference", "scaling", "smearing", "solvers", "systematics"}
+    assert set(found) >= {"chain", "inference", "scaling", "smearing", "solvers", "startup", "systematics"}
 
 
 def test_driver_merges_and_names_what_failed(tmp_path):
@@ -111,6 +111,22 @@ def test_driver_merges_and_names_what_failed(tmp_path):
     assert "## Own" in table
     assert "| m | 2 |  | s |" in table
     assert "Failed: exit status 3" in table
+
+
+def test_startup_is_compared_within_each_round(tmp_path):
+    from bench_startup import FIGURES, IMPORTS, LUMI, RUN, WORKER, find_commands, measurements
+
+    slow = [1.0, 5.0, 2.0]
+    costs = {IMPORTS: 2.0, RUN: 4.0, FIGURES: 12.0, WORKER: 1.0, LUMI: 3.0}
+    found = {row.name: row for row in measurements({n: [c * t for t in slow] for n, c in costs.items()})}
+    assert {name: row.value for name, row in found.items()} == {name: 2 * c for name, c in costs.items()}
+    assert [found[name].ratio for name in (RUN, FIGURES, WORKER)] == [2.0, 6.0, 3.0]
+    assert [found[name].reached for name in (IMPORTS, RUN, FIGURES, WORKER)] == [None, True, False, True]
+    commands = find_commands(["a.root"], ["dilepton"], tmp_path)
+    assert list(commands) == list(costs)
+    assert set(commands[RUN]) - set(commands[FIGURES]) == {"--no-plots"}
+    for name in (WORKER, LUMI):
+        subprocess.run(commands[name], check=True)
 
 
 def test_predicted_wall_time_follows_the_formula():

@@ -51,6 +51,11 @@ class Observable:
     relative: bool
     compute: Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle a known observable by its name: its function may be a lambda."""
+        known = OBSERVABLES.get(self.name) is self
+        return (_known_observable, (self.name,)) if known else super().__reduce_ex__(protocol)
+
     @property
     def axis_label(self) -> str:
         """Label with unit, for an axis."""
@@ -547,3 +552,7 @@ def observable_names(names: Iterable[str]) -> tuple[str, ...]:
             )
         found |= dict.fromkeys(OBSERVABLE_GROUPS.get(name, (name,)))
     return tuple(found)
+
+
+def _known_observable(name: str) -> Observable:
+    return OBSERVABLES[name]

@@ -237,7 +237,7 @@ def plot_migration(
         mesh = axes.pcolormesh(
             *grids, np.ma.masked_invalid(share.T), cmap="cividis", vmin=0, vmax=top if top > 0 else 1.0
         )
-        bar = figure.colorbar(mesh, ax=axes, pad=0.02)
+        bar = figure.colorbar(mesh, ax=axes, pad=0.02, fraction=0.05, aspect=16)
         bar.set_label(f"Share of the {'true' if per == 'truth' else 'reconstructed'} bin [%]")
         if max(share.shape) <= 20:
             style = {"ha": "center", "va": "center", "size": 15 if max(share.shape) <= 15 else 12}

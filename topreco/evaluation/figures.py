@@ -4,19 +4,25 @@ import fnmatch
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import hist
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from topreco.config import NOMINAL
 from topreco.core.errors import TopRecoError
 from topreco.core.files import complete_file
-from topreco.core.observables import OBSERVABLES, Observable
+from topreco.core.observables import OBSERVABLES
 from topreco.core.statistics import bin_starts, merge_bins
 from topreco.evaluation.draw import (
     METRICS,
@@ -33,7 +39,17 @@ from topreco.evaluation.summary import ALL_CHANNELS, Result, Summary, select, su
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("png", "pdf")
+FORMATS = ("png",)
+
+USUAL_OBSERVABLES = ("m_tt", "pt_top", "y_top", "c_hel", "c_han")
+USUAL_KINDS = ("residual", "rb", "res", "width68")
+USUAL_KINDS_OF_METHODS = ("migration", "variations")
+"""Figures that are drawn unless others are requested; without truth the spectra."""
+
+_FIGURES_PER_PROCESS = 24
+"""A process takes as long to start as it takes to draw about so many figures."""
+_TILE = 400
+"""Height of a figure on the overview, in pixels."""
 
 
 def figures(
@@ -77,28 +93,35 @@ def figures(
         If an observable is not in the histograms.
     """
     summary = summarise(histograms) if summary is None else summary
-    results = {m: found[channel] for m, found in summary.get(subset, {}).get(dataset, {}).items()}
-    known = observables_of(histograms)
-    for name in observables or known:
-        if name not in known:
-            raise TopRecoError(f"no observable {name!r} in these histograms, only {', '.join(known)}")
-        chosen = {method: found[name] for method, found in results.items()}
-        category = dataset, subset, channel
-        for figure, draw in _figures_of(histograms, OBSERVABLES[name], chosen, category, label or Label()):
+    category = dataset, subset, channel
+    for name in _known(histograms, observables):
+        for figure, draw in _figures_of(histograms, name, summary, category, label or Label()):
             if fnmatch.fnmatchcase(figure, only):
                 yield figure, draw()
 
 
+def _known(histograms: Mapping[str, hist.Hist], observables: Sequence[str] | None) -> Sequence[str]:
+    """Observables to draw, all of which the histograms have."""
+    known = observables_of(histograms)
+    for name in observables or ():
+        if name not in known:
+            raise TopRecoError(f"no observable {name!r} in these histograms, only {', '.join(known)}")
+    return observables or known
+
+
 def _figures_of(
     histograms: Mapping[str, hist.Hist],
-    observable: Observable,
-    results: Mapping[str, Result],
+    name: str,
+    summary: Summary,
     category: tuple[str, str, str],
     label: Label,
 ) -> Iterator[tuple[str, Callable[[], Figure]]]:
     """Names of the figures of one observable, and what draws them."""
-    name = observable.name
+    observable = OBSERVABLES[name]
     dataset, subset, channel = category
+    results: dict[str, Result] = {
+        method: found[channel][name] for method, found in summary.get(subset, {}).get(dataset, {}).items()
+    }
 
     def contents(kind: str, method: str) -> Any:
         return select(np.asarray(cells(histograms[f"{kind}/{name}"], dataset, method)), subset, channel)
@@ -159,10 +182,13 @@ def save_all(
     subset: str = "all",
     channel: str = ALL_CHANNELS,
     observables: Sequence[str] | None = None,
-    only: str = "*",
+    only: str | None = None,
+    every: bool = False,
     formats: Sequence[str] = FORMATS,
+    workers: int = 1,
+    summary: Summary | None = None,
 ) -> list[Path]:
-    """Draw and save every figure, in one folder per dataset.
+    """Draw and save figures, in one folder per dataset, and an overview of the usual ones as PNG.
 
     Parameters
     ----------
@@ -170,10 +196,18 @@ def save_all(
         Filled histograms of `histograms.book`.
     folder
         Where to write; made if need be.
-    label, subset, channel, observables, only
+    label, subset, channel, summary
         As for `figures`.
+    observables
+        Observables to draw; by default `USUAL_OBSERVABLES`, and with `only` or `every` all.
+    only
+        Pattern of the names of the figures to draw, without an overview; by default those of `USUAL_KINDS`.
+    every
+        Draw every figure.
     formats
-        Suffixes that matplotlib knows.
+        Suffixes that matplotlib knows. The overview needs "png".
+    workers
+        Processes that draw; the files do not depend on it.
 
     Returns
     -------
@@ -183,30 +217,90 @@ def save_all(
     Raises
     ------
     TopRecoError
-        If the folder cannot be written, or an observable or format is unknown.
+        If the folder cannot be written, an observable or format is unknown, or a process dies.
     """
-    summary = summarise(histograms)
+    summary = summarise(histograms) if summary is None else summary
     datasets = list(summary.get(subset, {}))
     if not datasets:
         logger.warning("no events in the subset %r: no figures", subset)
-    paths: list[Path] = []
+    known = _known(histograms, observables)
+    looked_at = observables or [name for name in USUAL_OBSERVABLES if name in known] or known
+    draws: dict[Path, Callable[[], Figure]] = {}
+    rows: dict[Path, list[list[Path]]] = {}
     for dataset in datasets:
-        for name, figure in figures(
-            histograms,
-            dataset,
-            subset=subset,
-            channel=channel,
-            label=label,
-            observables=observables,
-            only=only,
-            summary=summary,
-        ):
-            stem = Path(folder) / _file_name(dataset) / _file_name(name)
-            # Names that differ only in what a file name cannot hold must not overwrite each other.
-            while Path(f"{stem}.{formats[0]}") in paths:
-                stem = stem.with_name(f"{stem.name}_")
-            paths += save(figure, stem, formats=formats)
+        here = Path(folder) / _file_name(dataset)
+        for name in known:
+            category = dataset, subset, channel
+            found = list(_figures_of(histograms, name, summary, category, label or Label()))
+            usual = _usual([figure for figure, _ in found], name) if name in looked_at else set()
+            row = []
+            for figure, draw in found:
+                drawn = every or figure in usual if only is None else fnmatch.fnmatchcase(figure, only)
+                if not drawn:
+                    continue
+                stem = here / _file_name(figure)
+                # Names that differ only in what a file name cannot hold must not overwrite each other.
+                while stem in draws:
+                    stem = stem.with_name(f"{stem.name}_")
+                draws[stem] = draw
+                if figure in usual:
+                    row.append(stem)
+            rows.setdefault(here, []).append(row)
+    paths = _draw(draws, formats, workers)
+    if only is None and "png" in formats:
+        paths += [_overview(found, here / "overview.png") for here, found in rows.items() if any(found)]
     return paths
+
+
+def _usual(figures: Sequence[str], observable: str) -> set[str]:
+    """Figures of an observable that are drawn by default; without truth its spectrum."""
+    kinds = USUAL_KINDS if f"residual_{observable}" in figures else ("spectrum",)
+    names = {f"{kind}_{observable}" for kind in kinds}
+    of_methods = tuple(f"{kind}_{observable}_" for kind in USUAL_KINDS_OF_METHODS)
+    return {figure for figure in figures if figure in names or figure.startswith(of_methods)}
+
+
+def _draw(draws: Mapping[Path, Callable[[], Figure]], formats: Sequence[str], workers: int) -> list[Path]:
+    """Draw and save figures, given by the paths of their files without suffix."""
+    workers = min(workers, len(draws) // _FIGURES_PER_PROCESS)
+    with ExitStack() as stack:
+        apply: Any = map
+        if workers > 1:
+            # Forked threads of torch and numba may hang.
+            pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+            apply = partial(stack.enter_context(pool).map, chunksize=4)
+        try:
+            found = list(apply(_draw_one, draws.values(), draws, repeat(tuple(formats))))
+        except BrokenProcessPool as error:
+            raise TopRecoError("a process that draws figures died, perhaps for lack of memory") from error
+    return [path for paths in found for path in paths]
+
+
+def _draw_one(draw: Callable[[], Figure], stem: Path, formats: Sequence[str]) -> list[Path]:
+    return save(draw(), stem, formats=formats)
+
+
+def _overview(rows: Sequence[Sequence[Path]], path: Path) -> Path:
+    """One image of saved figures, a row per observable."""
+    tiles = []
+    for row in rows:
+        images = []
+        for stem in row:
+            with Image.open(f"{stem}.png") as image:
+                size = round(_TILE * image.width / image.height), _TILE
+                images.append(image.convert("RGB").resize(size, Image.Resampling.BOX, reducing_gap=2.0))
+        if images:
+            tiles.append(images)
+    width = max(sum(image.width for image in images) for images in tiles)
+    sheet = Image.new("RGB", (width, _TILE * len(tiles)), "white")
+    for i, images in enumerate(tiles):
+        left = 0
+        for image in images:
+            sheet.paste(image, (left, _TILE * i))
+            left += image.width
+    with complete_file(path) as temporary:
+        sheet.save(temporary, format="png")
+    return path
 
 
 def save(figure: Figure, stem: str | Path, *, formats: Sequence[str] = FORMATS) -> list[Path]:

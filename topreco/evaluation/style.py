@@ -7,7 +7,9 @@ from typing import Any
 
 import matplotlib as mpl
 import mplhep
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 COLOURS = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
@@ -16,6 +18,10 @@ COLOURS = (
 """Ten colours that colour-blind readers can tell apart (M. A. Petroff, arXiv:2107.02270)."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 LINES = ("-", "--", ":", "-.")
+
+# Shares of a figure: the upper end of the panels, which leaves room for the label, and the other margins.
+_TOP = 0.93
+_MARGIN = 0.02
 
 
 @dataclass(frozen=True)
@@ -64,22 +70,48 @@ def canvas(
         The figure and its axes, from above.
     """
     with figure_style():
-        figure = Figure(figsize=(width, 10.0), layout="constrained")
+        figure = Figure(figsize=(width, 10.0))
         grid = figure.subplots(
-            len(heights), sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
+            len(heights),
+            sharex=True,
+            squeeze=False,
+            gridspec_kw={"height_ratios": heights, "top": _TOP, "hspace": 0.06},
         )
         panels = list(grid[:, 0])
         yield figure, panels
+        _fit(figure)
         _add_label(panels[0], Label() if label is None else label)
+
+
+def _fit(figure: Figure) -> None:
+    """Margins as wide as tick and axis labels need.
+
+    Measured once: matplotlib's constrained layout repeats it and costs more than the drawing.
+    """
+    canvas_before = figure.canvas
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    # mplhep would have this canvas draw everything for each text of the label.
+    figure.set_canvas(canvas_before)
+    boxes = [
+        box
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        if (box := axis.get_tightbbox(renderer, for_layout_only=True)) is not None
+    ]
+    found = Bbox.union(boxes).transformed(figure.transFigure.inverted())
+    margins = figure.subplotpars
+    figure.subplots_adjust(
+        left=margins.left + _MARGIN - found.x0,
+        bottom=margins.bottom + _MARGIN - found.y0,
+        right=margins.right + 1 - _MARGIN - max(found.x1, margins.right),
+        top=_TOP,
+    )
 
 
 def _add_label(axes: Any, label: Label) -> None:
     text = "Simulation" if label.text is None else label.text
     # The label takes the place of the y axis' exponent, which moves to the left of the axis.
     axes.yaxis.get_offset_text().set_horizontalalignment("right")
-    if label.experiment:
-        # The text is placed beside the name for the size that the axes have now: make it the final one.
-        axes.figure.draw_without_rendering()
     # A dollar sign is no mathtext here.
     experiment, text = (part.replace("$", r"\$") for part in (label.experiment, text))
     energy = None if label.sqrt_s is None else f"{label.sqrt_s:g}"

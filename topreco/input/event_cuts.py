@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from coffea.lumi_tools import LumiMask
 
 from topreco.config import CutsConfig, JetVetoMap, SelectionConfig
 from topreco.core import fourvector
@@ -159,6 +158,9 @@ def _lumi_mask(path: Path) -> Any:
         for run, ranges in content.items()
     ):
         raise InputError(f"{what}: lists of [first, last] by run expected")
+    # Its import compiles for seconds, which every worker would wait for.
+    from coffea.lumi_tools import LumiMask
+
     return LumiMask(str(path))
 
 

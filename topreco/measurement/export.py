@@ -18,7 +18,7 @@ from topreco.core.files import complete_file, folder_name, plain, write_text
 from topreco.core.observables import OBSERVABLES
 from topreco.core.statistics import Estimate
 from topreco.evaluation.draw import plot_migration, plot_shares
-from topreco.evaluation.figures import save
+from topreco.evaluation.figures import FORMATS, save
 from topreco.evaluation.histograms import reco_axis, truth_axis
 from topreco.evaluation.report import format_estimate, terminal_table
 from topreco.evaluation.responses import responses_of
@@ -311,7 +311,11 @@ def _matrix(entry: Mapping[str, Any]) -> ResponseMatrix:
 
 
 def save_figures(
-    responses: ResponseMatrices, folder: str | Path, *, label: Label | None = None
+    responses: ResponseMatrices,
+    folder: str | Path,
+    *,
+    label: Label | None = None,
+    formats: Sequence[str] = FORMATS,
 ) -> list[Path]:
     """Draw each nominal response matrix with truth, over all channels, and the fractions of events.
 
@@ -323,6 +327,8 @@ def save_figures(
         Where to write; made if need be.
     label
         Text above the figures.
+    formats
+        Suffixes that matplotlib knows.
 
     Returns
     -------
@@ -349,7 +355,7 @@ def save_figures(
         curves = plot_shares(shares, response.truth_edges, observable, method=key.method, label=label)
         for kind, figure in (("response", matrix), ("shares", curves)):
             stem = f"{kind}_{key.observable}_{folder_name(key.method)}"
-            paths += save(figure, Path(folder) / folder_name(key.dataset) / stem)
+            paths += save(figure, Path(folder) / folder_name(key.dataset) / stem, formats=formats)
     return paths
 
 
