@@ -132,6 +132,15 @@ def test_one_percent_on_all_jets(events, payload, variation, sign, flat):
     assert_same(dataclasses.replace(varied, jets=nominal.jets, met=nominal.met), nominal)
 
 
+def test_a_payload_that_changes_is_read_again(events, payload):
+    """Within one process; of equal length and written at once, so only the content tells."""
+    for value in (0.01, 0.02):
+        source = {"object": "jet", "file": payload(jes=({}, value)), "correction": "jes"}
+        config = configure(objects={"jes": source})
+        check_corrections(config)
+        np.testing.assert_allclose(found(events, config)["jes_up"].jets.pt[0], 80 * (1 + value), rtol=1e-6)
+
+
 def test_a_source_may_depend_on_the_jet(events, payload):
     data = formula("0.001*x*(y<0)", ["JetPt", "JetEta"])
     file = payload(Flavour=({"JetEta": "real", "JetPt": "real"}, data))

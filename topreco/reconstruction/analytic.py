@@ -184,14 +184,14 @@ def _pair(
 
 
 @lru_cache(maxsize=8)
-def _read_response(path: Path | None, changed: int) -> "DetectorResponse":  # noqa: ARG001 - part of the cache's key
+def _read_response(path: Path | None, changed: str) -> "DetectorResponse":  # noqa: ARG001 - part of the cache's key
     from topreco.solvers.response import load_detector_response
 
     return load_detector_response(path)
 
 
 @lru_cache(maxsize=8)
-def _response_digest(path: Path | None, changed: int) -> str:  # noqa: ARG001 - part of the cache's key
+def _response_digest(path: Path | None, changed: str) -> str:  # noqa: ARG001 - part of the cache's key
     from topreco.solvers.response import SHIPPED
 
     if path is not None:

@@ -86,12 +86,14 @@ def describe_configuration(config: RunConfig, methods: Sequence[Method]) -> dict
     """
     description = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
     # JSON turns tuples to lists, and what was read back must be equal to what was not.
+    cuts = config.selection.cuts
+    files = [*config.systematics.files, cuts.golden_json, cuts.jet_veto_map and cuts.jet_veto_map.file]
     return json.loads(
         json.dumps(
             description
             | {
                 "methods": {method.name: method.fingerprint for method in methods},
-                "corrections": {str(file): sha256_of(file) for file in config.systematics.files},
+                "contents": {str(file): sha256_of(file) for file in files if file is not None},
                 "topreco": versions()["topreco"],
             }
         )
