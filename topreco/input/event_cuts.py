@@ -13,6 +13,7 @@ from topreco.config import ConfigError, CutsConfig, JetVetoMap, SelectionConfig
 from topreco.core import fourvector
 from topreco.core.events import BoolArray, FloatArray, dataset_id, hashed_uniform
 from topreco.core.files import content_of
+from topreco.input.corrections import PHI_MAX
 from topreco.input.objects import Objects, Particles
 from topreco.input.payloads import CorrectionError, check_payload, read_payload
 
@@ -79,6 +80,24 @@ def event_cuts(objects: Objects, config: SelectionConfig, dataset: str) -> Itera
         yield "jet veto map", np.bincount(jets.event[vetoed], minlength=len(objects)) == 0
 
 
+def primary_dataset(cuts: CutsConfig, dataset: str, origin: str) -> str:
+    """Primary dataset of `cuts.triggers` that the name of a dataset of data contains.
+
+    Raises
+    ------
+    topreco.config.ConfigError
+        If it contains none.
+    """
+    # A dataset DoubleMuon_Run2018A belongs to DoubleMuon, not to Muon.
+    own = max((name for name in cuts.triggers if name in dataset), key=len, default=None)
+    if own is None:
+        raise ConfigError(
+            f"{origin}: data of dataset {dataset!r}, whose name contains no primary dataset "
+            f"of selection.cuts.triggers ({', '.join(cuts.triggers)})"
+        )
+    return own
+
+
 def vetoed_jets(objects: Objects, veto: JetVetoMap) -> BoolArray:
     """Identified jets above 15 GeV in a vetoed region that are neither muons nor electromagnetic showers.
 
@@ -91,7 +110,7 @@ def vetoed_jets(objects: Objects, veto: JetVetoMap) -> BoolArray:
     judged = jets.identified & (jets.pt > _MAP_PT_MIN) & (np.abs(jets.eta) < _MAP_ETA_MAX)
     judged &= jets.em_fraction < _MAP_EM_FRACTION_MAX
     at = np.flatnonzero(judged)
-    phi = np.clip(jets.phi[at], -3.1415926, 3.1415926)  # single precision may exceed the map's edge, π
+    phi = np.clip(jets.phi[at], -PHI_MAX, PHI_MAX)  # single precision may exceed the map's edge, π
     at = at[_evaluate_map(veto, jets.eta[at], phi)]
     for i in at:  # few
         same = muons.event == jets.event[i]
@@ -125,13 +144,7 @@ def _triggered(objects: Objects, cuts: CutsConfig, dataset: str) -> BoolArray:
     fired = objects.triggers
     if objects.branches.is_simulation:
         return np.logical_or.reduce(list(fired.values()))
-    # A dataset DoubleMuon_Run2018A belongs to DoubleMuon, not to Muon.
-    own = max((name for name in cuts.triggers if name in dataset), key=len, default=None)
-    if own is None:
-        raise ConfigError(
-            f"{objects.branches.origin}: data of dataset {dataset!r}, whose name contains no primary dataset "
-            f"of selection.cuts.triggers ({', '.join(cuts.triggers)})"
-        )
+    own = primary_dataset(cuts, dataset, objects.branches.origin)
     names = list(cuts.triggers)
     passed = fired[own].copy()
     for earlier in names[: names.index(own)]:

@@ -54,7 +54,7 @@ class AnalyticMethod:
         if method not in ANALYTIC_METHODS:
             raise TopRecoError(f"analytic method {method!r}: allowed are {', '.join(ANALYTIC_METHODS)}")
         self.method = method
-        self.config = config or SolverConfig()
+        self.config = (config or SolverConfig()).absolute()
         self.name = method if name is None else name
         self.threads = checked_threads(threads)
         self.quantiles = quantiles
