@@ -310,7 +310,8 @@ def run(
         "output": output,
         "output_columns": output_columns,
     }
-    result = run_processor(load_config(RunConfig, config, overrides, options), progress=not quiet)
+    configuration = load_config(RunConfig, config, overrides, options)
+    result = run_processor(configuration, progress=not quiet)
     for name, cutflow in result.cutflow.items():
         _console().print(Cutflow.from_dict(cutflow).table(name))
         typer.echo(f"{name}: {result.presets[name]}\n")
@@ -321,6 +322,13 @@ def run(
         save_all(result.histograms, result.folder / "plots", workers=_processes(None), summary=result.summary)
     typer.echo(result.statistics)
     typer.echo(f"results: {result.folder}")
+    if result.statistics.warning:
+        typer.secho(result.statistics.warning, fg=typer.colors.RED)
+    if result.statistics.share_skipped > configuration.skip_limit:
+        raise TopRecoError(
+            f"skip_limit: {100 * result.statistics.share_skipped:.2g} % of the events were left out, more "
+            f"than {100 * configuration.skip_limit:g} %; the results, without them, are in {result.folder}"
+        )
 
 
 @app.command()

@@ -6,7 +6,7 @@ import correctionlib.schemav2 as schema
 import numpy as np
 import pytest
 
-from topreco.config import SelectionConfig
+from topreco.config import ConfigError, SelectionConfig
 from topreco.core.events import DileptonEvents, dataset_id, hashed_uniform
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import InputError, iterate_events, open_events
@@ -56,7 +56,7 @@ def test_golden_json_that_is_none(run, emu, tmp_path):
     text = tmp_path / "text.json"
     text.write_text("hello")
     for path in (tmp_path / "absent.json", text):
-        with pytest.raises(InputError, match=r"no JSON of certified luminosity.*golden_json"):
+        with pytest.raises(ConfigError, match=r"no JSON of certified luminosity.*golden_json"):
             run(emu(), cuts={"golden_json": path}, **DATA)
 
 
@@ -69,7 +69,7 @@ def test_golden_json_that_is_none(run, emu, tmp_path):
 def test_golden_json_of_other_things(run, emu, tmp_path, content):
     path = tmp_path / "golden.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"golden_json\): lists of \[first, last\] by run expected"):
+    with pytest.raises(ConfigError, match=r"golden_json\): lists of \[first, last\] by run expected"):
         run(emu(), cuts={"golden_json": path}, **DATA)
 
 
@@ -129,7 +129,9 @@ def test_missing_paths(run, emu):
 
 
 def test_data_of_an_unknown_primary_dataset(run, emu):
-    with pytest.raises(InputError, match=r"dataset 'EGamma', whose name contains no primary dataset.*MuonEG"):
+    with pytest.raises(
+        ConfigError, match=r"dataset 'EGamma', whose name contains no primary dataset.*MuonEG"
+    ):
         run(emu(), cuts={"triggers": TRIGGERS}, dataset="EGamma", extra=PATHS, **DATA)
 
 
@@ -279,7 +281,7 @@ def test_jet_veto_map_mistakes(run, emu, veto_map, tmp_path):
         ({"file": veto_map, "name": "map_V2"}, r"no correction 'map_V2' .*it has map_V1"),
         ({"file": veto_map, "kind": "nothing"}, r"kind 'nothing'"),
     ]:
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(ConfigError, match=message):
             run(with_jet(emu, eta=1.5, phi=0.5), cuts={"jet_veto_map": content}, extra=EM)
     with pytest.raises(InputError, match=r"'Jet_chEmEF' \(selection key 'cuts.jet_veto_map'\) is missing"):
         run(emu(), cuts={"jet_veto_map": {"file": veto_map}})
@@ -372,3 +374,20 @@ def test_chunks_change_nothing(nano_file, random_events, golden, veto_map, data)
     joined = DileptonEvents.concatenate([part.events for part in parts])
     for name in DileptonEvents.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(joined, name), getattr(whole.events, name), err_msg=name)
+
+
+def test_files_that_change_are_read_again(run, emu, golden, veto_map, tmp_path):
+    """Within one process: a notebook, or a worker that lives for long."""
+    event = emu(run=5, luminosityBlock=4)
+    cuts = {"golden_json": golden}
+    assert len(run(event, cuts=cuts, **DATA).index) == 0
+    golden.write_text(json.dumps({"5": [[4, 4], [7, 7]], "9": [[2, 2]], "319100": [[1, 2]]}))
+    assert len(run(event, cuts=cuts, **DATA).index) == 1
+
+    vetoed = with_jet(emu, eta=1.5, phi=0.5)
+    own = tmp_path / "map.json"
+    own.write_text(veto_map.read_text())
+    options = {"extra": EM, "cuts": {"jet_veto_map": {"file": own}}}
+    assert len(run(vetoed, **options).index) == 0
+    own.write_text(veto_map.read_text().replace("100.0", "  0.0"))
+    assert len(run(vetoed, **options).index) == 1

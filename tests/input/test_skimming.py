@@ -174,3 +174,18 @@ def test_real_file(data, tmp_path):
     np.testing.assert_allclose(truth.tops, reference.tops, rtol=1e-6)
     assert np.median(fourvector.mass(truth.tops)) == pytest.approx(172.5, abs=0.5)
     assert Skim(summary.output).metadata["n_generated"] == 1_320_000
+
+
+def test_official_files_of_zero_events_and_copies(nano_file, emu, tmp_path):
+    full, empty = nano_file([emu()], "full.root", runs=(10, 10.0)), tmp_path / "empty.root"
+    with uproot.recreate(empty) as file:
+        file.mktree("Runs", {"genEventCount": "i8", "genEventSumw": "f8"})
+        file["Runs"].extend({"genEventCount": np.array([30]), "genEventSumw": np.array([30.0])})
+    summary = skim([empty, full], tmp_path)
+    assert (summary.n_read, summary.n_selected, summary.sum_gen_weights) == (1, 1, 40.0)
+    with pytest.raises(InputError, match="no entries"):
+        skim([empty], tmp_path)
+    copy = tmp_path / "copy.root"
+    copy.write_bytes(full.read_bytes())
+    with pytest.raises(InputError, match=r"copy\.root: a copy of .*full\.root"):
+        skim([full, copy], tmp_path)

@@ -137,11 +137,21 @@ def test_a_folder_of_something_else(tmp_path):
         claim_folder(tmp_path, {}, "output_columns")
 
 
-def test_other_corrections_are_another_configuration(tmp_path):
-    payload = tmp_path / "jes.json"
-    source = {"object": "jet", "file": str(payload), "correction": "jes"}
-    config = RunConfig.model_validate({"systematics": {"objects": {"jes": source}}})
-    payload.write_text("one")
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"systematics": {"objects": {"jes": {"object": "jet", "file": "FILE", "correction": "jes"}}}},
+        {"selection": {"cuts": {"golden_json": "FILE"}}},
+        {"selection": {"cuts": {"jet_veto_map": {"file": "FILE"}}}},
+    ],
+    ids=["correction", "golden JSON", "veto map"],
+)
+def test_files_are_known_by_their_content(tmp_path, content):
+    file = tmp_path / "file.json"
+    text = json.dumps(content).replace("FILE", str(file))
+    config = RunConfig.model_validate(json.loads(text))
+    file.write_text("one")
     before = describe_configuration(config, [])
-    payload.write_text("two")
+    assert describe_configuration(config, []) == before
+    file.write_text("two")
     assert describe_configuration(config, []) != before

@@ -309,8 +309,10 @@ def bad_files(simulated, tmp_path):
     with uproot.open(simulated) as file:
         branch = file["Events"]["Jet_pt"]
         place, size = int(branch.member("fBasketSeek")[0]), int(branch.member("fBasketBytes")[0])
+        uuid = file.file.uuid.bytes
+    content = whole[:place] + bytes(size) + whole[place + size :]
     damaged = tmp_path / "damaged.root"
-    damaged.write_bytes(whole[:place] + bytes(size) + whole[place + size :])
+    damaged.write_bytes(content.replace(uuid, bytes(15) + b"\x01"))  # else it would be a copy
     inspect_file(damaged)  # looks good
     return {"cut": cut, "foreign": foreign, "damaged": damaged}
 
@@ -371,7 +373,9 @@ def test_nothing_but_bad_files(configured, bad_files, tmp_path):
 def test_a_file_that_vanishes(configured, simulated, nominal, tmp_path, monkeypatch, skip):
     """A worker does not find what the driver found."""
     copy = tmp_path / "copy.root"
-    shutil.copy(simulated, copy)
+    with uproot.open(simulated) as file:
+        uuid = file.file.uuid.bytes
+    copy.write_bytes(simulated.read_bytes().replace(uuid, bytes(15) + b"\x01"))
 
     def inspect(path, *arguments):
         summary = inspect_file(path, *arguments)

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -32,6 +32,22 @@ class Config(BaseModel):
     """Base of all configurations: immutable, refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    def absolute(self) -> Self:
+        """The same configuration with every path absolute, for workers that run in another folder."""
+        changed = {name: _absolute(value) for name, value in self if _absolute(value) != value}
+        return self.model_copy(update=changed) if changed else self
+
+
+def _absolute(value: Any) -> Any:
+    """A value in which all paths are absolute."""
+    if isinstance(value, Path):
+        return value.absolute()
+    if isinstance(value, Config):
+        return value.absolute()
+    if isinstance(value, dict):
+        return {key: _absolute(inner) for key, inner in value.items()}
+    return value
 
 
 def merged(*contents: Mapping[str, Any], whole: Collection[str] = ()) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from topreco.config.base import Config, Mass, NonNegative, Positive, PositiveInt
+from topreco.config.base import Config, Fraction, Mass, NonNegative, Positive, PositiveInt
 from topreco.config.selection import SelectionConfig
 from topreco.config.systematics import SystematicsConfig
 from topreco.core.constants import M_TOP, M_W
@@ -234,6 +234,9 @@ class RunConfig(Config):
     max_chunks: PositiveInt | None = None
     skip_bad_files: bool = False
     """Leave out files, or chunks of them, that cannot be read, and list them in `run.json`."""
+    skip_limit: Fraction = 0.05
+    """Largest share of the events that may be left out; above it the command fails, after it has written the
+    results."""
     checkpoint: Path | None = None
     """Folder that keeps each finished chunk, so that the same command continues where it was stopped."""
     output: Path = Path("results/run")

@@ -7,13 +7,18 @@ import math
 import os
 import re
 import tempfile
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from topreco.core.errors import TopRecoError
+
+_RECENT = 2 * 10**9
+"""Age in ns from which on the times of a file distinguish its versions on any file system."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
@@ -162,6 +167,28 @@ def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file's content."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_of(path: str | Path) -> str:
+    """SHA-256 of a file's content as it is now, which is read again only if the file has changed.
+
+    The key for caches of what a file contains: a file may be replaced by another one of the same name.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    """
+    found = Path(path).stat()
+    state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    if abs(time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns)) < _RECENT:
+        return sha256_of(path)
+    return _sha256_of_state(Path(path).absolute(), state)
+
+
+@lru_cache(maxsize=256)
+def _sha256_of_state(path: Path, state: tuple[int, ...]) -> str:  # noqa: ARG001 - part of the cache's key
+    return sha256_of(path)
 
 
 def folder_name(name: str) -> str:

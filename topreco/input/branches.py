@@ -12,7 +12,7 @@ from topreco.config import SelectionConfig
 from topreco.config.presets import resolve_selection
 from topreco.core.errors import OUT_OF_MEMORY, TopRecoError, first_line
 from topreco.core.events import FloatArray
-from topreco.input.nano import InputError, is_remote, missing_branch
+from topreco.input.nano import BadFileError, InputError, is_remote, missing_branch
 from topreco.input.required import fit_selection
 
 
@@ -134,7 +134,7 @@ class Branches:
         except Exception as error:
             raise self._unreadable(f"branch {name!r}", error) from error
         if n_none := int(np.ma.getmaskarray(values).sum()):
-            raise InputError(f"{self.origin}: branch {name!r} is None in {n_none} of {len(values)} places")
+            raise BadFileError(f"{self.origin}: branch {name!r} is None in {n_none} of {len(values)} places")
         return np.asarray(values)
 
     def finite(self, name: str, *, key: str | None = None) -> FloatArray:
@@ -152,7 +152,7 @@ class Branches:
     def require_finite(self, name: str, values: FloatArray) -> None:
         """Raise `InputError` if values that came from a branch are NaN or infinite."""
         if n_bad := int(np.count_nonzero(~np.isfinite(values))):
-            raise InputError(
+            raise BadFileError(
                 f"{self.origin}: branch {name!r} has {n_bad} of {values.size} values NaN or infinite, "
                 "finite ones expected"
             )
@@ -215,5 +215,5 @@ class Branches:
                 "unless the file is damaged"
             )
         if "filename" in self.metadata and not is_remote(origin) and not Path(origin).exists():
-            return InputError(f"{origin}: {what} cannot be read, the file is no longer there")
-        return InputError(f"{origin}: {what} cannot be read, the file may be damaged ({reason})")
+            return BadFileError(f"{origin}: {what} cannot be read, the file is no longer there")
+        return BadFileError(f"{origin}: {what} cannot be read, the file may be damaged ({reason})")

@@ -15,6 +15,9 @@ from topreco.input.payloads import CorrectionError, read_payload
 COLLECTIONS = {"jet": "Jet", "electron": "Electron", "muon": "Muon"}
 """NanoAOD's collection of each kind of object."""
 
+PHI_MAX = 3.1415926
+"""Largest φ that is given to a payload, below π in single precision."""
+
 _KINEMATIC = ("pt", "eta", "abseta", "phi", "mass")
 _QUANTITIES = {
     "jet": (*_KINEMATIC, "btag"),
@@ -57,6 +60,9 @@ class Columns:
             return np.abs(self[name.removeprefix("abs")])
         if name == "eta_sc":
             return particles.eta + self.branches.finite("Electron_deltaEtaSC")
+        if name == "phi":
+            # NanoAOD's few bits may exceed the last edge of a payload, π.
+            return np.clip(particles.phi, -PHI_MAX, PHI_MAX)
         return getattr(particles, name)
 
     def _branch(self, name: str) -> Any:
@@ -88,7 +94,7 @@ class Columns:
 
 def _find(config: CorrectionConfig) -> Any:
     """The correction, which may be a compound one."""
-    found = read_payload(config.file)
+    found = read_payload(config.file)  # type: ignore[arg-type]  # validated: a correction has a file
     for corrections in (found, found.compound):
         if config.correction in list(corrections):
             return corrections[config.correction]
@@ -128,6 +134,21 @@ def check_inputs(config: CorrectionConfig, kind: str, key: str) -> None:
     if unknown or missing:
         problem = f"unknown input {unknown[0]!r}" if unknown else f"input {missing[0]!r} is not given"
         raise CorrectionError(f"{key}.inputs: {problem}; {describe_correction(config)} takes {expected}")
+
+
+def input_branches(config: CorrectionConfig, kind: str) -> set[str]:
+    """Branches that the inputs of a correction are read from, if there is one; see `check_inputs`."""
+    if config.correction is None:
+        return set()
+    types = {variable.name: variable.type for variable in _find(config).inputs}
+    given = [value for name, value in config.inputs.items() if types.get(name) != "string"]
+    values = [value for each in given for value in (each.values() if isinstance(each, dict) else (each,))]
+    return {value for value in values if isinstance(value, str)} - set(_QUANTITIES.get(kind, ()))
+
+
+def is_quantity(name: str, kind: str) -> bool:
+    """Return True for a quantity of that kind of object, which is no branch."""
+    return name in _QUANTITIES.get(kind, ())
 
 
 def evaluate(config: CorrectionConfig, variation: str, columns: Columns, chosen: IntArray) -> FloatArray:
@@ -173,16 +194,33 @@ def evaluate(config: CorrectionConfig, variation: str, columns: Columns, chosen:
     # C++ throws various errors for a value outside of the bins or an unknown text.
     except Exception as error:
         reason = " ".join(str(error).split())
-        takes = ", ".join(variable.name for variable in correction.inputs)
-        raise CorrectionError(f"{what} refuses its inputs ({takes}): {reason}") from error
+        at = _values_at(correction, arguments, _first_refused(correction, arguments, len(chosen)))
+        raise CorrectionError(f"{what} refuses {at}: {reason}") from error
     found = np.broadcast_to(found, chosen.shape)
     bad = np.flatnonzero(~np.isfinite(found))
     if bad.size:
-        at = ", ".join(
-            f"{variable.name} = {argument if isinstance(argument, str) else argument[bad[0]]}"
-            for variable, argument in zip(correction.inputs, arguments, strict=True)
-        )
+        at = _values_at(correction, arguments, int(bad[0]))
         raise CorrectionError(
             f"{what} gives {bad.size} of {found.size} values NaN or infinite, first at {at}"
         )
     return found
+
+
+def _first_refused(correction: Any, arguments: list[Any], n: int) -> int:
+    """Position of the first object for which a correction raises an error."""
+    for i in range(n):
+        try:
+            correction.evaluate(
+                *(value if isinstance(value, str) else value[i].item() for value in arguments)
+            )
+        except Exception:  # noqa: BLE001 - as in `evaluate`
+            return i
+    return 0
+
+
+def _values_at(correction: Any, arguments: list[Any], i: int) -> str:
+    """Inputs of a correction for the object at a position, by name."""
+    return ", ".join(
+        f"{variable.name} = {argument if isinstance(argument, str) else argument[i]}"
+        for variable, argument in zip(correction.inputs, arguments, strict=True)
+    )

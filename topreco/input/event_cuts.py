@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from topreco.config import CutsConfig, JetVetoMap, SelectionConfig
+from topreco.config import ConfigError, CutsConfig, JetVetoMap, SelectionConfig
 from topreco.core import fourvector
-from topreco.core.events import BoolArray, dataset_id, hashed_uniform
-from topreco.input.nano import InputError
+from topreco.core.events import BoolArray, FloatArray, dataset_id, hashed_uniform
+from topreco.core.files import content_of
+from topreco.input.corrections import PHI_MAX
 from topreco.input.objects import Objects, Particles
 from topreco.input.payloads import CorrectionError, check_payload, read_payload
 
@@ -52,7 +53,7 @@ def event_cuts(objects: Objects, config: SelectionConfig, dataset: str) -> Itera
 
     Raises
     ------
-    InputError
+    topreco.config.ConfigError
         If a file of the configuration cannot be used, or data of no primary dataset of `triggers`.
     """
     cuts = config.cuts
@@ -78,27 +79,38 @@ def event_cuts(objects: Objects, config: SelectionConfig, dataset: str) -> Itera
         yield "jet veto map", np.bincount(jets.event[vetoed], minlength=len(objects)) == 0
 
 
+def primary_dataset(cuts: CutsConfig, dataset: str, origin: str) -> str:
+    """Primary dataset of `cuts.triggers` that the name of a dataset of data contains.
+
+    Raises
+    ------
+    topreco.config.ConfigError
+        If it contains none.
+    """
+    # A dataset DoubleMuon_Run2018A belongs to DoubleMuon, not to Muon.
+    own = max((name for name in cuts.triggers if name in dataset), key=len, default=None)
+    if own is None:
+        raise ConfigError(
+            f"{origin}: data of dataset {dataset!r}, whose name contains no primary dataset "
+            f"of selection.cuts.triggers ({', '.join(cuts.triggers)})"
+        )
+    return own
+
+
 def vetoed_jets(objects: Objects, veto: JetVetoMap) -> BoolArray:
     """Identified jets above 15 GeV in a vetoed region that are neither muons nor electromagnetic showers.
 
     Raises
     ------
-    InputError
+    topreco.core.errors.TopRecoError
         If the map cannot be used.
     """
     jets, muons = objects.jets, objects.muons
     judged = jets.identified & (jets.pt > _MAP_PT_MIN) & (np.abs(jets.eta) < _MAP_ETA_MAX)
     judged &= jets.em_fraction < _MAP_EM_FRACTION_MAX
-    correction = _veto_map(veto.file, veto.name)
     at = np.flatnonzero(judged)
-    phi = np.clip(jets.phi[at], -3.1415926, 3.1415926)  # single precision may exceed the map's edge, π
-    try:
-        at = at[np.asarray(correction.evaluate(veto.kind, jets.eta[at], phi)) != 0]
-    except (IndexError, RuntimeError) as error:
-        raise InputError(
-            f"{veto.file}: map {correction.name} cannot be evaluated for selection.cuts.jet_veto_map.kind "
-            f"{veto.kind!r} ({error})"
-        ) from error
+    phi = np.clip(jets.phi[at], -PHI_MAX, PHI_MAX)  # single precision may exceed the map's edge, π
+    at = at[_evaluate_map(veto, jets.eta[at], phi)]
     for i in at:  # few
         same = muons.event == jets.event[i]
         distance = fourvector.delta_r(jets.p4([i]), muons.p4(same))
@@ -131,13 +143,7 @@ def _triggered(objects: Objects, cuts: CutsConfig, dataset: str) -> BoolArray:
     fired = objects.triggers
     if objects.branches.is_simulation:
         return np.logical_or.reduce(list(fired.values()))
-    # A dataset DoubleMuon_Run2018A belongs to DoubleMuon, not to Muon.
-    own = max((name for name in cuts.triggers if name in dataset), key=len, default=None)
-    if own is None:
-        raise InputError(
-            f"{objects.branches.origin}: data of dataset {dataset!r}, whose name contains no primary dataset "
-            f"of selection.cuts.triggers ({', '.join(cuts.triggers)})"
-        )
+    own = primary_dataset(cuts, dataset, objects.branches.origin)
     names = list(cuts.triggers)
     passed = fired[own].copy()
     for earlier in names[: names.index(own)]:
@@ -145,19 +151,46 @@ def _triggered(objects: Objects, cuts: CutsConfig, dataset: str) -> BoolArray:
     return passed
 
 
-@functools.cache
+def check_event_cuts(config: SelectionConfig) -> None:
+    """Check that the files of the optional cuts exist and contain what they must.
+
+    Raises
+    ------
+    topreco.core.errors.TopRecoError
+        If one cannot be used.
+    """
+    cuts = config.cuts
+    if cuts.golden_json is not None:
+        _lumi_mask(cuts.golden_json)
+    if cuts.jet_veto_map is not None:
+        _evaluate_map(cuts.jet_veto_map, np.zeros(1), np.zeros(1))
+
+
 def _lumi_mask(path: Path) -> Any:
-    what = f"{path}: no JSON of certified luminosity sections (selection.cuts.golden_json)"
+    try:
+        digest = content_of(path)
+    except OSError as error:
+        raise ConfigError(f"{_no_certification(path)}: {error.strerror}") from error
+    return _read_lumi_mask(path, digest)
+
+
+def _no_certification(path: Path) -> str:
+    return f"{path}: no JSON of certified luminosity sections (selection.cuts.golden_json)"
+
+
+@functools.lru_cache(maxsize=8)
+def _read_lumi_mask(path: Path, digest: str) -> Any:  # noqa: ARG001 - part of the cache's key
+    what = _no_certification(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{what}: {error}") from error
+        raise ConfigError(f"{what}: {error}") from error
     # LumiMask would accept lists that do not consist of pairs.
     if not isinstance(content, dict) or not all(
         run.isdecimal() and int(run) < 2**32 and isinstance(ranges, list) and all(map(_is_range, ranges))
         for run, ranges in content.items()
     ):
-        raise InputError(f"{what}: lists of [first, last] by run expected")
+        raise ConfigError(f"{what}: lists of [first, last] by run expected")
     # Its import compiles for seconds, which every worker would wait for.
     from coffea.lumi_tools import LumiMask
 
@@ -170,7 +203,18 @@ def _is_range(value: Any) -> bool:
     return numbers and 1 <= value[0] <= value[1] < 2**32
 
 
-@functools.cache
+def _evaluate_map(veto: JetVetoMap, eta: FloatArray, phi: FloatArray) -> BoolArray:
+    """True for positions in a vetoed region."""
+    correction = _veto_map(veto.file, veto.name)
+    try:
+        return np.asarray(correction.evaluate(veto.kind, eta, phi)) != 0
+    except (IndexError, RuntimeError) as error:
+        raise ConfigError(
+            f"{veto.file}: map {correction.name} cannot be evaluated for selection.cuts.jet_veto_map.kind "
+            f"{veto.kind!r} ({error})"
+        ) from error
+
+
 def _veto_map(path: Path, name: str | None) -> Any:
     try:
         check_payload(path)
@@ -181,7 +225,7 @@ def _veto_map(path: Path, name: str | None) -> Any:
     if name is None and len(names) == 1:
         name = names[0]
     if name not in names:
-        raise InputError(
+        raise ConfigError(
             f"{path}: no correction {name!r} (selection.cuts.jet_veto_map.name); it has {', '.join(names)}"
         )
     return corrections[name]

@@ -1,11 +1,12 @@
 """Opening NanoAOD files, with one clear error for each way in which a file cannot be used."""
 
 import difflib
+import posixpath
 import re
 import struct
 import warnings
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,19 @@ from topreco.core.errors import TopRecoError, first_line
 EVENT_KEY = ("run", "luminosityBlock", "event")
 """Branches that every file must have."""
 
+_TREES = ("TTree", "ROOT::RNTuple")
+_OTHER_TREES = {"Runs", "LuminosityBlocks", "MetaData", "ParameterSets"}
+
 XROOTD_TIMEOUT = 60
 """Seconds after which a request to an XRootD server fails; its client alone waits for many minutes."""
 
 
 class InputError(TopRecoError):
     """An input file or its content that cannot be used."""
+
+
+class BadFileError(InputError):
+    """A file that is absent, damaged or something else; not one that the configuration does not fit."""
 
 
 class QuietNanoAODSchema(NanoAODSchema):  # type: ignore[misc]
@@ -42,7 +50,7 @@ class QuietNanoAODSchema(NanoAODSchema):  # type: ignore[misc]
                 super().__init__(*arguments, **options)
             # Depends on what a damaged list of branches lacks first.
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-                raise InputError(
+                raise BadFileError(
                     f"branches do not fit together, the file may be damaged ({first_line(error)})"
                 ) from error
 
@@ -62,20 +70,27 @@ class FileSummary:
         of their weights, from its ``Runs`` tree; None without one, as in data.
     uuid
         ROOT's identifier of the file, different for each file written.
+    sizes
+        Number of elements in the first event, of the branches for which it was requested.
     """
 
     n_entries: int
     branches: frozenset[str]
     generated: tuple[int, float] | None
     uuid: bytes
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def has(self, branches: Iterable[str]) -> bool:
         """Return True if all these branches are there."""
         return self.branches.issuperset(branches)
 
 
-def inspect_file(path: str | Path, tree: str = "Events", branches: Iterable[str] = ()) -> FileSummary:
+def inspect_file(
+    path: str | Path, tree: str = "Events", branches: Iterable[str] = (), sizes: Iterable[str] = ()
+) -> FileSummary:
     """Check that a file can be used, and describe its content.
+
+    A file of NanoAOD without events, which has the other trees alone, has zero entries and no branches.
 
     Parameters
     ----------
@@ -85,6 +100,9 @@ def inspect_file(path: str | Path, tree: str = "Events", branches: Iterable[str]
         Name of the tree.
     branches
         Names that must be there besides run, luminosityBlock and event.
+    sizes
+        Names of branches of several values per event, whose number in the first event is read; those that are
+        not there or have one value are left out.
 
     Returns
     -------
@@ -97,13 +115,37 @@ def inspect_file(path: str | Path, tree: str = "Events", branches: Iterable[str]
         If the file is missing, is not a ROOT file or is cut short, or the tree or a branch is missing.
     """
     with _open(path) as file:
-        found = _find_tree(file, path, tree, branches)
+        found = None if _without_events(file) else _find_tree(file, path, tree, branches)
         try:
             generated = _generator_sums(file)
         except Exception as error:
-            raise InputError(f"{path}: damaged, tree 'Runs' cannot be read ({first_line(error)})") from error
-        names = _one_copy(frozenset(found.keys()))
-        return FileSummary(int(found.num_entries), names, generated, file.file.uuid.bytes)
+            raise BadFileError(
+                f"{path}: damaged, tree 'Runs' cannot be read ({first_line(error)})"
+            ) from error
+        if found is None:
+            return FileSummary(0, frozenset(), generated, file.file.uuid.bytes)
+        n, names = int(found.num_entries), _one_copy(frozenset(found.keys()))
+        try:
+            elements = _first_sizes(found, names.intersection(sizes)) if n else {}
+        except Exception as error:
+            raise BadFileError(
+                f"{path}: damaged, first event cannot be read ({first_line(error)})"
+            ) from error
+        return FileSummary(n, names, generated, file.file.uuid.bytes, elements)
+
+
+def _without_events(file: Any) -> bool:
+    """Return True for NanoAOD that lacks ``Events`` because there are none."""
+    try:
+        names = {name for name, kind in file.classnames(cycle=False).items() if kind in _TREES}
+    except Exception:  # noqa: BLE001 - `_find_tree` reports it
+        return False
+    return "Runs" in names and names <= _OTHER_TREES
+
+
+def _first_sizes(tree: Any, names: Iterable[str]) -> dict[str, int]:
+    first = {name: tree[name].array(entry_stop=1) for name in names}
+    return {name: len(values[0]) for name, values in first.items() if values.ndim > 1}
 
 
 @lru_cache(maxsize=64)
@@ -192,12 +234,35 @@ def check_distinct(files: Iterable[str | Path]) -> None:
     """Raise `InputError` if there are no files, or one is given twice, even if spelt differently."""
     seen: set[str] = set()
     for file in files:
-        name = str(file) if is_remote(file) else str(Path(file).resolve())
+        name = _identity(file)
         if name in seen:
             raise InputError(f"{file}: given twice, its events would count twice")
         seen.add(name)
     if not seen:
         raise InputError("no input files; at least one ROOT file expected")
+
+
+def _identity(file: str | Path) -> str:
+    """Path or URL of a file in the one of its spellings that all have in common."""
+    local = str(file).removeprefix("file://")
+    if not is_remote(local):
+        return str(Path(local).resolve())
+    scheme, _, rest = local.partition("://")
+    host, _, path = rest.partition("/")
+    return (
+        f"{scheme}://{host.lower().removesuffix(':1094')}{posixpath.normpath(f'/{path}').replace('//', '/')}"
+    )
+
+
+def check_copies(files: Mapping[Any, FileSummary]) -> None:
+    """Raise `InputError` if two files are copies of each other, by ROOT's identifier."""
+    seen: dict[bytes, Any] = {}
+    for file, summary in files.items():
+        # HDF5 has none.
+        if any(summary.uuid) and (first := seen.setdefault(summary.uuid, file)) != file:
+            raise InputError(
+                f"{file}: a copy of {first} (ROOT's UUID is the same), its events would count twice"
+            )
 
 
 def is_remote(path: str | Path) -> bool:
@@ -265,23 +330,23 @@ def _open(path: str | Path) -> Any:
         return uproot.open(path, **options)
     # FSSpec, XRootD and ROOT's own format each raise errors of their own.
     except Exception as error:
-        raise InputError(f"{path}: cannot be opened as a ROOT file ({first_line(error)})") from error
+        raise BadFileError(f"{path}: cannot be opened as a ROOT file ({first_line(error)})") from error
 
 
 def _check_local(path: Path) -> None:
     """Raise unless a local file begins as a ROOT file and is as long as it says."""
     if path.is_dir():
-        raise InputError(f"{path}: is a folder, a ROOT file expected")
+        raise BadFileError(f"{path}: is a folder, a ROOT file expected")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             header = file.read(20)
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
+        raise BadFileError(f"{path}: no such file") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise BadFileError(f"{path}: cannot be read ({error.strerror})") from error
     if header[:4] != b"root":
-        raise InputError(
+        raise BadFileError(
             f"{path}: not a ROOT file, it starts with {header[:4]!r}"
             if header
             else f"{path}: not a ROOT file, it is empty"
@@ -292,7 +357,7 @@ def _check_local(path: Path) -> None:
         large = struct.unpack(">i", header[4:8])[0] >= 1_000_000
         (end,) = struct.unpack(">q" if large else ">i", header[12 : 20 if large else 16])
     if size < max(end, 20):
-        raise InputError(
+        raise BadFileError(
             f"{path}: cut short, it has {size} bytes of {end}" if end else f"{path}: cut short, {size} bytes"
         )
 
@@ -300,14 +365,14 @@ def _check_local(path: Path) -> None:
 def _find_tree(file: Any, path: str | Path, tree: str, branches: Iterable[str]) -> Any:
     try:
         kinds = file.classnames(cycle=False)
-        trees = [name for name, kind in kinds.items() if kind in ("TTree", "ROOT::RNTuple")]
+        trees = [name for name, kind in kinds.items() if kind in _TREES]
         found = file[tree] if tree in trees else None
         present = [] if found is None else found.keys()
     except Exception as error:
-        raise InputError(f"{path}: damaged, tree {tree!r} cannot be read ({first_line(error)})") from error
+        raise BadFileError(f"{path}: damaged, tree {tree!r} cannot be read ({first_line(error)})") from error
     if found is None:
         names_found = ", ".join(map(printable, trees)) or "none"
-        raise InputError(f"{path}: no tree {tree!r}; present: {names_found}")
+        raise BadFileError(f"{path}: no tree {tree!r}; present: {names_found}")
     names = set(present)
     for branch in (*EVENT_KEY, *branches):
         if branch not in names:
@@ -353,4 +418,4 @@ def _nano_events(
             iteritems_options=options,
         ).events()
     except Exception as error:
-        raise InputError(f"{path}: damaged, tree {tree!r} cannot be read ({first_line(error)})") from error
+        raise BadFileError(f"{path}: damaged, tree {tree!r} cannot be read ({first_line(error)})") from error

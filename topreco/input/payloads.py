@@ -1,4 +1,4 @@
-"""correctionlib files: checked against their schema, and read once per process."""
+"""correctionlib files: checked against their schema, and read once per process and content."""
 
 import gzip
 import zlib
@@ -10,6 +10,7 @@ import correctionlib
 import correctionlib.schemav2 as schema
 
 from topreco.core.errors import TopRecoError
+from topreco.core.files import content_of
 
 _GZIP = b"\x1f\x8b"
 
@@ -18,7 +19,6 @@ class CorrectionError(TopRecoError):
     """A correction that is missing, is given wrong inputs or gives no number."""
 
 
-@lru_cache(maxsize=32)
 def check_payload(path: Path) -> None:
     """Raise unless a file follows correctionlib's schema: its parser crashes on some that do not.
 
@@ -27,7 +27,11 @@ def check_payload(path: Path) -> None:
     CorrectionError
         If the file is missing or something else.
     """
-    _require_file(path)
+    _check(path, payload_content(path))
+
+
+@lru_cache(maxsize=32)
+def _check(path: Path, digest: str) -> None:  # noqa: ARG001 - part of the cache's key
     try:
         content = path.read_bytes()
         if content[:2] == _GZIP:
@@ -39,16 +43,19 @@ def check_payload(path: Path) -> None:
         raise CorrectionError(f"{path}: not a correctionlib payload ({reason})") from error
 
 
-@lru_cache(maxsize=32)
 def read_payload(path: Path) -> Any:
-    """Correction set of a file that `check_payload` lets pass, once per process.
+    """Correction set of a file that `check_payload` lets pass, read once per process and content.
 
     Raises
     ------
     CorrectionError
         If the file is missing or correctionlib refuses it.
     """
-    _require_file(path)
+    return _read(path, payload_content(path))
+
+
+@lru_cache(maxsize=32)
+def _read(path: Path, digest: str) -> Any:  # noqa: ARG001 - part of the cache's key
     try:
         return correctionlib.CorrectionSet.from_file(str(path))
     # Its parser raises what C++ throws.
@@ -57,6 +64,18 @@ def read_payload(path: Path) -> Any:
         raise CorrectionError(f"{path}: not a correctionlib payload ({reason})") from error
 
 
-def _require_file(path: Path) -> None:
+def payload_content(path: Path) -> str:
+    """Digest of a payload's content, as key for caches of what it contains.
+
+    Raises
+    ------
+    CorrectionError
+        If the file is missing or cannot be read.
+    """
+    what = "a correctionlib payload (.json or .json.gz) expected"
     if not path.is_file():
-        raise CorrectionError(f"{path}: no such file; a correctionlib payload (.json or .json.gz) expected")
+        raise CorrectionError(f"{path}: no such file; {what}")
+    try:
+        return content_of(path)
+    except OSError as error:
+        raise CorrectionError(f"{path}: cannot be read ({error.strerror}); {what}") from error

@@ -93,14 +93,14 @@ def fit_selection(config: SelectionConfig, branches: Collection[str], origin: st
 
 
 def fit_files(config: SelectionConfig, files: Mapping[Any, FileSummary]) -> SelectionConfig:
-    """`fit_selection` for all files of a dataset, which must be of one NanoAOD version.
+    """`fit_selection` for all files of a dataset with events, which must be of one NanoAOD version.
 
     Parameters
     ----------
     config
         The selection as the user configured it.
     files
-        At least one file, with its summary.
+        Files with their summaries, at least one with events.
 
     Raises
     ------
@@ -109,7 +109,11 @@ def fit_files(config: SelectionConfig, files: Mapping[Any, FileSummary]) -> Sele
     topreco.config.ConfigError
         If the preset cannot be resolved.
     """
-    resolved = {file: fit_selection(config, files[file].branches, str(file)) for file in files}
+    resolved = {
+        file: fit_selection(config, summary.branches, str(file))
+        for file, summary in files.items()
+        if summary.n_entries
+    }
     first, common = next(iter(resolved.items()))
     for file, other in resolved.items():
         if other.preset != common.preset:

@@ -16,6 +16,7 @@ from topreco.input.cutflow import Cutflow
 from topreco.input.nano import (
     FileSummary,
     InputError,
+    check_copies,
     check_distinct,
     inspect_file,
     is_remote,
@@ -129,13 +130,18 @@ def make_skim(
         branches: list[str] = []
     else:
         summaries = {file: inspect_file(file, tree) for file in files}
-        config = fit_files(given, summaries)
+        # Official files of zero events have no branches.
+        filled = {file: summary for file, summary in summaries.items() if summary.n_entries}
+        if not filled:
+            raise InputError(f"{', '.join(map(str, files))}: no entries in tree {tree!r}")
+        config = fit_files(given, filled)
         has_truth = _all_or_none(
-            summaries, config.in_file(NEEDED_BRANCHES), "generated particles (GenPart)", require=require_truth
+            filled, config.in_file(NEEDED_BRANCHES), "generated particles (GenPart)", require=require_truth
         )
-        simulated = _all_or_none(summaries, config.in_file(["genWeight"]), "generator weights (genWeight)")
+        simulated = _all_or_none(filled, config.in_file(["genWeight"]), "generator weights (genWeight)")
         of_truth = TRUTH_BRANCHES if has_truth else ()
         branches = config.in_file((*needed_branches(config), *optional_branches(config), *of_truth))
+    check_copies(summaries)
     preset = "pepper" if pepper else describe_preset(given, config)
     n_read = sum(summary.n_entries for summary in summaries.values())
     if n_read == 0:
@@ -147,11 +153,12 @@ def make_skim(
     with SkimWriter(output) as writer, progress_bar("events", n_read, show=progress) as advance:
         for file, summary in summaries.items():
             of_file = Cutflow()
-            chunks = (
-                iterate_pepper(file, tree=tree, step_size=step_size)
-                if pepper
-                else iterate_events(file, tree, step_size=step_size, branches=branches)
-            )
+            if pepper:
+                chunks = iterate_pepper(file, tree=tree, step_size=step_size)
+            elif summary.n_entries:
+                chunks = iterate_events(file, tree, step_size=step_size, branches=branches)
+            else:
+                chunks = iter(())
             for events in chunks:
                 chunk = Branches(events, config)
                 selection = (select_pepper if pepper else select)(chunk, config, dataset=dataset)
@@ -162,7 +169,9 @@ def make_skim(
                 advance(len(chunk))
             cutflow += of_file
             # Without a `Runs` tree only the events in the file are known.
-            n, sumw = summary.generated or (of_file["all"].n, of_file["all"].sumw)
+            n, sumw = summary.generated or (
+                (of_file["all"].n, of_file["all"].sumw) if summary.n_entries else (0, 0.0)
+            )
             n_generated += n
             sum_gen_weights += sumw
         writer.metadata |= {

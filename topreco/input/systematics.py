@@ -23,8 +23,15 @@ from topreco.config import NOMINAL, ObjectSource, SelectionConfig, SystematicsCo
 from topreco.core.constants import PDG_ELECTRON, PDG_MUON
 from topreco.core.events import FloatArray, IntArray, hashed_uniform
 from topreco.input.branches import Branches
-from topreco.input.corrections import Columns, check_inputs, describe_correction, evaluate
-from topreco.input.nano import InputError
+from topreco.input.corrections import (
+    Columns,
+    check_inputs,
+    describe_correction,
+    evaluate,
+    input_branches,
+    is_quantity,
+)
+from topreco.input.nano import FileSummary, InputError, missing_branch
 from topreco.input.objects import Jets, Objects, Particles, number_in_event, read_objects
 from topreco.input.payloads import CorrectionError, check_payload
 from topreco.input.selection import IndexedSelection
@@ -57,6 +64,72 @@ def check_corrections(config: SystematicsConfig) -> None:
             check_inputs(source.ratio, source.object, f"{key}.scale_factor")
     for name, weight in config.weights.items():
         check_inputs(weight, weight.object, f"systematics.weights.{name}")
+
+
+def element_branches(config: SystematicsConfig) -> set[str]:
+    """Branches of which a source of weights takes one element."""
+    elements = [element for source in config.weights.values() for element in source.elements.values()]
+    return {branch for branch, number in elements if number is not None}
+
+
+def check_branches(
+    config: SystematicsConfig, selection: SelectionConfig, summary: FileSummary, origin: str
+) -> None:
+    """Check that a file has the branches of all sources that apply to it, with as many elements as they take.
+
+    Parameters
+    ----------
+    config
+        Sources, which `check_corrections` found right.
+    selection
+        Names of branches.
+    summary
+        Content of the file, with the sizes of `element_branches`.
+    origin
+        The file, for errors.
+
+    Raises
+    ------
+    InputError
+        If a branch is missing, or its first event has too few elements.
+    """
+    simulated = summary.has(selection.in_file(["genWeight"]))
+    sample = "simulation" if simulated else "data"
+    for key, branch, element in _sources_branches(config, sample):
+        stored = selection.branches.get(branch, branch)
+        if stored not in summary.branches:
+            raise InputError(f"{origin}: {missing_branch(stored, summary.branches)} (systematics.{key})")
+        if element is not None and summary.sizes.get(stored, element + 1) <= element:
+            raise InputError(
+                f"{origin}: branch {stored!r} has {summary.sizes[stored]} elements, "
+                f"element {element} is requested (systematics.{key})"
+            )
+
+
+def _sources_branches(config: SystematicsConfig, sample: str) -> Iterator[tuple[str, str, int | None]]:
+    """Key, branch and element that each source for simulation or data reads."""
+    for name, source in config.objects.items():
+        if source.applies_to in (sample, "both"):
+            names = _where_and_inputs(source)
+            if source.ratio is not None:
+                names |= input_branches(source.ratio, source.object)
+            if source.raw:
+                names.add("Jet_rawFactor")
+            yield from ((f"objects.{name}", branch, None) for branch in sorted(names))
+    for name, weight in config.weights.items() if sample == "simulation" else ():
+        yield from ((f"weights.{name}", branch, None) for branch in sorted(_where_and_inputs(weight)))
+        # A range has many elements, and the last one is missing first.
+        last = dict(sorted(weight.elements.values(), key=_element_number))
+        yield from ((f"weights.{name}.branches", branch, element) for branch, element in last.items())
+
+
+def _where_and_inputs(source: ObjectSource | WeightSource) -> set[str]:
+    conditions = {name for name in source.where if not is_quantity(name, source.object)}
+    return conditions | input_branches(source, source.object)
+
+
+def _element_number(element: tuple[str, int | None]) -> int:
+    return -1 if element[1] is None else element[1]
 
 
 def variations(

@@ -54,7 +54,7 @@ class AnalyticMethod:
         if method not in ANALYTIC_METHODS:
             raise TopRecoError(f"analytic method {method!r}: allowed are {', '.join(ANALYTIC_METHODS)}")
         self.method = method
-        self.config = config or SolverConfig()
+        self.config = (config or SolverConfig()).absolute()
         self.name = method if name is None else name
         self.threads = checked_threads(threads)
         self.quantiles = quantiles
@@ -190,14 +190,14 @@ def _pair(
 
 
 @lru_cache(maxsize=8)
-def _read_response(path: Path | None, changed: int) -> "DetectorResponse":  # noqa: ARG001 - part of the cache's key
+def _read_response(path: Path | None, changed: str) -> "DetectorResponse":  # noqa: ARG001 - part of the cache's key
     from topreco.solvers.response import load_detector_response
 
     return load_detector_response(path)
 
 
 @lru_cache(maxsize=8)
-def _response_digest(path: Path | None, changed: int) -> str:  # noqa: ARG001 - part of the cache's key
+def _response_digest(path: Path | None, changed: str) -> str:  # noqa: ARG001 - part of the cache's key
     from topreco.solvers.response import SHIPPED
 
     if path is not None:

@@ -3,14 +3,14 @@
 import hashlib
 import tempfile
 from abc import ABC, abstractmethod
-from functools import cache, lru_cache
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, TopPair
-from topreco.core.files import complete_file, sha256_of
+from topreco.core.files import complete_file, content_of
 from topreco.core.method import fingerprint_of
 from topreco.core.threads import checked_threads
 
@@ -98,21 +98,16 @@ class ModelFile(ABC):
     @property
     def fingerprint(self) -> str:
         """Digest of the file's content and the evaluation of quantiles."""
-        return fingerprint_of(_content(self.path, modified(self.path)), self.quantiles)
+        return fingerprint_of(content_of(self.path), self.quantiles)
 
     @abstractmethod
     def __call__(self, events: DileptonEvents) -> TopPair:
         """Timelike four-momenta of t and t̄; not valid where an input that exists is not finite."""
 
 
-def modified(path: Path | None) -> int:
-    """Time of a file's last change in ns, by which a rewritten file is another one; 0 without a file."""
-    return 0 if path is None or not path.exists() else path.stat().st_mtime_ns
-
-
-@lru_cache(maxsize=64)
-def _content(path: Path, changed: int) -> str:  # noqa: ARG001 - part of the cache's key
-    return sha256_of(path)
+def modified(path: Path | None) -> str:
+    """Digest of a file's content, by which a rewritten file is another one; empty without a file."""
+    return "" if path is None or not path.is_file() else content_of(path)
 
 
 @cache

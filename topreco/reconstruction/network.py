@@ -45,7 +45,7 @@ class NetworkMethod(ModelFile):
 
 
 @lru_cache(maxsize=64)
-def _read_model(path: Path, changed: int) -> "TrainedModel":  # noqa: ARG001 - part of the cache's key
+def _read_model(path: Path, changed: str) -> "TrainedModel":  # noqa: ARG001 - part of the cache's key
     from topreco.network.model_file import load_model
     from topreco.network.tasks.tops import TopNetwork
 

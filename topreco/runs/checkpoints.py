@@ -29,7 +29,7 @@ MARKER = "topreco.json"
 
 _WITHOUT_EFFECT = {
     *("fileset", "methods", "executor", "workers", "cluster", "ship_model", "chunk_size", "max_chunks"),
-    *("skip_bad_files", "checkpoint", "output"),
+    *("skip_bad_files", "skip_limit", "checkpoint", "output"),
 }
 """Keys without effect on the result of a given chunk, or (methods) with a description of their own."""
 
@@ -86,12 +86,16 @@ def describe_configuration(config: RunConfig, methods: Sequence[Method]) -> dict
     """
     description = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
     # JSON turns tuples to lists, and what was read back must be equal to what was not.
+    cuts = config.selection.cuts
+    files = [*config.systematics.files, cuts.golden_json]
+    if cuts.jet_veto_map is not None:
+        files.append(cuts.jet_veto_map.file)
     return json.loads(
         json.dumps(
             description
             | {
                 "methods": {method.name: method.fingerprint for method in methods},
-                "corrections": {str(file): sha256_of(file) for file in config.systematics.files},
+                "contents": {str(file): sha256_of(file) for file in files if file is not None},
                 "topreco": versions()["topreco"],
             }
         )

@@ -12,7 +12,7 @@ from typing import Any
 from coffea import processor
 
 from topreco.core.errors import OUT_OF_MEMORY, TopRecoError, first_line, is_out_of_memory
-from topreco.input.nano import InputError
+from topreco.input.nano import BadFileError
 from topreco.runs.executors import WORKER_LOST
 
 
@@ -32,6 +32,8 @@ def skipped_entry(
 class SkipBadChunks(processor.ProcessorABC):  # type: ignore[misc]
     """A processor that gives an entry in the list of skipped ones for a chunk that cannot be read.
 
+    Only an error of the file itself is one; a mistake of the configuration ends the run as ever.
+
     Parameters
     ----------
     instance
@@ -45,10 +47,15 @@ class SkipBadChunks(processor.ProcessorABC):  # type: ignore[misc]
         """Output of the processor, or the entry of a chunk that cannot be read."""
         try:
             return self.instance.process(events)
-        except InputError as error:
+        except BadFileError as error:
             names = ("dataset", "filename", "entrystart", "entrystop")
             dataset, file, start, stop = (events.metadata[name] for name in names)
             return {"skipped": [skipped_entry(dataset, file, str(error), start, stop)]}
+        except (TopRecoError, OSError) as error:
+            # Without its cause: coffea would take an OSError for a bad input file.
+            failure = error if isinstance(error, TopRecoError) else TopRecoError(first_line(error))
+            failure.__cause__ = failure.__context__ = None
+        raise failure
 
     def postprocess(self, accumulator: dict[str, Any]) -> dict[str, Any]:
         """The merged output, unchanged."""

@@ -1,19 +1,33 @@
 """Inputs of a run, checked before the first worker starts."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from topreco.config import RunConfig, SystematicsConfig
+from topreco.config import RunConfig, SelectionConfig, SystematicsConfig
 from topreco.config.presets import describe_preset
 from topreco.core.errors import TopRecoError
 from topreco.core.progress import progress_bar
-from topreco.input.nano import FileSummary, InputError, check_distinct, inspect_file
+from topreco.input.event_cuts import check_event_cuts, primary_dataset
+from topreco.input.nano import (
+    BadFileError,
+    FileSummary,
+    InputError,
+    check_copies,
+    check_distinct,
+    inspect_file,
+    is_remote,
+)
 from topreco.input.pepper.hdf5 import is_hdf5
 from topreco.input.pepper.read import inspect_pepper, pepper_format
 from topreco.input.required import fit_files, fit_selection
+from topreco.input.systematics import check_branches, check_corrections, element_branches
+from topreco.input.truth import NEEDED_BRANCHES
 from topreco.runs.failures import skipped_entry
+
+_WEIGHT = ("genWeight",)
+_OF_TYPE1 = (("Jet_muonSubtrFactor",), ("Jet_chEmEF", "Jet_neEmEF"))
 
 _FILES_AT_A_TIME = 16
 """Opening a remote file is mostly waiting."""
@@ -74,23 +88,30 @@ def inspect_inputs(config: RunConfig, *, progress: bool) -> Inputs:
         If a file cannot be used, the files of a dataset do not fit together, or the configuration does not
         apply to them.
     """
-    for files in config.fileset.values():
+    for dataset, files in config.fileset.items():
+        _check_names(dataset, files)
         check_distinct(files)
+    check_corrections(config.systematics)
+    check_event_cuts(config.selection)
     names = [(dataset, file) for dataset, files in config.fileset.items() for file in files]
     pepper = _is_pepper([file for _, file in names], config)
+    sizes = config.selection.in_file(element_branches(config.systematics))
 
     def inspect(name: tuple[str, str]) -> FileSummary | InputError:
         try:
             if pepper:
                 return inspect_pepper(name[1], config.selection, config.tree)
-            summary = inspect_file(name[1], config.tree)
-            fit_selection(config.selection, summary.branches, name[1])
+            summary = inspect_file(name[1], config.tree, (), sizes)
+            # Official files of zero events have no branches.
+            if summary.n_entries:
+                resolved = fit_selection(config.selection, summary.branches, name[1])
+                check_branches(config.systematics, resolved, summary, name[1])
         except InputError as error:
             return error
         return summary
 
     usable: dict[str, dict[str, FileSummary]] = {}
-    skipped = []
+    bad: list[tuple[str, str, InputError]] = []
     with (
         ThreadPoolExecutor(_FILES_AT_A_TIME) as pool,
         progress_bar("Checking files", len(names), show=progress, transient=True) as advance,
@@ -101,20 +122,85 @@ def inspect_inputs(config: RunConfig, *, progress: bool) -> Inputs:
             if isinstance(summary, FileSummary):
                 usable.setdefault(dataset, {})[file] = summary
             elif config.skip_bad_files:
-                skipped.append(skipped_entry(dataset, file, str(summary)))
+                bad.append((dataset, file, summary))
             else:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise summary
+    filled = {
+        dataset: {file: summary for file, summary in files.items() if summary.n_entries}
+        for dataset, files in usable.items()
+    }
+    for dataset, _, error in bad:
+        # What no file of a dataset has is a mistake of the configuration.
+        if not isinstance(error, BadFileError) and not filled.get(dataset):
+            raise error
+    skipped = [skipped_entry(dataset, file, str(error)) for dataset, file, error in bad]
     if not usable:
         raise TopRecoError(f"fileset: none of {len(names)} files can be read, such as {skipped[0]['reason']}")
     n_usable = sum(map(len, usable.values()))
-    if not any(summary.n_entries for files in usable.values() for summary in files.values()):
+    if not any(filled.values()):
         raise TopRecoError(f"fileset: tree {config.tree!r} has no entries in any of {n_usable} files")
-    presets = {
-        dataset: "pepper" if pepper else describe_preset(config.selection, fit_files(config.selection, files))
-        for dataset, files in usable.items()
-    }
+    for summaries in usable.values():
+        check_copies(summaries)
+    presets = {}
+    for dataset, of_dataset in filled.items():
+        if pepper or not of_dataset:
+            presets[dataset] = "pepper" if pepper else "no events"
+            continue
+        resolved = fit_files(config.selection, of_dataset)
+        _require_alike(of_dataset, resolved, config)
+        if resolved.cuts.triggers and not next(iter(of_dataset.values())).has(resolved.in_file(_WEIGHT)):
+            primary_dataset(resolved.cuts, dataset, next(iter(of_dataset)))
+        presets[dataset] = describe_preset(config.selection, resolved)
     return Inputs(pepper, usable, skipped, presets)
+
+
+def _check_names(dataset: str, files: Sequence[str]) -> None:
+    """Refuse names that workers could not open."""
+    for name in (dataset, *files):
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise InputError(f"fileset: the name {name!a} is not text in UTF-8")
+    for file in files:
+        if "::" in file and not is_remote(file):
+            raise InputError(
+                f"{file}: '::' in a path separates linked URLs, so uproot would open something else; "
+                "rename it or make a symbolic link"
+            )
+
+
+def _require_alike(files: Mapping[str, FileSummary], resolved: SelectionConfig, config: RunConfig) -> None:
+    """Refuse files of one dataset that differ in optional branches with an effect on the result.
+
+    Trigger paths of data are not among them: the menu changes with time, see `cuts.missing_trigger`.
+    """
+    alternatives: dict[str, tuple[Collection[str], ...]] = {
+        "generator weights (genWeight)": (_WEIGHT,),
+        "generated particles (GenPart)": (NEEDED_BRANCHES,),
+    }
+    if resolved.jet.id_bit is not None and resolved.jet.id_recipe == "branch":
+        alternatives["identification of jets (Jet_jetId)"] = (("Jet_jetId",),)
+    if resolved.electron.gap is not None:
+        names = ("Electron_superclusterEta", "Electron_deltaEtaSC")
+        alternatives[f"η of superclusters ({' or '.join(names)})"] = tuple((name,) for name in names)
+    if config.systematics.objects:
+        alternatives |= {
+            f"branches for the change of MET ({', '.join(names)})": (names,) for names in _OF_TYPE1
+        }
+    if next(iter(files.values())).has(resolved.in_file(_WEIGHT)):
+        paths = dict.fromkeys(path for group in resolved.cuts.triggers.values() for path in group)
+        alternatives |= {f"trigger path {path}": ((path,),) for path in paths}
+    for what, choices in alternatives.items():
+        having = [
+            file
+            for file, summary in files.items()
+            if any(summary.has(resolved.in_file(names)) for names in choices)
+        ]
+        if 0 < len(having) < len(files):
+            lacking = next(file for file in files if file not in having)
+            raise InputError(
+                f"{lacking}: no {what}, but {having[0]} has them; "
+                "the files of a dataset must have them all or none"
+            )
 
 
 def _is_pepper(files: Sequence[str], config: RunConfig) -> bool:

@@ -23,6 +23,7 @@ from topreco.evaluation.fill import fill_methods
 from topreco.evaluation.histograms import book
 from topreco.evaluation.responses import book_responses, fill_generated, fill_responses
 from topreco.input.branches import Branches
+from topreco.input.event_cuts import check_event_cuts
 from topreco.input.pepper.read import is_pepper
 from topreco.input.pepper.select import select_pepper
 from topreco.input.selection import Selection, select_objects
@@ -75,15 +76,17 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         unfolding: UnfoldingConfig | None = None,
     ) -> None:
         # One thread each, as the executor already uses every core; histograms need no quantiles.
+        solvers = solvers and solvers.absolute()
         self.methods = load_methods(methods, threads=1, solvers=solvers, quantiles=columns is not None)
-        self.selection = selection or SelectionConfig()
+        self.selection = (selection or SelectionConfig()).absolute()
         self.histograms = histograms or HistogramConfig()
-        self.systematics = systematics or SystematicsConfig()
+        self.systematics = (systematics or SystematicsConfig()).absolute()
         self.columns = columns
         self.unfolding = unfolding or UnfoldingConfig()
         # Errors belong here, not in the first worker.
         book(self.histograms)
         check_corrections(self.systematics)
+        check_event_cuts(self.selection)
 
     def process(self, events: Any) -> dict[str, Any]:
         """Fill the histograms of one chunk of `NanoEvents`."""

@@ -32,6 +32,8 @@ class RunStatistics:
     skipped
         Bad files, and chunks of them: ``dataset``, ``file``, ``entrystart`` and ``entrystop`` (None for a
         whole file) and ``reason``.
+    events_skipped
+        Number of events in them; in a file that could not be opened, as many as in the mean of the others.
     """
 
     files: int
@@ -43,6 +45,19 @@ class RunStatistics:
     events_per_second: float
     bytes_read: int
     skipped: list[dict[str, Any]]
+    events_skipped: int = 0
+
+    @property
+    def share_skipped(self) -> float:
+        """Share of the events that were left out."""
+        return self.events_skipped / max(self.events_skipped + self.events, 1)
+
+    @property
+    def warning(self) -> str:
+        """Line about the share of the events that were left out, empty if none were."""
+        if not self.skipped:
+            return ""
+        return f"skip_bad_files: {100 * self.share_skipped:.2g} % of the events were left out"
 
     def __str__(self) -> str:
         resumed = f" ({self.chunks_resumed} done before)" if self.chunks_resumed else ""

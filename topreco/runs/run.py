@@ -57,6 +57,7 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
         raise TopRecoError("fileset: no input files; give them as arguments or in the configuration")
     if not config.methods:
         raise TopRecoError("methods: none given; name a model or a model file (--method dilepton)")
+    config = _with_absolute_paths(config)
     read: list[str | Path] = [*itertools.chain(*config.fileset.values()), *files_of(config), *config.methods]
     names = ("histograms.coffea", "results.json", "results.md", "cutflow.json", "run.json", "columns.json")
     check_outputs((config.output / name for name in names), read)
@@ -114,6 +115,19 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
     return RunResult(output["histograms"], output["cutflow"], summary, statistics, folder, inputs.presets)
 
 
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The configuration for workers that run in another folder; what only this process writes stays."""
+    sections = {name: getattr(config, name).absolute() for name in ("selection", "solvers", "systematics")}
+    fileset = {
+        dataset: tuple(file if is_remote(file) else str(Path(file).absolute()) for file in files)
+        for dataset, files in config.fileset.items()
+    }
+    return config.model_copy(
+        update={"fileset": fileset}
+        | {name: section for name, section in sections.items() if section is not getattr(config, name)}
+    )
+
+
 def _claim_columns(folder: Path, config: RunConfig, description: Mapping[str, Any], inputs: Inputs) -> None:
     """Make sure that the folder of each dataset contains no rows of other files, chunks or cuts."""
     chunks = {"chunk_size": config.chunk_size, "max_chunks": config.max_chunks}
@@ -150,23 +164,12 @@ def _run(
         runner = processor.Runner(
             executor,
             schema=PepperSchema if inputs.pepper else QuietNanoAODSchema,
-            chunksize=config.chunk_size,
-            maxchunks=config.max_chunks,
-            # Without it coffea would open every file once more.
-            metadata_cache={
-                FileMeta(dataset, file, config.tree): {"numentries": summary.n_entries, "uuid": summary.uuid}
-                for (dataset, file), summary in summaries.items()
-            },
             skipbadfiles=(OSError,) if config.skip_bad_files else False,
             xrootdtimeout=XROOTD_TIMEOUT,
             savemetrics=True,
             checkpointer=checkpointer,
         )
-        fileset = {
-            dataset: {"treename": config.tree, "files": list(files)}
-            for dataset, files in inputs.files.items()
-        }
-        chunks: list[WorkItem] = list(runner.preprocess(fileset))
+        chunks = _chunks(inputs, config)
         resumed = [chunk for chunk in chunks if checkpointer is not None and checkpointer.has(chunk)]
         start = time.perf_counter()
         result = runner.run(chunks, SkipBadChunks(instance) if config.skip_bad_files else instance)
@@ -199,7 +202,38 @@ def _run(
         events_per_second=round((events - sum(map(len, resumed))) / seconds, 1),
         bytes_read=int(result["metrics"].get("bytesread", 0)),
         skipped=inputs.skipped + bad,
+        events_skipped=_events_in(inputs.skipped + bad, inputs),
     )
+
+
+def _chunks(inputs: Inputs, config: RunConfig) -> list[WorkItem]:
+    """Chunks of all files that have events.
+
+    coffea's own preprocessing would open every file once more, and takes no name beyond ASCII.
+    """
+    found: list[WorkItem] = []
+    for dataset, files in inputs.files.items():
+        of_dataset: list[WorkItem] = []
+        for file, summary in files.items():
+            if summary.n_entries:
+                known = {"numentries": summary.n_entries, "uuid": summary.uuid}
+                of_dataset += FileMeta(dataset, file, config.tree, known).chunks(config.chunk_size, False)
+        found += of_dataset[: config.max_chunks]
+    return found
+
+
+def _events_in(skipped: Sequence[Mapping[str, Any]], inputs: Inputs) -> int:
+    """Number of events in files and chunks that were left out; see `RunStatistics`."""
+    n_events = 0.0
+    for entry in skipped:
+        if entry["entrystop"] is not None:
+            n_events += entry["entrystop"] - entry["entrystart"]
+            continue
+        files = inputs.files.get(entry["dataset"]) or {
+            file: summary for files in inputs.files.values() for file, summary in files.items()
+        }
+        n_events += sum(summary.n_entries for summary in files.values()) / len(files)
+    return round(n_events)
 
 
 @contextmanager
