@@ -190,6 +190,20 @@ def test_a_score_that_is_none_is_zero(many):
     assert_same(dilepton_events(many | {"jets": none}), dilepton_events(many | {"jets": zero}))
 
 
+def test_a_score_below_zero_is_zero(many):
+    jets = many["jets"]
+    low = jets.btagDeepFlavB < 0.5
+
+    def scored(score):
+        return many | {"jets": ak.with_field(jets, score, "btagDeepFlavB")}
+
+    zero = dilepton_events(scored(ak.where(low, 0.0, jets.btagDeepFlavB)))
+    for none in (-1.0, -3000.0, np.nan):
+        assert_same(dilepton_events(scored(ak.where(low, none, jets.btagDeepFlavB))), zero)
+        with pytest.raises(TopRecoError, match=r"^reconstruct: jets 'btagDeepFlavB': no b-tag score in any"):
+            dilepton_events(scored(ak.full_like(jets.btagDeepFlavB, none)))
+
+
 @pytest.mark.parametrize("needed", [True, False])
 @pytest.mark.parametrize(
     ("name", "field", "message"),

@@ -7,6 +7,7 @@ from topreco.core import fourvector
 from topreco.core.events import CHANNELS, DileptonEvents, dataset_id
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import InputError, QuietNanoAODSchema, iterate_events, open_events
+from topreco.input.objects import NO_B_TAG
 from topreco.input.required import OPTIONAL_BRANCHES, needed_branches
 from topreco.input.selection import select
 
@@ -337,12 +338,44 @@ def test_misspelt_branch(run, emu, config, message):
         ({"Muon": [{"pt": 50.0, "phi": -np.inf, "charge": 1}]}, "'Muon_phi' has 1 of 2"),
         ({"PuppiMET_phi": np.nan}, "'PuppiMET_phi' has 1 of 2"),
         ({"genWeight": np.inf}, "'genWeight' has 1 of 2"),
-        ({"Jet": [{"pt": 50.0, "phi": 1.0, "btagDeepFlavB": np.nan}] * 2}, "'Jet_btagDeepFlavB' has 2 of 4"),
     ],
 )
 def test_not_finite(run, emu, changes, message):
     with pytest.raises(InputError, match=rf"nano\.root: branch {message} values NaN or infinite"):
         run(emu(), emu(**changes))
+
+
+@pytest.mark.parametrize("none", [-1.0, -10.0, -3000.0, -np.inf, np.nan])
+def test_b_tag_scores_that_mean_none_are_zero(run, emu, none):
+    def found(score):
+        jets = [
+            {"pt": 50.0, "phi": 1.0, "btagDeepFlavB": score},
+            {"pt": 20.0, "phi": 1.0, "btagDeepFlavB": score},
+        ]
+        return run(emu(Jet=[*emu()["Jet"], *jets]), emu())
+
+    same(found(none).events, found(0.0).events)
+    cutflow = found(none).cutflow + found(none).cutflow
+    assert cutflow.notes == {NO_B_TAG: 2}
+    assert Cutflow.from_dict(cutflow.to_dict()) == cutflow
+    assert f"2 {NO_B_TAG}" in str(cutflow.table().caption)
+    assert found(0.0).cutflow.notes == {}
+    assert (found(0.0).cutflow + cutflow).notes == {NO_B_TAG: 2}
+
+
+@pytest.mark.parametrize("none", [-3000.0, np.nan])
+def test_a_file_without_b_tag_scores_is_refused(run, emu, none):
+    jets = [{"pt": 50.0 + i, "phi": float(i), "btagDeepFlavB": none} for i in range(5)]
+    message = (
+        r"nano\.root: branch 'Jet_btagDeepFlavB': no b-tag score in any of 10 jets.*selection\.jet\.btag"
+    )
+    with pytest.raises(InputError, match=message):
+        run(emu(Jet=jets), emu(Jet=jets))
+    assert (
+        len(run(emu(Jet=jets), emu(Jet=[*jets, {"pt": 50.0, "phi": 1.0, "btagDeepFlavB": 0.9}])).events) == 1
+    )
+    with pytest.raises(InputError, match=r"'Jet_btagDeepFlavB': infinite in 2 of 4 jets"):
+        run(emu(Jet=[{"pt": 50.0, "phi": 1.0, "btagDeepFlavB": np.inf}] * 2), emu())
 
 
 def test_without_events(run, nano_file, emu):
@@ -360,16 +393,20 @@ def test_without_events(run, nano_file, emu):
     ("name", "n"),
     [
         ("nanoaodv9_TTTo2L2Nu_first500.root", 49),
-        ("nanoaod2015_wjets_200.root", 0),
         ("nano_dimuon.root", 0),
         ("nano_dy.root", 0),
-        ("nano_tree.root", 0),
         ("delphes/tt2l_mg5_delphes_1.root", 4677),
     ],
 )
 def test_real_files(data, name, n):
     found = select(open_events(data / name), DEFAULT, dataset="tt")
     assert len(found.events) == n
+
+
+@pytest.mark.parametrize("name", ["nanoaod2015_wjets_200.root", "nano_tree.root"])
+def test_real_files_without_b_tag_scores(data, name):
+    with pytest.raises(InputError, match=r"'Jet_btagDeepFlavB': no b-tag score in any of \d+ jets"):
+        select(open_events(data / name), DEFAULT, dataset="tt")
 
 
 def test_real_file_without_z_and_met_cuts(data):

@@ -16,11 +16,15 @@ from topreco.core.constants import M_ELECTRON, M_MUON
 from topreco.core.events import BoolArray, FloatArray, IntArray
 from topreco.input.branches import Branches
 from topreco.input.jet_id import COLUMNS, identify_jets
-from topreco.input.nano import EVENT_KEY
+from topreco.input.nano import EVENT_KEY, InputError
 from topreco.input.required import EE_LEAK_BRANCHES
 
 _PU_ID_BITS = ("tight", "medium", "loose")
 _MOMENTUM = ("pt", "eta", "phi")
+NO_B_TAG = "selected jets without b-tag score (below zero or NaN), which counts as 0"
+"""Their note in the cutflow."""
+_N_JUDGED = 10
+"""Jets from which on scores that are all below zero are no accident."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,9 @@ class Jets(Particles):
     Attributes
     ----------
     btag
-        b-tag score, which may be undefined for jets that no selection keeps, shape (objects,).
+        b-tag score, 0 where there is none, shape (objects,).
+    has_btag
+        True if there is a b-tag score, shape (objects,).
     pu_identified
         True if a jet passes the pile-up identification, which is required only at low pT, shape (objects,).
     em_fraction
@@ -82,6 +88,7 @@ class Jets(Particles):
     """
 
     btag: FloatArray
+    has_btag: BoolArray
     pu_identified: BoolArray
     em_fraction: FloatArray
 
@@ -159,6 +166,42 @@ def pad_in_falling_pt(event: IntArray, pt: FloatArray, n: int, length: int) -> C
         return array
 
     return padded
+
+
+def b_tag_scores(score: FloatArray, tagger: str, judged: Any = slice(None)) -> tuple[FloatArray, BoolArray]:
+    """b-tag scores, and where there is one: NaN and numbers below zero stand for none.
+
+    Parameters
+    ----------
+    score
+        As stored, shape (jets,).
+    tagger
+        File and branch, for the error.
+    judged
+        Mask of the jets among which at least one must have a score, all by default.
+
+    Returns
+    -------
+    score
+        0 where there is none, shape (jets,).
+    has_score
+        Shape (jets,).
+
+    Raises
+    ------
+    InputError
+        If one is infinite, or none of at least ten judged jets has one.
+    """
+    has_score = score >= 0
+    n_judged = len(score[judged])
+    if n_judged >= _N_JUDGED and not has_score[judged].any():
+        raise InputError(
+            f"{tagger}: no b-tag score in any of {n_judged} jets, all are below zero or NaN; choose a tagger "
+            "that the jets have (selection.jet.btag)"
+        )
+    if infinite := int(np.isposinf(score[judged]).sum()):
+        raise InputError(f"{tagger}: infinite in {infinite} of {n_judged} jets, finite b-tag scores expected")
+    return np.where(has_score, score, 0.0), has_score
 
 
 def read_objects(events: Any, selection: SelectionConfig | None = None) -> Objects:
@@ -262,6 +305,11 @@ def _read_muons(branches: Branches) -> Leptons:
 def _read_jets(branches: Branches) -> Jets:
     cuts = branches.selection.jet
     pt, eta, phi = _read_momentum(branches, "Jet")
+    btag, has_btag = b_tag_scores(
+        branches.read(f"Jet_{cuts.btag}", key="jet.btag").astype(np.float64),
+        f"{branches.origin}: branch 'Jet_{cuts.btag}'",
+        (pt > cuts.pt_min) & (np.abs(eta) < cuts.eta_max),
+    )
     return Jets(
         counts=branches.counts("Jet_pt"),
         pt=pt,
@@ -269,7 +317,8 @@ def _read_jets(branches: Branches) -> Jets:
         phi=phi,
         mass=branches.finite("Jet_mass"),
         identified=_identified_jets(branches, eta),
-        btag=branches.read(f"Jet_{cuts.btag}", key="jet.btag").astype(np.float64),
+        btag=btag,
+        has_btag=has_btag,
         pu_identified=_pu_identified_jets(branches, len(pt)),
         em_fraction=np.zeros(len(pt))
         if branches.selection.cuts.jet_veto_map is None

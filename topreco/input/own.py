@@ -81,7 +81,7 @@ def dilepton_events(
     """
     import awkward as ak
 
-    from topreco.input.objects import pad_in_falling_pt
+    from topreco.input.objects import b_tag_scores, pad_in_falling_pt
 
     given = SelectionConfig() if selection is None else selection
     given.require_effect(_APPLICABLE, "your own objects")
@@ -108,7 +108,7 @@ def dilepton_events(
     padded = pad_in_falling_pt(row_of_event[jets.event], jets.values["pt"], len(index), config.jet.max_jets)
     mask = padded(np.ones(len(jets.event), dtype=bool))
     p4 = padded(fourvector.from_pt_eta_phi_mass(*(jets.values[name] for name in (*_MOMENTUM, "mass"))))
-    score = padded(np.nan_to_num(jets.values[btag], nan=0.0))
+    score = padded(b_tag_scores(jets.values[btag], f"reconstruct: jets {btag!r}")[0])
     tagged = mask & (score > config.jet.btag_threshold)
     met = {f: _numbers(_field(columns["met"], "met", f), "met", f)[index] for f in ("pt", "phi")}
     _require(("pt", "phi"), met, "met")
