@@ -259,7 +259,7 @@ def _read_electrons(branches: Branches) -> Leptons:
     cuts = branches.selection.electron
     pt, eta, phi = _read_momentum(branches, "Electron")
     identified = branches.read(f"Electron_{cuts.id}", key="electron.id") >= cuts.id_min
-    eta_sc = _supercluster_eta(branches, eta)
+    eta_sc = supercluster_eta(branches, eta)
     if cuts.gap is not None and eta_sc is not None:
         identified &= ~((np.abs(eta_sc) > cuts.gap[0]) & (np.abs(eta_sc) < cuts.gap[1]))
     if branches.selection.cuts.ee_leak_veto:
@@ -277,8 +277,8 @@ def _read_electrons(branches: Branches) -> Leptons:
     )
 
 
-def _supercluster_eta(branches: Branches, eta: FloatArray) -> FloatArray | None:
-    """η of the electrons' superclusters, shape (objects,); None if the file does not contain it."""
+def supercluster_eta(branches: Branches, eta: FloatArray) -> FloatArray | None:
+    """η of the superclusters of electrons of the given η, shape (objects,); None if it is not in the file."""
     if branches.has("Electron_superclusterEta"):
         return branches.finite("Electron_superclusterEta")
     if branches.has("Electron_deltaEtaSC"):
