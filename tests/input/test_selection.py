@@ -6,9 +6,9 @@ from topreco.config import ElectronSelection, JetSelection, MuonSelection, Selec
 from topreco.core import fourvector
 from topreco.core.events import CHANNELS, DileptonEvents, dataset_id
 from topreco.input.cutflow import Cutflow
-from topreco.input.nano import InputError, QuietNanoAODSchema, iterate_events, open_events
+from topreco.input.nano import InputError, QuietNanoAODSchema, inspect_file, iterate_events, open_events
 from topreco.input.objects import NO_B_TAG
-from topreco.input.required import OPTIONAL_BRANCHES, needed_branches
+from topreco.input.required import OPTIONAL_BRANCHES, fit_files, fit_selection, needed_branches
 from topreco.input.selection import select
 
 GENERATOR = (
@@ -236,6 +236,45 @@ def test_optional_branches(run, emu):
     assert found.events.weight.tolist() == [1.0]
     no_gap = SelectionConfig(electron=ElectronSelection(gap=None), jet=JetSelection(min_btags=0, id_bit=None))
     assert len(run(inside_gap, config=no_gap).events) == 1
+
+
+BOTH_ETA = ("Electron_deltaEtaSC", "Electron_superclusterEta")
+
+
+@pytest.mark.parametrize(
+    ("content", "drop", "key"),
+    [
+        ({"jet": {"id_bit": 2}}, ("Jet_jetId",), "jet.id_bit"),
+        ({"jet": {"id_recipe": "branch"}}, ("Jet_jetId",), "jet.id_bit"),
+        ({"branches": {"Jet_jetId": "Jet_ident"}}, (), "jet.id_bit"),
+        ({"electron": {"gap": [1.4, 1.6]}}, BOTH_ETA, "electron.gap"),
+        ({"branches": {"Electron_deltaEtaSC": "Electron_shift"}}, (), "electron.gap"),
+        ({"preset": "nano_v9"}, ("Jet_jetId",), "jet.id_bit"),
+        ({"preset": "nano_v9"}, BOTH_ETA, "electron.gap"),
+    ],
+)
+def test_a_cut_that_was_asked_for_and_cannot_be_made(run, emu, content, drop, key):
+    config = SelectionConfig.model_validate(content)
+    with pytest.raises(InputError, match=rf"\(selection key '{key}'.* selection\.{key}=null leaves this cut"):
+        run(emu(), config=config, drop=drop)
+    section, name = key.split(".")
+    without = content | {section: content.get(section, {}) | {name: None}}
+    assert len(run(emu(), config=SelectionConfig.model_validate(without), drop=drop).events) == 1
+
+
+def test_files_of_a_dataset_with_and_without_an_optional_cut(nano_file, emu):
+    files = {}
+    for name, drop in (("a.root", ()), ("b.root", ("Jet_jetId",))):
+        path = nano_file([emu()], name, drop=drop)
+        files[path] = inspect_file(str(path))
+    for order in (files, dict(reversed(files.items()))):
+        with pytest.raises(
+            InputError, match=r"b\.root: no branch Jet_jetId, which .*a\.root .*jet\.id_bit=null"
+        ):
+            fit_files(DEFAULT, order)
+    fitted = fit_selection(DEFAULT, files[path].branches, "b.root")
+    assert fitted.jet.id_bit is None
+    assert fit_selection(fitted, files[path].branches, "b.root") == fitted
 
 
 def test_only_the_leading_jets_are_stored(run, emu):

@@ -259,7 +259,7 @@ def _read_electrons(branches: Branches) -> Leptons:
     cuts = branches.selection.electron
     pt, eta, phi = _read_momentum(branches, "Electron")
     identified = branches.read(f"Electron_{cuts.id}", key="electron.id") >= cuts.id_min
-    eta_sc = supercluster_eta(branches, eta)
+    eta_sc = None if cuts.gap is None else supercluster_eta(branches, eta)
     if cuts.gap is not None and eta_sc is not None:
         identified &= ~((np.abs(eta_sc) > cuts.gap[0]) & (np.abs(eta_sc) < cuts.gap[1]))
     if branches.selection.cuts.ee_leak_veto:
@@ -328,7 +328,7 @@ def _read_jets(branches: Branches) -> Jets:
 
 def _identified_jets(branches: Branches, eta: FloatArray) -> BoolArray:
     cuts = branches.selection.jet
-    if cuts.id_bit is None or (cuts.id_recipe == "branch" and not branches.has("Jet_jetId")):
+    if cuts.id_bit is None:
         return np.ones(len(eta), dtype=bool)
     if cuts.id_recipe == "branch":
         return (branches.read("Jet_jetId").astype(np.int64) >> cuts.id_bit) & 1 == 1
