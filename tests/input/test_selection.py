@@ -5,9 +5,10 @@ from coffea.nanoevents import NanoEventsFactory
 from topreco.config import ElectronSelection, JetSelection, MuonSelection, SelectionConfig
 from topreco.core import fourvector
 from topreco.core.events import CHANNELS, DileptonEvents, dataset_id
+from topreco.input.branches import Branches
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import InputError, QuietNanoAODSchema, inspect_file, iterate_events, open_events
-from topreco.input.objects import NO_B_TAG
+from topreco.input.objects import DROPPED, NO_B_TAG
 from topreco.input.required import OPTIONAL_BRANCHES, fit_files, fit_selection, needed_branches
 from topreco.input.selection import select
 
@@ -236,6 +237,38 @@ def test_optional_branches(run, emu):
     assert found.events.weight.tolist() == [1.0]
     no_gap = SelectionConfig(electron=ElectronSelection(gap=None), jet=JetSelection(min_btags=0, id_bit=None))
     assert len(run(inside_gap, config=no_gap).events) == 1
+
+
+@pytest.mark.parametrize(
+    ("collection", "broken"),
+    [
+        ("Jet", {"pt": 12.0, "phi": np.nan}),
+        ("Jet", {"pt": 90.0, "eta": 4.5, "mass": np.inf}),
+        ("Jet", {"pt": np.nan, "eta": -3.0}),
+        ("Jet", {"pt": np.nan, "jetId": 0}),
+        ("Electron", {"pt": 5.0, "charge": 1, "deltaEtaSC": np.nan}),
+        ("Electron", {"pt": np.nan, "charge": 1, "cutBased": 0}),
+        ("Muon", {"pt": np.inf, "charge": 1, "tightId": False}),
+        ("Muon", {"pt": 50.0, "charge": 1, "eta": np.nan, "pfRelIso04_all": 1.0}),
+    ],
+)
+def test_an_object_that_no_cut_could_select_may_be_anything(run, emu, collection, broken):
+    usual = {"pt": 5.0, "phi": 0.0, "charge": 1}
+    event = emu()
+    found = [run(emu(**{collection: [*event[collection], usual | each]})) for each in (broken, {})]
+    same(found[0].events, found[1].events)
+    assert len(found[0].events) == 1
+    assert (found[0].cutflow.notes, found[1].cutflow.notes) == ({DROPPED: 1}, {})
+
+
+def test_an_object_that_matters_is_named(nano_file, emu):
+    jets = [*emu()["Jet"], {"pt": 20.0, "phi": np.nan}]  # above the threshold after a variation
+    path = nano_file([emu(), emu(), emu(Jet=jets), emu()])
+    message = r"nano\.root: branch 'Jet_phi' has 1 of 5 values NaN or infinite, the first in entry 2;"
+    with pytest.raises(InputError, match=message):
+        select(open_events(path, entry_start=1, entry_stop=3), DEFAULT, dataset="tt")
+    with pytest.raises(InputError, match="the first in entry 2;"):
+        Branches(open_events(path, entry_start=1))[np.array([1, 2])].finite("Jet_phi")
 
 
 BOTH_ETA = ("Electron_deltaEtaSC", "Electron_superclusterEta")

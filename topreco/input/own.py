@@ -236,7 +236,8 @@ def _lepton(leptons: _Objects, index: IntArray, role: str) -> tuple[FloatArray, 
         raise TopRecoError(f"reconstruct: {role} with |pdgId| {strange}, 11 or 13 expected")
     # As in the selection, since NanoAOD's masses of leptons are rounding noise.
     mass = np.where(flavour == PDG_MUON, M_MUON, M_ELECTRON)
-    return fourvector.from_pt_eta_phi_mass(*(leptons.values[name] for name in _MOMENTUM), mass), flavour
+    pt, eta, phi = (leptons.values[name] for name in _MOMENTUM)
+    return fourvector.from_pt_eta_phi_mass(pt, eta, phi, mass), flavour
 
 
 def _require(names: tuple[str, ...], values: Mapping[str, FloatArray], role: str) -> None:

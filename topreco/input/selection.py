@@ -17,7 +17,7 @@ from topreco.core.events import CHANNELS, BoolArray, DileptonEvents, FloatArray,
 from topreco.core.pairing import b_candidates
 from topreco.input.cutflow import Cutflow
 from topreco.input.event_cuts import event_cuts, vetoed_jets
-from topreco.input.objects import NO_B_TAG, Leptons, Objects, pad_in_falling_pt, read_objects
+from topreco.input.objects import DROPPED, NO_B_TAG, Leptons, Objects, pad_in_falling_pt, read_objects
 
 PU_ID_PT_MAX = 50.0
 """pT in GeV from which on the pile-up identification of jets is defined as passed."""
@@ -97,6 +97,9 @@ def select_objects(objects: Objects, config: SelectionConfig, *, dataset: str) -
     weight = objects.weight
     cutflow = Cutflow()
     cutflow.add_step("all", weight)
+    cutflow.note(
+        DROPPED, sum(each.dropped.sum() for each in (objects.electrons, objects.muons, objects.jets))
+    )
     kept = np.ones(len(objects), dtype=bool)
     for step, mask in event_cuts(objects, config, dataset):
         kept &= mask

@@ -121,7 +121,7 @@ def _jets(branches: Branches, config: SelectionConfig, cutflow: Cutflow) -> dict
         if branches.has("Jet_btagged")
         else score > config.jet.btag_threshold
     )
-    cutflow.note(NO_B_TAG, np.count_nonzero(~has_score))
+    cutflow.note(NO_B_TAG, int(np.count_nonzero(~has_score)))
     n = len(counts)
     padded = pad_in_falling_pt(np.repeat(np.arange(n), counts), pt, n, config.jet.max_jets)
     return {
