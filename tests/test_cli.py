@@ -333,6 +333,9 @@ def test_nothing_to_do(refused, tmp_path, toy_model):
     refused("plot", file, file, match="--output: needed for the figures of several runs")
 
 
+NO_OPTIONAL_CUTS = ("selection.jet.id_bit=null", "selection.electron.gap=null")
+
+
 def test_preset_and_era_are_said_and_kept(command, tmp_path, toy_model):
     import coffea.util
 
@@ -341,14 +344,14 @@ def test_preset_and_era_are_said_and_kept(command, tmp_path, toy_model):
     file, skim, folder = nano_file(tmp_path / "good.root"), tmp_path / "a.parquet", tmp_path / "run"
     chosen = ("--preset", "nano_v9", "--era", "UL2017")
     said = "preset nano_v9 (given), era UL2017 (given), PuppiMET, btagDeepFlavB > 0.304"
-    code, out, _ = command("skim", file, "-o", skim, "--quiet", *chosen, "selection.jet.id_bit=null")
+    code, out, _ = command("skim", file, "-o", skim, "--quiet", *chosen, *NO_OPTIONAL_CUTS)
     assert (code, said in out) == (0, True)
     metadata = Skim(skim).metadata
     assert metadata["preset"] == said
     assert metadata["selection"]["jet"]["btag_threshold"] == 0.304
     assert metadata["selection"]["jet"]["id_bit"] is None
     code, out, _ = command(
-        *("run", file, "-m", toy_model, "-o", folder, "--no-plots", "--quiet", *chosen),
+        *("run", file, "-m", toy_model, "-o", folder, "--no-plots", "--quiet", *chosen, *NO_OPTIONAL_CUTS),
         "histograms.observables=[m_tt]",
     )
     assert (code, f"default: {said}" in out) == (0, True)
@@ -357,7 +360,8 @@ def test_preset_and_era_are_said_and_kept(command, tmp_path, toy_model):
 
 def test_preset_in_a_configuration(command, tmp_path):
     file, config = nano_file(tmp_path / "good.root"), tmp_path / "skim.yaml"
-    config.write_text("selection: {preset: nano_v9, era: UL2017, jet: {btag_threshold: 0.5}}\n")
+    jet = "{btag_threshold: 0.5, id_bit: null}"
+    config.write_text(f"selection: {{preset: nano_v9, era: UL2017, jet: {jet}, electron: {{gap: null}}}}\n")
     code, out, _ = command("skim", file, "-o", tmp_path / "a.parquet", "--quiet", "--config", config)
     assert (code, "era UL2017 (given), PuppiMET, btagDeepFlavB > 0.5" in out) == (0, True)
     code, out, _ = command(

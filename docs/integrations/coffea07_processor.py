@@ -22,7 +22,12 @@ BTAG_MEDIUM = 0.2783  # DeepJet, UL2018
 def good_leptons(events):
     """Electrons and muons, with what the reader needs of them."""
     electrons, muons = events.Electron, events.Muon
-    eta_sc = abs(electrons.eta + electrons.deltaEtaSC)
+    # Newer versions of NanoAOD store it.
+    eta_sc = abs(
+        electrons.superclusterEta
+        if "superclusterEta" in electrons.fields
+        else electrons.eta + electrons.deltaEtaSC
+    )
     electrons = electrons[
         (electrons.pt > 20)
         & (abs(electrons.eta) < 2.4)

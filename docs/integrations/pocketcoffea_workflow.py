@@ -70,7 +70,12 @@ class TopWorkflow(BaseProcessorABC):
     def apply_object_preselection(self, variation):
         """Collections `LeptonGood` and `JetGood`."""
         electrons, muons = self.events.Electron, self.events.Muon
-        eta_sc = abs(electrons.eta + electrons.deltaEtaSC)
+        # Newer versions of NanoAOD store it.
+        eta_sc = abs(
+            electrons.superclusterEta
+            if "superclusterEta" in electrons.fields
+            else electrons.eta + electrons.deltaEtaSC
+        )
         electrons = electrons[
             (electrons.pt > 20)
             & (abs(electrons.eta) < 2.4)

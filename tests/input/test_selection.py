@@ -5,9 +5,11 @@ from coffea.nanoevents import NanoEventsFactory
 from topreco.config import ElectronSelection, JetSelection, MuonSelection, SelectionConfig
 from topreco.core import fourvector
 from topreco.core.events import CHANNELS, DileptonEvents, dataset_id
+from topreco.input.branches import Branches
 from topreco.input.cutflow import Cutflow
-from topreco.input.nano import InputError, QuietNanoAODSchema, iterate_events, open_events
-from topreco.input.required import OPTIONAL_BRANCHES, needed_branches
+from topreco.input.nano import InputError, QuietNanoAODSchema, inspect_file, iterate_events, open_events
+from topreco.input.objects import DROPPED, NO_B_TAG
+from topreco.input.required import OPTIONAL_BRANCHES, fit_files, fit_selection, needed_branches
 from topreco.input.selection import select
 
 GENERATOR = (
@@ -237,6 +239,77 @@ def test_optional_branches(run, emu):
     assert len(run(inside_gap, config=no_gap).events) == 1
 
 
+@pytest.mark.parametrize(
+    ("collection", "broken"),
+    [
+        ("Jet", {"pt": 12.0, "phi": np.nan}),
+        ("Jet", {"pt": 90.0, "eta": 4.5, "mass": np.inf}),
+        ("Jet", {"pt": np.nan, "eta": -3.0}),
+        ("Jet", {"pt": np.nan, "jetId": 0}),
+        ("Electron", {"pt": 5.0, "charge": 1, "deltaEtaSC": np.nan}),
+        ("Electron", {"pt": np.nan, "charge": 1, "cutBased": 0}),
+        ("Muon", {"pt": np.inf, "charge": 1, "tightId": False}),
+        ("Muon", {"pt": 50.0, "charge": 1, "eta": np.nan, "pfRelIso04_all": 1.0}),
+    ],
+)
+def test_an_object_that_no_cut_could_select_may_be_anything(run, emu, collection, broken):
+    usual = {"pt": 5.0, "phi": 0.0, "charge": 1}
+    event = emu()
+    found = [run(emu(**{collection: [*event[collection], usual | each]})) for each in (broken, {})]
+    same(found[0].events, found[1].events)
+    assert len(found[0].events) == 1
+    assert (found[0].cutflow.notes, found[1].cutflow.notes) == ({DROPPED: 1}, {})
+
+
+def test_an_object_that_matters_is_named(nano_file, emu):
+    jets = [*emu()["Jet"], {"pt": 20.0, "phi": np.nan}]  # above the threshold after a variation
+    path = nano_file([emu(), emu(), emu(Jet=jets), emu()])
+    message = r"nano\.root: branch 'Jet_phi' has 1 of 5 values NaN or infinite, the first in entry 2;"
+    with pytest.raises(InputError, match=message):
+        select(open_events(path, entry_start=1, entry_stop=3), DEFAULT, dataset="tt")
+    with pytest.raises(InputError, match="the first in entry 2;"):
+        Branches(open_events(path, entry_start=1))[np.array([1, 2])].finite("Jet_phi")
+
+
+BOTH_ETA = ("Electron_deltaEtaSC", "Electron_superclusterEta")
+
+
+@pytest.mark.parametrize(
+    ("content", "drop", "key"),
+    [
+        ({"jet": {"id_bit": 2}}, ("Jet_jetId",), "jet.id_bit"),
+        ({"jet": {"id_recipe": "branch"}}, ("Jet_jetId",), "jet.id_bit"),
+        ({"branches": {"Jet_jetId": "Jet_ident"}}, (), "jet.id_bit"),
+        ({"electron": {"gap": [1.4, 1.6]}}, BOTH_ETA, "electron.gap"),
+        ({"branches": {"Electron_deltaEtaSC": "Electron_shift"}}, (), "electron.gap"),
+        ({"preset": "nano_v9"}, ("Jet_jetId",), "jet.id_bit"),
+        ({"preset": "nano_v9"}, BOTH_ETA, "electron.gap"),
+    ],
+)
+def test_a_cut_that_was_asked_for_and_cannot_be_made(run, emu, content, drop, key):
+    config = SelectionConfig.model_validate(content)
+    with pytest.raises(InputError, match=rf"\(selection key '{key}'.* selection\.{key}=null leaves this cut"):
+        run(emu(), config=config, drop=drop)
+    section, name = key.split(".")
+    without = content | {section: content.get(section, {}) | {name: None}}
+    assert len(run(emu(), config=SelectionConfig.model_validate(without), drop=drop).events) == 1
+
+
+def test_files_of_a_dataset_with_and_without_an_optional_cut(nano_file, emu):
+    files = {}
+    for name, drop in (("a.root", ()), ("b.root", ("Jet_jetId",))):
+        path = nano_file([emu()], name, drop=drop)
+        files[path] = inspect_file(str(path))
+    for order in (files, dict(reversed(files.items()))):
+        with pytest.raises(
+            InputError, match=r"b\.root: no branch Jet_jetId, which .*a\.root .*jet\.id_bit=null"
+        ):
+            fit_files(DEFAULT, order)
+    fitted = fit_selection(DEFAULT, files[path].branches, "b.root")
+    assert fitted.jet.id_bit is None
+    assert fit_selection(fitted, files[path].branches, "b.root") == fitted
+
+
 def test_only_the_leading_jets_are_stored(run, emu):
     pt = [40.0, 90.0, 35.0, 90.0, 70.0]
     tags = [0.9, 0.1, 0.9, 0.2, 0.3]
@@ -337,12 +410,44 @@ def test_misspelt_branch(run, emu, config, message):
         ({"Muon": [{"pt": 50.0, "phi": -np.inf, "charge": 1}]}, "'Muon_phi' has 1 of 2"),
         ({"PuppiMET_phi": np.nan}, "'PuppiMET_phi' has 1 of 2"),
         ({"genWeight": np.inf}, "'genWeight' has 1 of 2"),
-        ({"Jet": [{"pt": 50.0, "phi": 1.0, "btagDeepFlavB": np.nan}] * 2}, "'Jet_btagDeepFlavB' has 2 of 4"),
     ],
 )
 def test_not_finite(run, emu, changes, message):
     with pytest.raises(InputError, match=rf"nano\.root: branch {message} values NaN or infinite"):
         run(emu(), emu(**changes))
+
+
+@pytest.mark.parametrize("none", [-1.0, -10.0, -3000.0, -np.inf, np.nan])
+def test_b_tag_scores_that_mean_none_are_zero(run, emu, none):
+    def found(score):
+        jets = [
+            {"pt": 50.0, "phi": 1.0, "btagDeepFlavB": score},
+            {"pt": 20.0, "phi": 1.0, "btagDeepFlavB": score},
+        ]
+        return run(emu(Jet=[*emu()["Jet"], *jets]), emu())
+
+    same(found(none).events, found(0.0).events)
+    cutflow = found(none).cutflow + found(none).cutflow
+    assert cutflow.notes == {NO_B_TAG: 2}
+    assert Cutflow.from_dict(cutflow.to_dict()) == cutflow
+    assert f"2 {NO_B_TAG}" in str(cutflow.table().caption)
+    assert found(0.0).cutflow.notes == {}
+    assert (found(0.0).cutflow + cutflow).notes == {NO_B_TAG: 2}
+
+
+@pytest.mark.parametrize("none", [-3000.0, np.nan])
+def test_a_file_without_b_tag_scores_is_refused(run, emu, none):
+    jets = [{"pt": 50.0 + i, "phi": float(i), "btagDeepFlavB": none} for i in range(5)]
+    message = (
+        r"nano\.root: branch 'Jet_btagDeepFlavB': no b-tag score in any of 10 jets.*selection\.jet\.btag"
+    )
+    with pytest.raises(InputError, match=message):
+        run(emu(Jet=jets), emu(Jet=jets))
+    assert (
+        len(run(emu(Jet=jets), emu(Jet=[*jets, {"pt": 50.0, "phi": 1.0, "btagDeepFlavB": 0.9}])).events) == 1
+    )
+    with pytest.raises(InputError, match=r"'Jet_btagDeepFlavB': infinite in 2 of 4 jets"):
+        run(emu(Jet=[{"pt": 50.0, "phi": 1.0, "btagDeepFlavB": np.inf}] * 2), emu())
 
 
 def test_without_events(run, nano_file, emu):
@@ -360,16 +465,20 @@ def test_without_events(run, nano_file, emu):
     ("name", "n"),
     [
         ("nanoaodv9_TTTo2L2Nu_first500.root", 49),
-        ("nanoaod2015_wjets_200.root", 0),
         ("nano_dimuon.root", 0),
         ("nano_dy.root", 0),
-        ("nano_tree.root", 0),
         ("delphes/tt2l_mg5_delphes_1.root", 4677),
     ],
 )
 def test_real_files(data, name, n):
     found = select(open_events(data / name), DEFAULT, dataset="tt")
     assert len(found.events) == n
+
+
+@pytest.mark.parametrize("name", ["nanoaod2015_wjets_200.root", "nano_tree.root"])
+def test_real_files_without_b_tag_scores(data, name):
+    with pytest.raises(InputError, match=r"'Jet_btagDeepFlavB': no b-tag score in any of \d+ jets"):
+        select(open_events(data / name), DEFAULT, dataset="tt")
 
 
 def test_real_file_without_z_and_met_cuts(data):

@@ -262,6 +262,30 @@ def test_supercluster_eta_and_several_variations(events, payload):
     )
 
 
+@pytest.mark.parametrize("quantity", ["eta_sc", "abseta_sc"])
+@pytest.mark.parametrize("stored", ["superclusterEta", "deltaEtaSC", "both"])
+def test_supercluster_eta_of_corrections(nano_file, emu, payload, quantity, stored):
+    electron = {"pt": 40.0, "charge": 1, "eta": -0.5, "superclusterEta": -0.75, "deltaEtaSC": -0.25}
+    if stored == "both":
+        electron["deltaEtaSC"] = 0.0  # the stored η is preferred, as in the selection
+    drop = [f"Electron_{name}" for name in ("superclusterEta", "deltaEtaSC") if stored not in (name, "both")]
+    extra = {} if stored == "deltaEtaSC" else {"Electron_superclusterEta": np.float32(0)}
+    chunk = open_events(nano_file([emu(Electron=[electron])], extra=extra, drop=drop))
+    file = payload(Scale=({"x": "real"}, formula("1+0.1*x", ["x"])))
+    source = {"object": "electron", "kind": "factor", "file": file, "correction": "Scale"}
+    config = configure(objects={"scale": source | {"inputs": {"x": quantity}}})
+    expected = 40 * (1.075 if quantity == "abseta_sc" else 0.925)
+    assert found(chunk, config)["nominal"].electrons.pt[0] == pytest.approx(expected)
+
+
+def test_supercluster_eta_that_is_missing(nano_file, emu, payload):
+    chunk = open_events(nano_file([emu()], drop=["Electron_deltaEtaSC"]))
+    file = payload(Scale=({"x": "real"}, formula("1+0.1*x", ["x"])))
+    source = {"object": "electron", "kind": "factor", "file": file, "correction": "Scale"}
+    with pytest.raises(InputError, match=r"'Electron_deltaEtaSC' is missing"):
+        found(chunk, configure(objects={"scale": source | {"inputs": {"x": "eta_sc"}}}))
+
+
 def test_a_variation_leaves_the_other_sources_nominal(events):
     config = configure(
         objects={

@@ -11,7 +11,7 @@ import numpy as np
 from topreco.config import SelectionConfig
 from topreco.config.presets import resolve_selection
 from topreco.core.errors import OUT_OF_MEMORY, TopRecoError, first_line
-from topreco.core.events import FloatArray
+from topreco.core.events import FloatArray, IntArray
 from topreco.input.nano import BadFileError, InputError, is_remote, missing_branch
 from topreco.input.required import fit_selection
 
@@ -54,7 +54,14 @@ class Branches:
         return len(self.events)
 
     def __getitem__(self, index: Any) -> "Branches":
-        return Branches(self.events[index], self.given)
+        kept = Branches(self.events[index], self.given)
+        kept.entries = self.entries[index]
+        return kept
+
+    @cached_property
+    def entries(self) -> IntArray:
+        """Entries of the events in their file, shape (n,)."""
+        return np.arange(len(self)) + int(self.metadata.get("entrystart") or 0)
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
@@ -150,11 +157,14 @@ class Branches:
         return values
 
     def require_finite(self, name: str, values: FloatArray) -> None:
-        """Raise `InputError` if values that came from a branch are NaN or infinite."""
-        if n_bad := int(np.count_nonzero(~np.isfinite(values))):
+        """Raise `InputError` if values of a branch, one for each of its places, are NaN or infinite."""
+        bad = np.flatnonzero(~np.isfinite(values))
+        if bad.size:
+            jagged = self.is_jagged(name)
+            entry = (np.repeat(self.entries, self.counts(name)) if jagged else self.entries)[bad[0]]
             raise BadFileError(
-                f"{self.origin}: branch {name!r} has {n_bad} of {values.size} values NaN or infinite, "
-                "finite ones expected"
+                f"{self.origin}: branch {name!r} has {bad.size} of {values.size} values NaN or infinite, "
+                f"the first in entry {entry}; finite ones expected"
             )
 
     def counts(self, name: str) -> Any:

@@ -9,7 +9,7 @@ from topreco.config import Condition, CorrectionConfig, Range
 from topreco.core.events import FloatArray, IntArray
 from topreco.input.branches import Branches
 from topreco.input.nano import InputError
-from topreco.input.objects import Particles
+from topreco.input.objects import Particles, supercluster_eta
 from topreco.input.payloads import CorrectionError, read_payload
 
 COLLECTIONS = {"jet": "Jet", "electron": "Electron", "muon": "Muon"}
@@ -59,7 +59,9 @@ class Columns:
         if name.startswith("abs"):
             return np.abs(self[name.removeprefix("abs")])
         if name == "eta_sc":
-            return particles.eta + self.branches.finite("Electron_deltaEtaSC")
+            eta = supercluster_eta(self.branches, particles.eta)
+            # Where the file has neither branch, reading the older one gives the error.
+            return particles.eta + self.branches.finite("Electron_deltaEtaSC") if eta is None else eta
         if name == "phi":
             # NanoAOD's few bits may exceed the last edge of a payload, π.
             return np.clip(particles.phi, -PHI_MAX, PHI_MAX)

@@ -50,7 +50,7 @@ class Cutflow:
     Attributes
     ----------
     steps
-        By name of the cut, counts by ``total`` and channel.
+        By name of the cut, counts by ``total`` and channel; under the first cut also those of `note`.
     """
 
     steps: dict[str, dict[str, Count]] = field(default_factory=dict)
@@ -72,6 +72,17 @@ class Cutflow:
             counts |= {label: Count.of(weight[channel == i]) for i, label in enumerate(CHANNELS)}
         self.steps[name] = counts
 
+    def note(self, what: str, n: int) -> None:
+        """Add a number of objects, if it is not zero, that a reader of the cutflow should know."""
+        if n:
+            next(iter(self.steps.values()))[what] = Count(int(n))
+
+    @property
+    def notes(self) -> dict[str, int]:
+        """Numbers of objects by what they are, see `note`."""
+        first = next(iter(self.steps.values()), {})
+        return {what: count.n for what, count in first.items() if what not in (_TOTAL, *CHANNELS)}
+
     def __getitem__(self, name: str) -> Count:
         """Count over all channels after the cut of that name."""
         return self.steps[name][_TOTAL]
@@ -86,7 +97,10 @@ class Cutflow:
             )
         return Cutflow(
             {
-                name: {label: count + other.steps[name][label] for label, count in counts.items()}
+                name: {
+                    label: counts.get(label, Count()) + other.steps[name].get(label, Count())
+                    for label in {**counts, **other.steps[name]}
+                }
                 for name, counts in self.steps.items()
             }
         )
@@ -124,7 +138,13 @@ class Cutflow:
     def table(self, title: str | None = None) -> Table:
         """Table for a terminal: events, efficiencies, weighted sum with its error, and events per channel."""
         table = Table(
-            title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+            title=title,
+            title_justify="left",
+            caption="\n".join(f"{n} {what}" for what, n in self.notes.items()) or None,
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
         )
         table.add_column("cut", no_wrap=True)
         for heading in ("events", "of last", "of all", "weighted", *CHANNELS):

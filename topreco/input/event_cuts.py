@@ -13,7 +13,7 @@ from topreco.core import fourvector
 from topreco.core.events import BoolArray, FloatArray, dataset_id, hashed_uniform
 from topreco.core.files import content_of
 from topreco.input.corrections import PHI_MAX
-from topreco.input.objects import Objects, Particles
+from topreco.input.objects import HEM_ETA_MAX, MAP_ETA_MAX, MAP_PT_MIN, Objects, Particles
 from topreco.input.payloads import CorrectionError, check_payload, read_payload
 
 HEM_FIRST_RUN = 319077
@@ -22,16 +22,14 @@ HEM_FIRST_RUN = 319077
 # Ranges of η and φ.
 # HEM: https://twiki.cern.ch/twiki/bin/view/CMS/SUSRecommendationsRun2Legacy, with 0.2 more in η for jets.
 # BPix: `jetvetomap_bpix`, https://twiki.cern.ch/twiki/bin/viewauth/CMS/PdmVRun3Analysis.
-_HEM = ((-3.2, -1.3), (-1.57, -0.87))
+_HEM = ((-HEM_ETA_MAX, -1.3), (-1.57, -0.87))
 _BPIX = ((-1.5, 0.0), (-1.2, -0.8))
 # Independent of the hashes that split training samples.
 _HEM_SALT = 15_16
 
 # Jets that a veto map judges, https://cms-jerc.web.cern.ch/Recommendations/#jet-veto-maps.
-_MAP_PT_MIN = 15.0
 _MAP_EM_FRACTION_MAX = 0.9
 _MAP_MUON_DISTANCE = 0.2
-_MAP_ETA_MAX = 5.19
 
 
 def event_cuts(objects: Objects, config: SelectionConfig, dataset: str) -> Iterator[tuple[str, BoolArray]]:
@@ -106,13 +104,13 @@ def vetoed_jets(objects: Objects, veto: JetVetoMap) -> BoolArray:
         If the map cannot be used.
     """
     jets, muons = objects.jets, objects.muons
-    judged = jets.identified & (jets.pt > _MAP_PT_MIN) & (np.abs(jets.eta) < _MAP_ETA_MAX)
+    judged = jets.identified & (jets.pt > MAP_PT_MIN) & (np.abs(jets.eta) < MAP_ETA_MAX)
     judged &= jets.em_fraction < _MAP_EM_FRACTION_MAX
     at = np.flatnonzero(judged)
     phi = np.clip(jets.phi[at], -PHI_MAX, PHI_MAX)  # single precision may exceed the map's edge, π
     at = at[_evaluate_map(veto, jets.eta[at], phi)]
     for i in at:  # few
-        same = muons.event == jets.event[i]
+        same = (muons.event == jets.event[i]) & ~muons.dropped
         distance = fourvector.delta_r(jets.p4([i]), muons.p4(same))
         judged[i] = distance.min(initial=np.inf) > _MAP_MUON_DISTANCE
     vetoed = np.zeros(len(jets.pt), dtype=bool)

@@ -414,7 +414,7 @@ def _nano_events(
             entry_start=entry_start,
             entry_stop=entry_stop,
             schemaclass=schema,
-            metadata={"filename": str(path), "treename": tree},
+            metadata={"filename": str(path), "treename": tree, "entrystart": entry_start or 0},
             iteritems_options=options,
         ).events()
     except Exception as error:

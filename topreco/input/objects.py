@@ -10,17 +10,29 @@ from typing import Any
 
 import numpy as np
 
-from topreco.config import SelectionConfig
+from topreco.config import ElectronSelection, JetSelection, MuonSelection, SelectionConfig
 from topreco.core import fourvector
 from topreco.core.constants import M_ELECTRON, M_MUON
 from topreco.core.events import BoolArray, FloatArray, IntArray
 from topreco.input.branches import Branches
 from topreco.input.jet_id import COLUMNS, identify_jets
-from topreco.input.nano import EVENT_KEY
+from topreco.input.nano import EVENT_KEY, InputError
 from topreco.input.required import EE_LEAK_BRANCHES
 
 _PU_ID_BITS = ("tight", "medium", "loose")
 _MOMENTUM = ("pt", "eta", "phi")
+NO_B_TAG = "selected jets without b-tag score (below zero or NaN), which counts as 0"
+"""Their note in the cutflow."""
+MAP_PT_MIN, MAP_ETA_MAX = 15.0, 5.19
+"""Range in pT in GeV and in |η| of jets that a veto map judges."""
+HEM_ETA_MAX = 3.2
+"""Largest |η| at which objects count for the veto of HEM15 and HEM16."""
+DROPPED = "objects dropped that are NaN or infinite and that no cut could select"
+"""Their note in the cutflow."""
+_SAFE_SHARE_OF_PT = 0.5
+"""Share of a threshold in pT that no variation makes up for."""
+_N_JUDGED = 10
+"""Jets from which on scores that are all below zero are no accident."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,9 @@ class Particles:
         Momentum in GeV and radians, shape (objects,).
     identified
         True if an object passes the cuts that do not depend on its momentum, shape (objects,).
+    dropped
+        True if an object is not finite and cannot pass the cuts: not identified and with zeros for its
+        momentum, it only keeps its place, shape (objects,).
     """
 
     counts: IntArray
@@ -43,6 +58,7 @@ class Particles:
     phi: FloatArray
     mass: FloatArray
     identified: BoolArray
+    dropped: BoolArray
 
     @property
     def event(self) -> IntArray:
@@ -74,7 +90,9 @@ class Jets(Particles):
     Attributes
     ----------
     btag
-        b-tag score, which may be undefined for jets that no selection keeps, shape (objects,).
+        b-tag score, 0 where there is none, shape (objects,).
+    has_btag
+        True if there is a b-tag score, shape (objects,).
     pu_identified
         True if a jet passes the pile-up identification, which is required only at low pT, shape (objects,).
     em_fraction
@@ -82,6 +100,7 @@ class Jets(Particles):
     """
 
     btag: FloatArray
+    has_btag: BoolArray
     pu_identified: BoolArray
     em_fraction: FloatArray
 
@@ -161,6 +180,42 @@ def pad_in_falling_pt(event: IntArray, pt: FloatArray, n: int, length: int) -> C
     return padded
 
 
+def b_tag_scores(score: FloatArray, tagger: str, judged: Any = slice(None)) -> tuple[FloatArray, BoolArray]:
+    """b-tag scores, and where there is one: NaN and numbers below zero stand for none.
+
+    Parameters
+    ----------
+    score
+        As stored, shape (jets,).
+    tagger
+        File and branch, for the error.
+    judged
+        Mask of the jets among which at least one must have a score, all by default.
+
+    Returns
+    -------
+    score
+        0 where there is none, shape (jets,).
+    has_score
+        Shape (jets,).
+
+    Raises
+    ------
+    InputError
+        If one is infinite, or none of at least ten judged jets has one.
+    """
+    has_score = score >= 0
+    n_judged = len(score[judged])
+    if n_judged >= _N_JUDGED and not has_score[judged].any():
+        raise InputError(
+            f"{tagger}: no b-tag score in any of {n_judged} jets, all are below zero or NaN; choose a tagger "
+            "that the jets have (selection.jet.btag)"
+        )
+    if infinite := int(np.isposinf(score[judged]).sum()):
+        raise InputError(f"{tagger}: infinite in {infinite} of {n_judged} jets, finite b-tag scores expected")
+    return np.where(has_score, score, 0.0), has_score
+
+
 def read_objects(events: Any, selection: SelectionConfig | None = None) -> Objects:
     """Read the objects of a chunk; only the needed branches are read.
 
@@ -179,7 +234,7 @@ def read_objects(events: Any, selection: SelectionConfig | None = None) -> Objec
     Raises
     ------
     topreco.input.nano.InputError
-        If a branch is missing, cannot be read, or contains a momentum that is not finite.
+        If a branch is missing, cannot be read, or contains a momentum that is not finite and that matters.
     topreco.config.ConfigError
         If the preset cannot be resolved.
     """
@@ -214,28 +269,36 @@ def _flags(branches: Branches, names: Collection[str]) -> BoolArray:
 
 def _read_electrons(branches: Branches) -> Leptons:
     cuts = branches.selection.electron
-    pt, eta, phi = _read_momentum(branches, "Electron")
-    identified = branches.read(f"Electron_{cuts.id}", key="electron.id") >= cuts.id_min
-    eta_sc = _supercluster_eta(branches, eta)
-    if cuts.gap is not None and eta_sc is not None:
-        identified &= ~((np.abs(eta_sc) > cuts.gap[0]) & (np.abs(eta_sc) < cuts.gap[1]))
-    if branches.selection.cuts.ee_leak_veto:
-        x, y = (branches.read(name) for name in EE_LEAK_BRANCHES)
-        identified &= ~((eta > 1.556) & (x < 45) & (y > 72))
+    fields = list(_MOMENTUM)
+    if cuts.gap is not None:
+        stored = branches.has("Electron_superclusterEta")
+        fields.append("superclusterEta" if stored else "deltaEtaSC")
+
+    def identify(columns: Mapping[str, FloatArray]) -> BoolArray:
+        eta = columns["eta"]
+        identified = branches.read(f"Electron_{cuts.id}", key="electron.id") >= cuts.id_min
+        if cuts.gap is not None:
+            eta_sc = np.abs(columns["superclusterEta"] if stored else eta + columns["deltaEtaSC"])
+            identified &= ~((eta_sc > cuts.gap[0]) & (eta_sc < cuts.gap[1]))
+        if branches.selection.cuts.ee_leak_veto:
+            x, y = (branches.read(name) for name in EE_LEAK_BRANCHES)
+            identified &= ~((eta > 1.556) & (x < 45) & (y > 72))
+        return identified
+
+    columns, identified, dropped = _read_finite(branches, "Electron", fields, identify, cuts)
     return Leptons(
         counts=branches.counts("Electron_pt"),
-        pt=pt,
-        eta=eta,
-        phi=phi,
+        **{name: columns[name] for name in _MOMENTUM},
         # NanoAOD's masses of leptons are rounding noise.
-        mass=np.full(len(pt), M_ELECTRON),
+        mass=np.full(len(dropped), M_ELECTRON),
         identified=identified,
+        dropped=dropped,
         charge=branches.read("Electron_charge").astype(np.int64),
     )
 
 
-def _supercluster_eta(branches: Branches, eta: FloatArray) -> FloatArray | None:
-    """η of the electrons' superclusters, shape (objects,); None if the file does not contain it."""
+def supercluster_eta(branches: Branches, eta: FloatArray) -> FloatArray | None:
+    """η of the superclusters of electrons of the given η, shape (objects,); None if it is not in the file."""
     if branches.has("Electron_superclusterEta"):
         return branches.finite("Electron_superclusterEta")
     if branches.has("Electron_deltaEtaSC"):
@@ -245,41 +308,51 @@ def _supercluster_eta(branches: Branches, eta: FloatArray) -> FloatArray | None:
 
 def _read_muons(branches: Branches) -> Leptons:
     cuts = branches.selection.muon
-    pt, eta, phi = _read_momentum(branches, "Muon")
     isolation = branches.read(f"Muon_{cuts.isolation}", key="muon.isolation").astype(np.float64)
+    identified = branches.read(f"Muon_{cuts.id}", key="muon.id").astype(bool)
+    identified &= isolation < cuts.isolation_max
+    columns, identified, dropped = _read_finite(branches, "Muon", _MOMENTUM, lambda _: identified, cuts)
     return Leptons(
         counts=branches.counts("Muon_pt"),
-        pt=pt,
-        eta=eta,
-        phi=phi,
-        mass=np.full(len(pt), M_MUON),
-        identified=branches.read(f"Muon_{cuts.id}", key="muon.id").astype(bool)
-        & (isolation < cuts.isolation_max),
+        **columns,
+        mass=np.full(len(dropped), M_MUON),
+        identified=identified,
+        dropped=dropped,
         charge=branches.read("Muon_charge").astype(np.int64),
     )
 
 
 def _read_jets(branches: Branches) -> Jets:
     cuts = branches.selection.jet
-    pt, eta, phi = _read_momentum(branches, "Jet")
+    em_fields = () if branches.selection.cuts.jet_veto_map is None else ("chEmEF", "neEmEF")
+    columns, identified, dropped = _read_finite(
+        branches,
+        "Jet",
+        (*_MOMENTUM, "mass", *em_fields),
+        lambda columns: _identified_jets(branches, columns["eta"]),
+        cuts,
+    )
+    pt, eta = columns["pt"], columns["eta"]
+    btag, has_btag = b_tag_scores(
+        branches.read(f"Jet_{cuts.btag}", key="jet.btag").astype(np.float64),
+        f"{branches.origin}: branch 'Jet_{cuts.btag}'",
+        (pt > cuts.pt_min) & (np.abs(eta) < cuts.eta_max),
+    )
     return Jets(
         counts=branches.counts("Jet_pt"),
-        pt=pt,
-        eta=eta,
-        phi=phi,
-        mass=branches.finite("Jet_mass"),
-        identified=_identified_jets(branches, eta),
-        btag=branches.read(f"Jet_{cuts.btag}", key="jet.btag").astype(np.float64),
+        **{name: columns[name] for name in (*_MOMENTUM, "mass")},
+        identified=identified,
+        dropped=dropped,
+        btag=btag,
+        has_btag=has_btag,
         pu_identified=_pu_identified_jets(branches, len(pt)),
-        em_fraction=np.zeros(len(pt))
-        if branches.selection.cuts.jet_veto_map is None
-        else branches.finite("Jet_chEmEF") + branches.finite("Jet_neEmEF"),
+        em_fraction=np.sum([np.zeros(len(pt)), *(columns[name] for name in em_fields)], axis=0),
     )
 
 
 def _identified_jets(branches: Branches, eta: FloatArray) -> BoolArray:
     cuts = branches.selection.jet
-    if cuts.id_bit is None or (cuts.id_recipe == "branch" and not branches.has("Jet_jetId")):
+    if cuts.id_bit is None:
         return np.ones(len(eta), dtype=bool)
     if cuts.id_recipe == "branch":
         return (branches.read("Jet_jetId").astype(np.int64) >> cuts.id_bit) & 1 == 1
@@ -297,7 +370,33 @@ def _pu_identified_jets(branches: Branches, n: int) -> BoolArray:
     return (branches.read("Jet_puId").astype(np.int64) >> bit) & 1 == 1
 
 
-def _read_momentum(branches: Branches, collection: str) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """pT, η and φ of a collection, finite, in GeV and radians, each of shape (objects,)."""
-    pt, eta, phi = (branches.finite(f"{collection}_{field}") for field in _MOMENTUM)
-    return pt, eta, phi
+def _read_finite(
+    branches: Branches,
+    collection: str,
+    fields: Collection[str],
+    identify: Callable[[Mapping[str, FloatArray]], BoolArray],
+    cuts: ElectronSelection | MuonSelection | JetSelection,
+) -> tuple[dict[str, FloatArray], BoolArray, BoolArray]:
+    """Columns of a collection, finite, by field, and the masks `identified` and `dropped`; see `Particles`.
+
+    Raises
+    ------
+    InputError
+        If an object that some cut could select, now or after a variation of its momentum, is not finite.
+    """
+    columns = {field: branches.read(f"{collection}_{field}").astype(np.float64) for field in fields}
+    identified = identify(columns)
+    broken = ~np.all([np.isfinite(values) for values in columns.values()], axis=0)
+    if not broken.any():
+        return columns, identified, broken
+    vetoes = branches.selection.cuts
+    of_map = collection == "Jet" and vetoes.jet_veto_map is not None
+    eta_max = max(cuts.eta_max, MAP_ETA_MAX if of_map else HEM_ETA_MAX if vetoes.hem_veto else 0.0)
+    pt_min = min(cuts.pt_min, MAP_PT_MIN) if of_map else cuts.pt_min
+    pt, eta = columns["pt"], columns["eta"]
+    outside = (pt <= _SAFE_SHARE_OF_PT * pt_min) | (np.abs(eta) >= eta_max)
+    dropped = broken & (outside | ~identified)
+    columns = {field: np.where(dropped, 0.0, values) for field, values in columns.items()}
+    for field, values in columns.items():
+        branches.require_finite(f"{collection}_{field}", values)
+    return columns, identified & ~dropped, dropped

@@ -1,6 +1,7 @@
 """Converter of a user's own awkward arrays of leptons, jets and MET to `DileptonEvents`."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from topreco.config.presets import resolve_selection
 from topreco.core import fourvector
 from topreco.core.constants import M_ELECTRON, M_MUON, PDG_ELECTRON, PDG_MUON
 from topreco.core.errors import TopRecoError
-from topreco.core.events import DileptonEvents, FloatArray, IntArray, dataset_id
+from topreco.core.events import BoolArray, DileptonEvents, FloatArray, IntArray, dataset_id
 from topreco.core.pairing import b_candidates
 
 ACCEPTED = (
@@ -26,6 +27,7 @@ _APPLICABLE = (
     "jet.max_jets",
     "m_lb_max",
 )
+_MOMENTUM = ("pt", "eta", "phi")
 _KEY = ("run", "luminosityBlock", "event")
 _MIN_JETS = 2
 
@@ -40,7 +42,8 @@ def dilepton_events(
     """Convert your own selected objects to the events that methods take.
 
     Events with one ℓ⁺, one ℓ⁻ and at least two jets are taken, the others left out. Leptons, jets and MET
-    count as selected and corrected, so cuts of `selection` do not apply to them.
+    count as selected and corrected, so cuts of `selection` do not apply to them. Objects that are None, as
+    `ak.mask` and `ak.pad_none` make them, or padded with NaN or with pT = 0, are not there.
 
     Parameters
     ----------
@@ -72,11 +75,13 @@ def dilepton_events(
     Raises
     ------
     TopRecoError
-        If objects or fields are missing, lengths differ, or a lepton is neither e nor μ.
+        If objects, fields or needed values are missing, lengths differ, or a lepton is neither e nor μ.
     topreco.config.ConfigError
         If a key of `selection` would be ignored, or its preset cannot be resolved.
     """
     import awkward as ak
+
+    from topreco.input.objects import b_tag_scores, pad_in_falling_pt
 
     given = SelectionConfig() if selection is None else selection
     given.require_effect(_APPLICABLE, "your own objects")
@@ -88,22 +93,27 @@ def dilepton_events(
             f"reconstruct: {absent[0]!r} is missing; predictions of the method depend on run, "
             "luminosityBlock and event, so add all three to the objects"
         )
-    plus, minus, paired = _leptons(columns)
-    jets = columns["jets"]
-    index = np.flatnonzero(paired & (ak.to_numpy(ak.fill_none(ak.num(jets), 0)) >= _MIN_JETS))
+    leptons, paired = _leptons(columns)
+    btag = "btag" if "btag" in ak.fields(columns["jets"]) else config.jet.btag
+    jets = _objects(columns["jets"], "jets", (*_MOMENTUM, "mass"), (btag,))
+    n_jets = np.bincount(jets.event, minlength=len(paired))
+    index = np.flatnonzero(paired & (n_jets >= _MIN_JETS))
     (p4_plus, flavour_plus), (p4_minus, flavour_minus) = (
-        _lepton(lepton[index], role) for lepton, role in ((plus, "ℓ⁺"), (minus, "ℓ⁻"))
+        _lepton(lepton, index, role) for lepton, role in zip(leptons, ("ℓ⁺", "ℓ⁻"), strict=True)
     )
-    btag = "btag" if "btag" in ak.fields(jets) else config.jet.btag
-    fields = [_field(jets, "jets", field)[index] for field in ("pt", "eta", "phi", "mass", btag)]
-    order = ak.argsort(fields[0], ascending=False, stable=True)
-    pt, eta, phi, mass, score = (_padded(column[order], config.jet.max_jets) for column in fields)
-    mask = np.arange(config.jet.max_jets) < ak.to_numpy(ak.num(fields[0]))[:, None]
-    p4 = np.where(mask[..., None], fourvector.from_pt_eta_phi_mass(pt, eta, phi, mass), 0.0)
+    row_of_event = np.full(len(paired), -1)
+    row_of_event[index] = np.arange(len(index))
+    jets = jets[row_of_event[jets.event] >= 0]
+    _require((*_MOMENTUM, "mass"), jets.values, "jets")
+    padded = pad_in_falling_pt(row_of_event[jets.event], jets.values["pt"], len(index), config.jet.max_jets)
+    mask = padded(np.ones(len(jets.event), dtype=bool))
+    p4 = padded(fourvector.from_pt_eta_phi_mass(*(jets.values[name] for name in (*_MOMENTUM, "mass"))))
+    score = padded(b_tag_scores(jets.values[btag], f"reconstruct: jets {btag!r}")[0])
     tagged = mask & (score > config.jet.btag_threshold)
-    met_pt, met_phi = (_numbers(_field(columns["met"], "met", f)[index], "met", f) for f in ("pt", "phi"))
+    met = {f: _numbers(_field(columns["met"], "met", f), "met", f)[index] for f in ("pt", "phi")}
+    _require(("pt", "phi"), met, "met")
     run, block, event = (
-        ak.to_numpy(columns[key])[index].astype(kind) if not absent else index.astype(kind)
+        _key(columns[key], key, index).astype(kind) if not absent else index.astype(kind)
         for key, kind in zip(_KEY, (np.uint32, np.uint32, np.uint64), strict=True)
     )
     return DileptonEvents(
@@ -112,10 +122,10 @@ def dilepton_events(
         lepton_flavour=np.stack([flavour_plus, flavour_minus], axis=1),
         jets=p4,
         jet_mask=mask,
-        jet_btag=np.where(mask, score, 0.0),
+        jet_btag=score,
         jet_tagged=tagged,
         b_candidates=b_candidates(p4_plus, p4_minus, p4, mask, tagged, m_lb_max=config.m_lb_max),
-        met=np.stack([met_pt * np.cos(met_phi), met_pt * np.sin(met_phi)], axis=-1),
+        met=np.stack([met["pt"] * np.cos(met["phi"]), met["pt"] * np.sin(met["phi"])], axis=-1),
         dataset=np.full(len(index), dataset_id(dataset), dtype=np.uint64),
         run=run,
         luminosity_block=block,
@@ -148,42 +158,108 @@ def _columns(objects: Any) -> dict[str, Any]:
     for name in lists:
         if columns[name].ndim != 2:
             raise TopRecoError(f"reconstruct: {name!r}: a list of objects per event expected")
-        # A mask flattens lists of one and the same length.
-        columns[name] = ak.from_regular(columns[name], axis=1)
     return columns
 
 
-def _leptons(columns: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """ℓ⁺ and ℓ⁻ of each event, None where there is none, and where there is exactly one of each."""
+@dataclass(frozen=True)
+class _Objects:
+    """Objects that are there, in the order of their events.
+
+    Attributes
+    ----------
+    event
+        Position of the event of each object, shape (objects,).
+    values
+        By field, NaN where one is missing, shape (objects,) each.
+    """
+
+    event: IntArray
+    values: dict[str, FloatArray]
+
+    def __getitem__(self, keep: Any) -> "_Objects":
+        return _Objects(self.event[keep], {name: values[keep] for name, values in self.values.items()})
+
+
+def _objects(array: Any, role: str, momentum: tuple[str, ...], others: tuple[str, ...]) -> _Objects:
+    """Objects of a list per event, or of one per event; those without momentum are not there.
+
+    None, NaN in all of the momentum and pT = 0 are what masks and padding leave in place of an object.
+    """
     import awkward as ak
 
+    columns = {name: _field(array, role, name) for name in (*momentum, *others)}
+    pt = columns["pt"]
+    if pt.ndim == 1:
+        event = np.arange(len(pt))
+        values = {name: _numbers(column, role, name) for name, column in columns.items()}
+    else:
+        # Flattening leaves out the lists that are None.
+        event = np.repeat(np.arange(len(pt)), ak.to_numpy(ak.fill_none(ak.num(pt, axis=1), 0)))
+        values = {
+            name: _numbers(ak.flatten(ak.from_regular(column, axis=1), axis=1), role, name)
+            for name, column in columns.items()
+        }
+    there = np.any([np.isfinite(values[name]) for name in momentum], axis=0) & ~(values["pt"] <= 0)
+    return _Objects(event, values)[there]
+
+
+def _leptons(columns: Mapping[str, Any]) -> tuple[list[_Objects], BoolArray]:
+    """ℓ⁺ and ℓ⁻ of all events, and the events with exactly one of each, shape (n,)."""
+    n = len(columns["jets"])
     if "leptons" not in columns:
-        plus, minus = columns["lepton_plus"], columns["lepton_minus"]
+        pair = []
         for name in ("lepton_plus", "lepton_minus"):
             if _field(columns[name], name, "pt").ndim != 1:
                 raise TopRecoError(
                     f"reconstruct: {name!r}: one lepton or None per event expected, lists found; "
                     "use ak.firsts, or give all as 'leptons'"
                 )
-        paired = ~(ak.is_none(plus) | ak.is_none(minus))
-        return plus, minus, ak.to_numpy(paired)
-    leptons = columns["leptons"]
-    charge = _field(leptons, "leptons", "charge")
-    positive, negative = leptons[charge > 0], leptons[charge < 0]
-    paired = (ak.num(positive) == 1) & (ak.num(negative) == 1)
-    return ak.firsts(positive), ak.firsts(negative), ak.to_numpy(ak.fill_none(paired, value=False))
+            pair.append(_objects(columns[name], name, _MOMENTUM, ("pdgId",)))
+    else:
+        leptons = _objects(columns["leptons"], "leptons", _MOMENTUM, ("charge", "pdgId"))
+        _require(("charge",), leptons.values, "leptons")
+        charge = leptons.values["charge"]
+        pair = [leptons[charge > 0], leptons[charge < 0]]
+    for leptons in pair:
+        _require(_MOMENTUM, leptons.values, "leptons")
+    paired = np.all([np.bincount(leptons.event, minlength=n) == 1 for leptons in pair], axis=0)
+    return pair, paired
 
 
-def _lepton(lepton: Any, role: str) -> tuple[FloatArray, IntArray]:
-    """Four-momenta (E, px, py, pz) in GeV, shape (n, 4), and |pdgId|, shape (n,), of one lepton per event."""
-    flavour = np.abs(_numbers(_field(lepton, role, "pdgId"), role, "pdgId").astype(np.int64))
+def _lepton(leptons: _Objects, index: IntArray, role: str) -> tuple[FloatArray, IntArray]:
+    """Four-momenta (E, px, py, pz) in GeV, shape (n, 4), and |pdgId|, shape (n,), of the events' leptons."""
+    leptons = leptons[np.isin(leptons.event, index)]
+    _require(("pdgId",), leptons.values, role)
+    flavour = np.abs(leptons.values["pdgId"].astype(np.int64))
     if not np.isin(flavour, (PDG_ELECTRON, PDG_MUON)).all():
         strange = flavour[~np.isin(flavour, (PDG_ELECTRON, PDG_MUON))][0]
         raise TopRecoError(f"reconstruct: {role} with |pdgId| {strange}, 11 or 13 expected")
-    pt, eta, phi = (_numbers(_field(lepton, role, name), role, name) for name in ("pt", "eta", "phi"))
     # As in the selection, since NanoAOD's masses of leptons are rounding noise.
     mass = np.where(flavour == PDG_MUON, M_MUON, M_ELECTRON)
+    pt, eta, phi = (leptons.values[name] for name in _MOMENTUM)
     return fourvector.from_pt_eta_phi_mass(pt, eta, phi, mass), flavour
+
+
+def _require(names: tuple[str, ...], values: Mapping[str, FloatArray], role: str) -> None:
+    """Raise an error if a needed number is missing."""
+    for name in names:
+        if bad := int(np.count_nonzero(~np.isfinite(values[name]))):
+            raise TopRecoError(
+                f"reconstruct: {role} {name!r} is missing, NaN or infinite in {bad} of {len(values[name])} "
+                "places where it is needed; leave these objects or events out"
+            )
+
+
+def _key(column: Any, name: str, index: IntArray) -> Any:
+    """A part of the events' key, shape (n,)."""
+    import awkward as ak
+
+    values = ak.to_numpy(column)[index]
+    if bad := int(np.ma.getmaskarray(values).sum()):
+        raise TopRecoError(
+            f"reconstruct: {name!r} is missing in {bad} of {len(index)} events that are reconstructed"
+        )
+    return np.asarray(values)
 
 
 def _field(array: Any, role: str, name: str) -> Any:
@@ -207,12 +283,4 @@ def _numbers(column: Any, role: str, name: str) -> FloatArray:
 
     if column.ndim != 1:
         raise TopRecoError(f"reconstruct: {role} {name!r}: one number per event expected, lists found")
-    return ak.to_numpy(ak.fill_none(column, np.nan)).astype(np.float64)
-
-
-def _padded(column: Any, length: int) -> FloatArray:
-    """Numbers of the leading objects in double precision, zero where there is none, shape (n, length)."""
-    import awkward as ak
-
-    padded = ak.fill_none(ak.pad_none(column, length, clip=True), 0.0)
-    return ak.to_numpy(ak.to_regular(padded)).astype(np.float64).reshape(-1, length)
+    return np.asarray(ak.to_numpy(ak.fill_none(column, np.nan)), dtype=np.float64)

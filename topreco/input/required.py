@@ -17,6 +17,12 @@ EE_LEAK_BRANCHES = ("Electron_seediEtaOriX", "Electron_seediPhiOriY")
 
 _MOMENTUM = ("pt", "eta", "phi")
 
+_OPTIONAL_CUTS = (
+    ("jet", ("id_bit", "id_recipe"), ("Jet_jetId",)),
+    ("electron", ("gap",), ("Electron_deltaEtaSC", "Electron_superclusterEta")),
+)
+"""Cuts that need one of some optional branches: section, keys of which the first switches it, branches."""
+
 
 def needed_branches(config: SelectionConfig) -> tuple[str, ...]:
     """Branches that the selection requires; see also `optional_branches`."""
@@ -50,8 +56,39 @@ def _needed(config: SelectionConfig) -> dict[str, str | None]:
     return names | dict.fromkeys(cuts.met_filters, "cuts.met_filters")
 
 
+def _fit_optional_cuts(
+    config: SelectionConfig, resolved: SelectionConfig, names: Collection[str], origin: str
+) -> SelectionConfig:
+    """Selection without the cuts for which a file has no branch.
+
+    Raises
+    ------
+    InputError
+        If the user chose the preset, the cut or the name of its branch.
+    """
+    for section, keys, branches in _OPTIONAL_CUTS:
+        cuts = getattr(resolved, section)
+        is_off = getattr(cuts, keys[0]) is None or (section == "jet" and cuts.id_recipe != "branch")
+        if is_off or any(name in names for name in resolved.in_file(branches)):
+            continue
+        key = f"{section}.{keys[0]}"
+        preset = config.preset if config.preset != NO_PRESET else None
+        chosen = getattr(config, section).model_fields_set.intersection(keys)
+        if preset or chosen or any(name in config.branches for name in branches):
+            stored = resolved.in_file(branches)[0]
+            what = missing_branch(stored, names, key, preset)
+            raise InputError(f"{origin}: {what}; selection.{key}=null leaves this cut out")
+        # Validated again from all of its values, so that each counts as set.
+        content = resolved.model_dump()
+        content[section][keys[0]] = None
+        resolved = SelectionConfig.model_validate(content)
+    return resolved
+
+
 def fit_selection(config: SelectionConfig, branches: Collection[str], origin: str) -> SelectionConfig:
     """Selection for a file: the preset resolved, and every branch that it needs present.
+
+    Cuts on `OPTIONAL_BRANCHES` are left out where the file lacks these, unless the user asked for them.
 
     Parameters
     ----------
@@ -70,7 +107,7 @@ def fit_selection(config: SelectionConfig, branches: Collection[str], origin: st
     Raises
     ------
     InputError
-        If a branch is missing.
+        If a branch is missing, also an optional one if the user chose the preset or the cut.
     topreco.config.ConfigError
         If the preset cannot be resolved, or a key applies to files of pepper only.
     """
@@ -84,6 +121,7 @@ def fit_selection(config: SelectionConfig, branches: Collection[str], origin: st
         if stored not in names:
             chosen_by = key if stored == name else f"branches.{name}"
             raise InputError(f"{origin}: {missing_branch(stored, names, chosen_by, preset)}")
+    resolved = _fit_optional_cuts(config, resolved, names, origin)
     paths = [path for group in resolved.cuts.triggers.values() for path in group]
     absent = [path for path in resolved.in_file(paths) if path not in names]
     if absent and (resolved.cuts.missing_trigger == "error" or len(absent) == len(paths)):
@@ -121,4 +159,12 @@ def fit_files(config: SelectionConfig, files: Mapping[Any, FileSummary]) -> Sele
                 f"{file}: its preset is {other.preset}, that of {first} {common.preset}; a dataset must be "
                 "of one NanoAOD version (selection.preset sets it)"
             )
+        for section, keys, names in _OPTIONAL_CUTS:
+            cuts = [getattr(getattr(each, section), keys[0]) for each in (common, other)]
+            if cuts[0] != cuts[1]:
+                lacking, having = (first, file) if cuts[0] is None else (file, first)
+                raise InputError(
+                    f"{lacking}: no branch {' or '.join(common.in_file(names))}, which {having} of the same "
+                    f"dataset has; selection.{section}.{keys[0]}=null leaves this cut out for all files"
+                )
     return common

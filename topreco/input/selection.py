@@ -17,7 +17,7 @@ from topreco.core.events import CHANNELS, BoolArray, DileptonEvents, FloatArray,
 from topreco.core.pairing import b_candidates
 from topreco.input.cutflow import Cutflow
 from topreco.input.event_cuts import event_cuts, vetoed_jets
-from topreco.input.objects import Leptons, Objects, pad_in_falling_pt, read_objects
+from topreco.input.objects import DROPPED, NO_B_TAG, Leptons, Objects, pad_in_falling_pt, read_objects
 
 PU_ID_PT_MAX = 50.0
 """pT in GeV from which on the pile-up identification of jets is defined as passed."""
@@ -91,12 +91,15 @@ def select_objects(objects: Objects, config: SelectionConfig, *, dataset: str) -
     Raises
     ------
     topreco.input.nano.InputError
-        If a selected jet has a b-tag score that is not finite, or a file that a cut needs cannot be used.
+        If a file that a cut needs cannot be used.
     """
     config = objects.branches.resolve(config)
     weight = objects.weight
     cutflow = Cutflow()
     cutflow.add_step("all", weight)
+    cutflow.note(
+        DROPPED, sum(each.dropped.sum() for each in (objects.electrons, objects.muons, objects.jets))
+    )
     kept = np.ones(len(objects), dtype=bool)
     for step, mask in event_cuts(objects, config, dataset):
         kept &= mask
@@ -137,12 +140,12 @@ def select_objects(objects: Objects, config: SelectionConfig, *, dataset: str) -
     flavour, channel = flavour[passed], channel[passed]
     passed = np.ones(len(index), dtype=bool)
     jets = _select_jets(objects, config, index, p4)
-    objects.branches.require_finite(f"Jet_{config.jet.btag}", jets.btag[jets.mask])
     if config.jet.min_jets > 0:
         cut(_at_least(config.jet.min_jets, "jet"), jets.n_jets >= config.jet.min_jets)
     if config.jet.min_btags > 0:
         cut(_at_least(config.jet.min_btags, "b tag"), jets.n_tagged >= config.jet.min_btags)
 
+    cutflow.note(NO_B_TAG, jets.n_unscored[passed].sum())
     index, p4 = index[passed], p4[passed]
     selected = DileptonEvents(
         lepton_plus=p4[:, 0],
@@ -183,7 +186,10 @@ class _Leptons:
 
 @dataclass(frozen=True)
 class _Jets:
-    """Selected jets in falling pT, padded, shape (n, max_jets, ...), and their numbers before truncation."""
+    """Selected jets in falling pT, padded, shape (n, max_jets, ...), and their numbers before truncation.
+
+    The number of jets without b-tag score is that after it.
+    """
 
     p4: FloatArray
     mask: BoolArray
@@ -192,6 +198,7 @@ class _Jets:
     index: IntArray
     n_jets: IntArray
     n_tagged: IntArray
+    n_unscored: IntArray
 
 
 def _select_leptons(objects: Objects, config: SelectionConfig) -> _Leptons:
@@ -246,6 +253,7 @@ def _select_jets(objects: Objects, config: SelectionConfig, index: IntArray, lep
         index=np.where(mask, padded(kept), -1),
         n_jets=np.bincount(row, minlength=n),
         n_tagged=np.bincount(row[tagged], minlength=n),
+        n_unscored=(mask & ~padded(jets.has_btag[kept])).sum(axis=1),
     )
 
 

@@ -319,7 +319,7 @@ def _factor(
     if source.raw:
         uncorrected -= objects.branches.finite("Jet_rawFactor")
     columns = Columns(objects.branches, source.object, _scaled(particles, uncorrected))
-    chosen = np.flatnonzero(columns.passing(source.where))
+    chosen = np.flatnonzero(columns.passing(source.where) & ~particles.dropped)
     value = (
         evaluate(source, variation, columns, chosen)
         if source.flat is None

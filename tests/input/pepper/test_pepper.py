@@ -554,7 +554,7 @@ def test_values_that_are_not_finite(write, form):
     with pytest.raises(InputError, match=r"branch 'Jet_phi' has 1 of 1 values NaN"):
         read(write(form, [make_event(0, Jet=jets)]))
     jets = [particle(40.0, btagDeepFlavB=np.inf, btagged=True)]
-    with pytest.raises(InputError, match=r"branch 'Jet_btagDeepFlavB' has 1 of 1 values NaN or inf"):
+    with pytest.raises(InputError, match=r"branch 'Jet_btagDeepFlavB': infinite in 1 of 1 jets"):
         read(write(form, [make_event(0, Jet=jets)]))
 
 

@@ -12,7 +12,7 @@ from topreco.core.pairing import b_candidates
 from topreco.input.branches import Branches
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import EVENT_KEY
-from topreco.input.objects import pad_in_falling_pt
+from topreco.input.objects import NO_B_TAG, b_tag_scores, pad_in_falling_pt
 from topreco.input.pepper.hdf5 import FLAGS
 from topreco.input.pepper.read import APPLICABLE, MOMENTUM, flags_to_require
 from topreco.input.selection import Selection
@@ -83,7 +83,7 @@ def select_pepper(events: Any, config: SelectionConfig, *, dataset: str) -> Sele
     mass = np.where(flavour == PDG_MUON, M_MUON, M_ELECTRON)
     leptons = fourvector.from_pt_eta_phi_mass(pt, eta, phi, mass)
     kept = branches[index]
-    jets = _jets(kept, config)
+    jets = _jets(kept, config, cutflow)
     met_pt, met_phi = (kept.finite(f"MET_{field}") for field in ("pt", "phi"))
     run, luminosity_block, event = (kept.read(name) for name in EVENT_KEY)
     selected = DileptonEvents(
@@ -109,18 +109,19 @@ def select_pepper(events: Any, config: SelectionConfig, *, dataset: str) -> Sele
     return Selection(selected, index, cutflow)
 
 
-def _jets(branches: Branches, config: SelectionConfig) -> dict[str, Any]:
+def _jets(branches: Branches, config: SelectionConfig, cutflow: Cutflow) -> dict[str, Any]:
     """Jets in falling pT, padded: the fields of `DileptonEvents` by name."""
     counts = branches.counts("Jet_pt")
     pt, eta, phi, mass = (branches.finite(f"Jet_{field}") for field in (*MOMENTUM, "mass"))
     name = f"Jet_{config.jet.btag}"
     score = branches.read(name, key="jet.btag").astype(np.float64)
-    branches.require_finite(name, score)
+    score, has_score = b_tag_scores(score, f"{branches.origin}: branch {name!r}")
     tagged = (
         branches.read("Jet_btagged").astype(bool)
         if branches.has("Jet_btagged")
         else score > config.jet.btag_threshold
     )
+    cutflow.note(NO_B_TAG, int(np.count_nonzero(~has_score)))
     n = len(counts)
     padded = pad_in_falling_pt(np.repeat(np.arange(n), counts), pt, n, config.jet.max_jets)
     return {
