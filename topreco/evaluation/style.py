@@ -17,6 +17,10 @@ COLOURS = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 LINES = ("-", "--", ":", "-.")
 
+# Settings of the process and not of a figure stay as they are.
+_OF_THE_PROCESS = ("backend", "interactive", "toolbar", "timezone", "date.", "webagg.", "tk.", "docstring.")
+_DEFAULTS = {key: value for key, value in mpl.rcParamsDefault.items() if not key.startswith(_OF_THE_PROCESS)}
+
 
 @dataclass(frozen=True)
 class Label:
@@ -39,8 +43,11 @@ class Label:
 
 
 def figure_style() -> AbstractContextManager[None]:
-    """The CMS style of mplhep, also needed while saving: fonts are looked up then."""
-    return mpl.rc_context({**mplhep.style.CMS, "axes.labelpad": 8.0, "svg.hashsalt": "topreco"})
+    """The CMS style of mplhep, also needed while saving: fonts are looked up then.
+
+    It begins with matplotlib's own defaults, so that no `matplotlibrc` of the user changes a figure.
+    """
+    return mpl.rc_context({**_DEFAULTS, **mplhep.style.CMS, "axes.labelpad": 8.0, "svg.hashsalt": "topreco"})
 
 
 @contextmanager
