@@ -323,3 +323,32 @@ def test_text_of_the_command_line_is_whole(tmp_path, kind, override, value):
     written.write_text(dump_config(config))
     for each in (config, load_config(kind, written)):
         assert operator.attrgetter(override.partition("=")[0])(each) == value
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["model.backbone={kind: transformer, channels: 30}"],
+            r"model\.backbone: channels: 30 found, a multiple of heads \(4\)",
+        ),
+        (
+            ["model.quantiles.backbone={kind: lloca, channels: 24, heads: 2}"],
+            r"model\.quantiles\.backbone: channels: 24 found, a multiple of 8 · heads \(16\)",
+        ),
+        (
+            ["data.validation_fraction=0.6", "data.test_fraction=0.5"],
+            r"data: validation_fraction 0\.6 and test_fraction 0\.5 are more than 1 together",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_together(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(TrainConfig, overrides=overrides)
+
+
+def test_fractions_may_be_everything_and_folds_have_no_test_fraction():
+    load_config(TrainConfig, overrides=["data.validation_fraction=0.3", "data.test_fraction=0.7"])
+    load_config(
+        TrainConfig, overrides=["data.validation_fraction=0.9", "data.test_fraction=0.7", "data.folds=2"]
+    )

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,7 +16,7 @@ from topreco.evaluation.draw import METRICS, Spectrum, plot_metric, plot_migrati
 from topreco.evaluation.figures import figures, save, save_all
 from topreco.evaluation.fill import fill
 from topreco.evaluation.histograms import book
-from topreco.evaluation.style import Label
+from topreco.evaluation.style import Label, canvas
 
 CONFIG = HistogramConfig(observables=("m_tt", "pt_top", "y_top"))
 M_TT = OBSERVABLES["m_tt"]
@@ -197,3 +198,21 @@ def test_errors_name_the_cause(toy, tmp_path):
             save_all(histograms, tmp_path / folder, **options)
     with pytest.raises(ValueError, match="'truth' or 'reco' expected, found 'row'"):
         plot_migration(np.zeros((3, 3)), np.arange(2.0), M_TT, method="a", per="row")
+
+
+def test_settings_of_the_user_change_nothing(tmp_path):
+    """Not even those that no style sets, and those that would need LaTeX."""
+
+    def drawn(name):
+        with canvas(Label("Simulation")) as (figure, panels):
+            panels[0].hist([1, 2, 2], label="$m$ of t")
+            panels[0].plot([1, 2], [0.5, 1.5])
+            panels[0].legend()
+            panels[0].set_xlabel("$p_T$")
+        return save(figure, tmp_path / name, formats=["png"])[0].read_bytes()
+
+    expected = drawn("plain")
+    users = {"text.usetex": True, "font.size": 40.0, "lines.linestyle": ":", "hist.bins": 3}
+    with mpl.rc_context({**users, "axes.spines.top": False, "savefig.dpi": 33, "image.cmap": "hot"}):
+        assert drawn("user") == expected
+        assert mpl.rcParams["text.usetex"]

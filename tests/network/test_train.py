@@ -531,7 +531,7 @@ def test_what_cannot_be_trained(config, tmp_path):
     with pytest.raises(TopRecoError, match=r"output folder .*file/out: cannot write there"):
         quiet(config(output=tmp_path / "file" / "out"))
     with pytest.raises(TrainingError, match=r"no training events with weight remain .* \(160 events, 0"):
-        quiet(config(data={"test_fraction": 1.0}))
+        quiet(config(data={"test_fraction": 1.0, "validation_fraction": 0.0}))
     with pytest.raises(TrainingError, match="no skims given"):
         quiet(config(data={"files": []}))
 
@@ -631,3 +631,13 @@ def test_any_task_with_the_settings_of_a_configuration(config, tmp_path):
     other = config(epochs=settings.epochs + 1)
     with pytest.raises(TrainingError, match="differs in the configuration"):
         fit_task(TopsTask.of(other), other, tmp_path / "task", progress=False)
+
+
+def test_a_batch_job_with_tasks(config, monkeypatch):
+    """Its number of tasks is not that of the training; processes that srun started are one error."""
+    for name, value in {"NTASKS": "4", "JOB_NAME": "train", "JOB_ID": "1", "NNODES": "2"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert quiet(config(epochs=1)).exists()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(TrainingError, match=r"srun started 4 processes of one training; srun --ntasks=1"):
+        quiet(config(epochs=1))

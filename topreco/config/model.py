@@ -63,8 +63,15 @@ class TransformerConfig(Config):
     kind: Literal["transformer"] = "transformer"
     blocks: PositiveInt = 6
     channels: PositiveInt = 64
+    """A multiple of `heads`."""
     heads: PositiveInt = 4
     dropout: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _shared_by_heads(self) -> Self:
+        if self.channels % self.heads:
+            raise ValueError(f"channels: {self.channels} found, a multiple of heads ({self.heads}) expected")
+        return self
 
 
 class LLoCaConfig(Config):
@@ -76,6 +83,14 @@ class LLoCaConfig(Config):
     """A multiple of 8 · `heads`."""
     heads: PositiveInt = 4
     dropout: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _shared_by_heads(self) -> Self:
+        if self.channels % (8 * self.heads):
+            raise ValueError(
+                f"channels: {self.channels} found, a multiple of 8 · heads ({8 * self.heads}) expected"
+            )
+        return self
 
 
 def _backbone_kind(value: Any) -> str:

@@ -1,9 +1,9 @@
 """Configuration of trainings: data, losses, optimiser, devices."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from topreco.config.base import Config, Fraction, NonNegative, Positive, PositiveInt
 from topreco.config.model import ModelConfig
@@ -110,6 +110,16 @@ class DataConfig(Config):
     than a million. The result is the same."""
     cache: Path | None = None
     """Folder of that file, on a fast disk; null is that of the output."""
+
+    @model_validator(mode="after")
+    def _fractions_of_a_whole(self) -> Self:
+        # With several folds the test events are the fold.
+        if self.folds == 1 and self.validation_fraction + self.test_fraction > 1 + 1e-9:
+            raise ValueError(
+                f"validation_fraction {self.validation_fraction:g} and test_fraction {self.test_fraction:g} "
+                "are more than 1 together"
+            )
+        return self
 
 
 class TrainConfig(FitConfig):

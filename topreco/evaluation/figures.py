@@ -286,9 +286,9 @@ def _overview(rows: Sequence[Sequence[Path]], path: Path) -> Path:
     for row in rows:
         images = []
         for stem in row:
-            with Image.open(f"{stem}.png") as image:
-                size = round(_TILE * image.width / image.height), _TILE
-                images.append(image.convert("RGB").resize(size, Image.Resampling.BOX, reducing_gap=2.0))
+            with Image.open(f"{stem}.png") as opened:
+                size = round(_TILE * opened.width / opened.height), _TILE
+                images.append(opened.convert("RGB").resize(size, Image.Resampling.BOX, reducing_gap=2.0))
         if images:
             tiles.append(images)
     width = max(sum(image.width for image in images) for images in tiles)

@@ -22,6 +22,9 @@ LINES = ("-", "--", ":", "-.")
 # Shares of a figure: the upper end of the panels, which leaves room for the label, and the other margins.
 _TOP = 0.93
 _MARGIN = 0.02
+# Settings of the process and not of a figure stay as they are.
+_OF_THE_PROCESS = ("backend", "interactive", "toolbar", "timezone", "date.", "webagg.", "tk.", "docstring.")
+_DEFAULTS = {key: value for key, value in mpl.rcParamsDefault.items() if not key.startswith(_OF_THE_PROCESS)}
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,11 @@ class Label:
 
 
 def figure_style() -> AbstractContextManager[None]:
-    """The CMS style of mplhep, also needed while saving: fonts are looked up then."""
-    return mpl.rc_context({**mplhep.style.CMS, "axes.labelpad": 8.0, "svg.hashsalt": "topreco"})
+    """The CMS style of mplhep, also needed while saving: fonts are looked up then.
+
+    It begins with matplotlib's own defaults, so that no `matplotlibrc` of the user changes a figure.
+    """
+    return mpl.rc_context({**_DEFAULTS, **mplhep.style.CMS, "axes.labelpad": 8.0, "svg.hashsalt": "topreco"})
 
 
 @contextmanager
@@ -89,7 +95,7 @@ def _fit(figure: Figure) -> None:
     Measured once: matplotlib's constrained layout repeats it and costs more than the drawing.
     """
     canvas_before = figure.canvas
-    renderer = FigureCanvasAgg(figure).get_renderer()
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     # mplhep would have this canvas draw everything for each text of the label.
     figure.set_canvas(canvas_before)
     boxes = [

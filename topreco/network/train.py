@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from rich.console import Console
 
@@ -371,7 +373,17 @@ def _launch(config: TrainConfig, progress: bool) -> tuple[Fabric, Console]:
         # Under torchrun the processes are there already, on one machine or several.
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
+    environment: ClusterEnvironment | None = None
+    if not TorchElasticEnvironment.detect():
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+            raise TrainingError(
+                f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} processes of one training; srun "
+                "--ntasks=1 with the key devices expected, or torchrun in each task"
+            )
+        # Whatever a batch system says of tasks (SLURM_NTASKS) is about the job and not about this process.
+        environment = LightningEnvironment()
     fabric = Fabric(
+        plugins=environment,
         accelerator=accelerator,
         devices=devices,
         num_nodes=nodes,

@@ -76,8 +76,6 @@ class LLoCaBackbone(nn.Module):
     ------
     TopRecoError
         If the package `lloca` is not installed.
-    ValueError
-        If the channels cannot be shared among the heads.
     """
 
     components = 4
@@ -91,17 +89,11 @@ class LLoCaBackbone(nn.Module):
             from lloca.backbone.transformer import Transformer
         except ImportError as error:
             raise TopRecoError(f"backbone.kind 'lloca': {needs_extra('lloca', error)}") from error
-        per_head, rest = divmod(config.channels, config.heads)
-        if rest or per_head % 8:
-            raise ValueError(
-                f"backbone.channels: {config.channels} found, a multiple of 8 · backbone.heads "
-                f"({8 * config.heads}) expected"
-            )
         self.frames = LocalFrames(in_scalars)
         self.network = Transformer(
             in_channels=4 * in_channels + in_scalars,
             # Half of the features of a head are scalars, half components of vectors.
-            attn_reps=f"{per_head // 2}x0n+{per_head // 8}x1n",
+            attn_reps=f"{config.channels // config.heads // 2}x0n+{config.channels // config.heads // 8}x1n",
             out_channels=4 * out_vectors + out_scalars,
             num_blocks=config.blocks,
             num_heads=config.heads,

@@ -56,11 +56,6 @@ class TransformerBackbone(nn.Module):
         Vectors and scalars per token of the input.
     out_vectors, out_scalars
         Vectors and scalars per token of the output.
-
-    Raises
-    ------
-    ValueError
-        If the channels cannot be shared among the heads.
     """
 
     components = 4
@@ -70,11 +65,6 @@ class TransformerBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.out_vectors = out_vectors
-        if config.channels % config.heads:
-            raise ValueError(
-                f"backbone.channels: {config.channels} found, a multiple of backbone.heads ({config.heads}) "
-                "expected"
-            )
         self.linear_in = nn.Linear(4 * in_channels + in_scalars, config.channels)
         self.blocks = nn.ModuleList(
             TransformerBlock(config.channels, config.heads, config.dropout or 0.0)
