@@ -13,10 +13,14 @@ from typing import Any
 import uproot
 from coffea.nanoevents import BaseSchema, NanoAODSchema, NanoEventsFactory
 
+from topreco.config.presets import NO_EVIDENCE, Evidence
 from topreco.core.errors import TopRecoError, first_line
 
 EVENT_KEY = ("run", "luminosityBlock", "event")
 """Branches that every file must have."""
+
+PU_ID_TITLES = ("Pileup ID", "Pilup ID")
+"""Beginnings of the titles of `Jet_puId` and `Jet_puIdDisc`, under any name."""
 
 XROOTD_TIMEOUT = 60
 """Seconds after which a request to an XRootD server fails; its client alone waits for many minutes."""
@@ -62,12 +66,15 @@ class FileSummary:
         of their weights, from its ``Runs`` tree; None without one, as in data.
     uuid
         ROOT's identifier of the file, different for each file written.
+    evidence
+        What it says about its NanoAOD version and era apart from names.
     """
 
     n_entries: int
     branches: frozenset[str]
     generated: tuple[int, float] | None
     uuid: bytes
+    evidence: Evidence = NO_EVIDENCE
 
     def has(self, branches: Iterable[str]) -> bool:
         """Return True if all these branches are there."""
@@ -103,7 +110,23 @@ def inspect_file(path: str | Path, tree: str = "Events", branches: Iterable[str]
         except Exception as error:
             raise InputError(f"{path}: damaged, tree 'Runs' cannot be read ({first_line(error)})") from error
         names = _one_copy(frozenset(found.keys()))
-        return FileSummary(int(found.num_entries), names, generated, file.file.uuid.bytes)
+        evidence = _evidence(found, path)
+        return FileSummary(int(found.num_entries), names, generated, file.file.uuid.bytes, evidence)
+
+
+def _evidence(tree: Any, path: str | Path) -> Evidence:
+    """Titles of pile-up identifications, and the first and last run number of data."""
+    # RNTuple, which came after these versions, has no titles.
+    titles = {getattr(branch, "title", "") for branch in tree.branches} if hasattr(tree, "branches") else ()
+    found = tuple(sorted(title for title in titles if title.startswith(PU_ID_TITLES)))
+    n, run = int(tree.num_entries), EVENT_KEY[0]
+    if n == 0 or "genWeight" in tree or run not in tree:
+        return Evidence(found)
+    try:
+        first, last = (int(tree[run].array(entry_start=i, entry_stop=i + 1)[0]) for i in (0, n - 1))
+    except Exception as error:
+        raise InputError(f"{path}: branch {run!r} cannot be read ({first_line(error)})") from error
+    return Evidence(found, (first, last))
 
 
 @lru_cache(maxsize=64)

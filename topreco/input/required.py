@@ -1,10 +1,10 @@
 """Branches that a selection needs in a file, and the selection with every key set for that file."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from topreco.config import ConfigError, SelectionConfig
-from topreco.config.presets import NO_PRESET, resolve_selection
+from topreco.config.presets import NO_EVIDENCE, NO_PRESET, Evidence, resolve_selection
 from topreco.input.jet_id import COLUMNS
 from topreco.input.nano import EVENT_KEY, FileSummary, InputError, missing_branch
 
@@ -50,7 +50,9 @@ def _needed(config: SelectionConfig) -> dict[str, str | None]:
     return names | dict.fromkeys(cuts.met_filters, "cuts.met_filters")
 
 
-def fit_selection(config: SelectionConfig, branches: Collection[str], origin: str) -> SelectionConfig:
+def fit_selection(
+    config: SelectionConfig, branches: Collection[str], origin: str, evidence: Evidence = NO_EVIDENCE
+) -> SelectionConfig:
     """Selection for a file: the preset resolved, and every branch that it needs present.
 
     Parameters
@@ -61,6 +63,8 @@ def fit_selection(config: SelectionConfig, branches: Collection[str], origin: st
         Names of the branches in the file.
     origin
         The file, for errors.
+    evidence
+        What else the file says about preset and era.
 
     Returns
     -------
@@ -76,7 +80,7 @@ def fit_selection(config: SelectionConfig, branches: Collection[str], origin: st
     """
     if config.pepper.cut is not None:
         raise ConfigError(f"selection.pepper.cut: would be ignored for {origin}, which is not from pepper")
-    resolved = resolve_selection(config, branches)
+    resolved = resolve_selection(config, branches, evidence)
     preset = resolved.preset if resolved.preset != NO_PRESET else None
     names = set(branches)
     for name, key in _needed(resolved).items():
@@ -93,7 +97,7 @@ def fit_selection(config: SelectionConfig, branches: Collection[str], origin: st
 
 
 def fit_files(config: SelectionConfig, files: Mapping[Any, FileSummary]) -> SelectionConfig:
-    """`fit_selection` for all files of a dataset, which must be of one NanoAOD version.
+    """`fit_selection` for all files of a dataset, which must be of one NanoAOD version and era.
 
     Parameters
     ----------
@@ -105,16 +109,31 @@ def fit_files(config: SelectionConfig, files: Mapping[Any, FileSummary]) -> Sele
     Raises
     ------
     InputError
-        If a branch is missing, or the files are of different versions.
+        If a branch is missing, or the files are of different versions or eras.
     topreco.config.ConfigError
         If the preset cannot be resolved.
     """
-    resolved = {file: fit_selection(config, files[file].branches, str(file)) for file in files}
-    first, common = next(iter(resolved.items()))
+    resolved = {
+        file: fit_selection(config, summary.branches, str(file), summary.evidence)
+        for file, summary in files.items()
+    }
+    # Files without events do not say their era.
+    first = next((file for file, summary in files.items() if summary.n_entries), next(iter(files)))
+    common = resolved[first]
     for file, other in resolved.items():
         if other.preset != common.preset:
             raise InputError(
                 f"{file}: its preset is {other.preset}, that of {first} {common.preset}; a dataset must be "
                 "of one NanoAOD version (selection.preset sets it)"
             )
+        if other.era != common.era and files[file].n_entries:
+            raise InputError(
+                f"{file}: its era is {other.era}, that of {first} {common.era}; a dataset must be of one era "
+                "(selection.era sets it)"
+            )
     return common
+
+
+def common_evidence(files: Iterable[FileSummary]) -> Evidence:
+    """Evidence of the first file with events, by which `fit_files` finds the era."""
+    return next((summary.evidence for summary in files if summary.n_entries), NO_EVIDENCE)

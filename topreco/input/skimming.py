@@ -23,7 +23,7 @@ from topreco.input.nano import (
 )
 from topreco.input.pepper.read import inspect_pepper, iterate_pepper, pepper_format
 from topreco.input.pepper.select import select_pepper
-from topreco.input.required import fit_files, needed_branches, optional_branches
+from topreco.input.required import common_evidence, fit_files, needed_branches, optional_branches
 from topreco.input.selection import select
 from topreco.input.truth import NEEDED_BRANCHES, PEPPER_COLUMNS, TRUTH_BRANCHES, read_truth
 
@@ -134,7 +134,7 @@ def make_skim(
         simulated = _all_or_none(summaries, config.in_file(["genWeight"]), "generator weights (genWeight)")
         of_truth = TRUTH_BRANCHES if has_truth else ()
         branches = config.in_file((*needed_branches(config), *optional_branches(config), *of_truth))
-    preset = "pepper" if pepper else describe_preset(given, config)
+    preset = "pepper" if pepper else describe_preset(given, config, common_evidence(summaries.values()))
     n_read = sum(summary.n_entries for summary in summaries.values())
     if n_read == 0:
         raise InputError(f"{', '.join(map(str, files))}: no entries in tree {tree!r}")

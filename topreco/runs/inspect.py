@@ -12,7 +12,7 @@ from topreco.core.progress import progress_bar
 from topreco.input.nano import FileSummary, InputError, check_distinct, inspect_file
 from topreco.input.pepper.hdf5 import is_hdf5
 from topreco.input.pepper.read import inspect_pepper, pepper_format
-from topreco.input.required import fit_files, fit_selection
+from topreco.input.required import common_evidence, fit_files, fit_selection
 from topreco.runs.failures import skipped_entry
 
 _FILES_AT_A_TIME = 16
@@ -84,7 +84,7 @@ def inspect_inputs(config: RunConfig, *, progress: bool) -> Inputs:
             if pepper:
                 return inspect_pepper(name[1], config.selection, config.tree)
             summary = inspect_file(name[1], config.tree)
-            fit_selection(config.selection, summary.branches, name[1])
+            fit_selection(config.selection, summary.branches, name[1], summary.evidence)
         except InputError as error:
             return error
         return summary
@@ -111,7 +111,11 @@ def inspect_inputs(config: RunConfig, *, progress: bool) -> Inputs:
     if not any(summary.n_entries for files in usable.values() for summary in files.values()):
         raise TopRecoError(f"fileset: tree {config.tree!r} has no entries in any of {n_usable} files")
     presets = {
-        dataset: "pepper" if pepper else describe_preset(config.selection, fit_files(config.selection, files))
+        dataset: "pepper"
+        if pepper
+        else describe_preset(
+            config.selection, fit_files(config.selection, files), common_evidence(files.values())
+        )
         for dataset, files in usable.items()
     }
     return Inputs(pepper, usable, skipped, presets)
