@@ -284,7 +284,6 @@ def test_mistakes(content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"branches": {"event": "evt"}}, "event cannot be renamed"),
         ({"jet": {"id_recipe": "run3_puppi", "id_bit": 0}}, "id_bit: 0 with id_recipe 'run3_puppi'"),
     ],
 )

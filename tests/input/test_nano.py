@@ -219,3 +219,39 @@ def test_files_of_several_eras_are_no_dataset(nano_file, emu):
     files[second] = inspect_file(second)
     with pytest.raises(InputError, match=r"370000.root: its era is 2023BPix, that of .*367475.root 2023;"):
         fit_files(SelectionConfig(jet={"id_bit": None}), files)
+
+
+def test_run_luminosity_block_and_event_may_have_other_names(nano_file, emu):
+    drop = ("run", "luminosityBlock", "event", "genWeight")
+    numbers = {"RunNum": 367475, "LumiBlock": 7, "EvtNum": 42}
+    extra = {name: np.full(1, value, "u4") for name, value in numbers.items()}
+    path = nano_file([emu()], extra=extra | {"Electron_mvaIso_WP90": 1, "Jet_btagPNetB": 0.1}, drop=drop)
+    with pytest.raises(InputError, match=r"'run' is missing; selection.branches={run: RunNum} would"):
+        inspect_file(path)
+    names = dict(zip(("run", "luminosityBlock", "event"), numbers, strict=True))
+    given = SelectionConfig(branches=names, jet={"id_bit": None})
+    assert inspect_file(path, renamed=names).evidence.runs == (367475, 367475)
+    selected = select(open_events(path, renamed=names), given, dataset="x").events
+    assert (selected.run, selected.luminosity_block, selected.event) == (367475, 7, 42)
+    summary = make_skim([path], path.with_suffix(".parquet"), given, progress=False)
+    assert summary.n_selected == 1
+    assert "era 2023 (from run 367475)" in summary.preset
+    with pytest.raises(InputError, match=r"'Run' \(selection key 'branches.run'\) is missing"):
+        inspect_file(path, renamed={"run": "Run"})
+
+
+@pytest.mark.parametrize(
+    ("name", "present", "hint"),
+    [
+        ("run", "runNumber", "would take runNumber"),
+        ("event", "eventNumber", "would take eventNumber"),
+        ("luminosityBlock", "lumi", "would take lumi"),
+        ("Jet_jetId", "Jet_genJetIdx", "none in the file"),
+        ("Jet_pt", "GenJet_pt", "none in the file"),
+        ("Muon_jetId", "Muon_jetIdx", "none in the file"),
+        ("GenPart_genPartIdxMother", "GenPart_genPartIdx", "close in the file: GenPart_genPartIdx"),
+        ("genWeight", "GenWeight", "close in the file: GenWeight"),
+    ],
+)
+def test_hints_offer_what_can_replace_a_branch(name, present, hint):
+    assert hint in missing_branch(name, [present, "Zebra"])

@@ -126,7 +126,7 @@ def make_skim(
         simulated = False  # pepper's weights are those of the events that it saved, not of all generated ones
         branches: list[str] = []
     else:
-        summaries = {file: inspect_file(file, tree) for file in files}
+        summaries = {file: inspect_file(file, tree, renamed=given.branches) for file in files}
         config = fit_files(given, summaries)
         has_truth = _all_or_none(
             summaries, config.in_file(NEEDED_BRANCHES), "generated particles (GenPart)", require=require_truth
@@ -148,7 +148,9 @@ def make_skim(
             chunks = (
                 iterate_pepper(file, tree=tree, step_size=step_size)
                 if pepper
-                else iterate_events(file, tree, step_size=step_size, branches=branches)
+                else iterate_events(
+                    file, tree, step_size=step_size, branches=branches, renamed=config.branches
+                )
             )
             for events in chunks:
                 chunk = Branches(events, config)

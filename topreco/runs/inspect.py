@@ -83,7 +83,7 @@ def inspect_inputs(config: RunConfig, *, progress: bool) -> Inputs:
         try:
             if pepper:
                 return inspect_pepper(name[1], config.selection, config.tree)
-            summary = inspect_file(name[1], config.tree)
+            summary = inspect_file(name[1], config.tree, renamed=config.selection.branches)
             fit_selection(config.selection, summary.branches, name[1], summary.evidence)
         except InputError as error:
             return error
