@@ -37,7 +37,7 @@ class Clue(Config):
 
     def fits(self, names: AbstractSet[str]) -> bool:
         """Return True if it describes a file with branches of these names."""
-        return names.issuperset(self.present) and names.isdisjoint(self.absent)
+        return names >= set(self.present) and names.isdisjoint(self.absent)
 
 
 class Detection(Clue):
@@ -175,9 +175,9 @@ def detect_era(preset: Preset, evidence: Evidence) -> tuple[str, str]:
             raise ConfigError(f"selection.era: the events are of several eras, runs {both}; give one of them")
         for run, era in eras.items():
             return era, f"from run {run}"
-    for text, era in _trainings(preset, evidence).items():
-        if era is not None:
-            return era, f"from the title of Jet_puId, {text}"
+    for text, named in _trainings(preset, evidence).items():
+        if named is not None:
+            return named, f"from the title of Jet_puId, {text}"
     return preset.era, "assumed, the file does not say: set --era"
 
 
