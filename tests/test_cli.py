@@ -1,6 +1,8 @@
 """The commands: the whole chain in small, and one line for each kind of bad input."""
 
+import io
 import json
+import re
 import sys
 
 import awkward as ak
@@ -114,6 +116,8 @@ def test_data_and_empty_selections_say_what_they_are(command, as_data, toy_model
     code, out, err = command("run", as_data, "-m", toy_model, "-o", tmp_path / "a", "--quiet")
     assert (code, err) == (0, "")
     assert (tmp_path / "a" / "plots" / "default" / "spectrum_m_tt.png").is_file()
+    assert "default: no truth: response tables left out; " in out
+    assert "RB" not in out
     code, out, _ = command(
         *("run", as_data, "-m", toy_model, "-o", tmp_path / "b", "--quiet", "selection.leading_pt_min=9000")
     )
@@ -295,6 +299,21 @@ def test_inputs_are_never_replaced(command, tmp_path, toy_model):
         assert (code, err.count("\n")) == (1, 1), (line, err)
         assert "would replace the input" in err, (line, err)
         assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_encoding_of_the_output(command, tmp_path, monkeypatch, encoding):
+    """Of a text that is not in it the rest is printed."""
+    written = io.BytesIO()
+    file = nano_file(tmp_path / "good.root")
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, io.TextIOWrapper(written, encoding, write_through=True))
+    command("skim", file, "-o", tmp_path / "tt\u0304.parquet", "--quiet", "dataset=tt\u0304")
+    command("skim", tmp_path / "t\u0304.root", "-o", tmp_path / "b.parquet", "--quiet")
+    # On an ASCII stream click prints UTF-8.
+    text = written.getvalue().decode("latin-1" if encoding == "latin-1" else "utf-8")
+    assert re.search("tt[\u0304?].parquet: 4 of 4 events", text)
+    assert re.search("t[\u0304?].root: no such file", text)
 
 
 def test_unknown_key(refused):

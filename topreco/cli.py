@@ -3,6 +3,7 @@
 The work is done in the modules that the commands call.
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -548,6 +549,10 @@ def show_config(
 
 def _guarded(command: Callable[[], Any]) -> None:
     """Run a command; an error of the user is one line on the standard error and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        # In an ASCII locale a tt̄ is printed with question marks, rather than ending the command.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         command()
     except (TopRecoError, OSError) as error:

@@ -227,6 +227,15 @@ def test_events_without_cosines_do_not_count():
     assert np.isnan(list(spin_coefficients(tops, leptons, -np.ones(300)).values())).all()
 
 
+@pytest.mark.parametrize("others", [0, 3])
+def test_one_event_has_no_error(others):
+    """Events of weight 0 are none."""
+    tops, leptons = isotropic(1 + others, 0.5, 0.2)
+    found = spin_coefficients(tops, leptons, np.eye(1 + others)[0])
+    assert np.isfinite([value for value, _ in found.values()]).all()
+    assert np.isnan([error for _, error in found.values()]).all()
+
+
 def test_unusable_weights():
     tops, leptons = isotropic(10, 0.5, 0.2)
     with pytest.raises(TopRecoError, match=r"10 events but weights of shape \(9,\)"):

@@ -58,6 +58,18 @@ def test_table_shows_every_method_and_metric(summary, width):
     assert max(map(len, text.splitlines())) <= width
 
 
+def test_data_are_one_line(summary, toy):
+    text = printed(summary, 200)
+    assert "data: no truth: response tables left out; network solves" in text
+    assert not any("data" in line for line in text.splitlines() if "no truth" not in line)
+    histograms = book(CONFIG)
+    events, pair, _ = toy(100)
+    fill(histograms, dataset="2018[A]", method="network", events=events, pair=pair)
+    n = int(pair.valid.sum())
+    line = f"2018[A]: no truth: response tables left out; network solves {n} of 100 events\n"
+    assert printed(summarise(histograms), 200) == line
+
+
 def test_nothing_to_report():
     empty = summarise(book(CONFIG))
     assert "No events" in printed(empty, 80)

@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 import uproot
+from uproot.writing._cascadetree import Tree
 
 from topreco.config import SelectionConfig
 from topreco.input.branches import Branches
 from topreco.input.nano import InputError, inspect_file, iterate_events, missing_branch, open_events
-from topreco.input.required import needed_branches
+from topreco.input.required import fit_files, needed_branches
 from topreco.input.selection import select
+from topreco.input.skimming import make_skim
 
 
 def test_good_file(nano_file, emu):
@@ -175,3 +177,81 @@ def test_foreign_file_in_selection(data):
 def test_names_of_a_damaged_file_keep_an_error_to_one_line():
     text = missing_branch("Jet_pt", ["Jet_pt\n", "run"])
     assert text == r"branch 'Jet_pt' is missing; close in the file: 'Jet_pt\n'"
+
+
+def test_titles_and_runs_of_a_file_are_evidence_of_its_era(nano_file, emu, monkeypatch):
+    """From the file before a run, and from the events in a processor."""
+    title = "Pileup ID discriminant with 94X (2017) training"
+    write = Tree.write_anew
+
+    def with_title(self, sink):
+        for branch in self._branch_data:
+            if branch.get("fName") == "Jet_puIdDisc":
+                branch["fTitle"] = title
+        return write(self, sink)
+
+    monkeypatch.setattr(Tree, "write_anew", with_title)
+    extra = {"Jet_puIdDisc": 0.5, "Jet_puId": 7, "Jet_btagCMVA": 0.1}
+    simulated = nano_file([emu(run=300000)] * 2, name="simulated.root", extra=extra)
+    extra |= {"MET_pt": np.float32(50) * np.ones(2, "f4"), "MET_phi": np.ones(2, "f4")}
+    data = nano_file([emu(run=297101), emu(run=300000)], extra=extra, drop=("genWeight",))
+    for path, runs in ((simulated, None), (data, (297101, 300000))):
+        found = inspect_file(path).evidence
+        assert title in found.titles
+        assert found.runs == runs
+    branches = Branches(open_events(data))
+    assert title in branches.evidence.titles
+    assert branches.evidence.runs == (297101, 300000)
+    assert (branches.selection.preset, branches.selection.era) == ("nano_v7", "Legacy2017")
+    summary = make_skim([data], data.with_suffix(".parquet"), SelectionConfig(), progress=False)
+    assert "preset nano_v7 (detected), era Legacy2017 (from run 297101), MET" in summary.preset
+
+
+def test_files_of_several_eras_are_no_dataset(nano_file, emu):
+    """A file without events has no run, and no say."""
+    extra = {"Electron_mvaIso_WP90": True, "Jet_btagPNetB": 0.1}
+    empty, first, second = (
+        nano_file([emu(run=run)] * n, name=f"{run}.root", extra=extra, drop=("genWeight",))
+        for run, n in ((1, 0), (367475, 1), (370000, 1))
+    )
+    files = {path: inspect_file(path) for path in (empty, first)}
+    assert fit_files(SelectionConfig(jet={"id_bit": None}), files).era == "2023"
+    files[second] = inspect_file(second)
+    with pytest.raises(InputError, match=r"370000.root: its era is 2023BPix, that of .*367475.root 2023;"):
+        fit_files(SelectionConfig(jet={"id_bit": None}), files)
+
+
+def test_run_luminosity_block_and_event_may_have_other_names(nano_file, emu):
+    drop = ("run", "luminosityBlock", "event", "genWeight")
+    numbers = {"RunNum": 367475, "LumiBlock": 7, "EvtNum": 42}
+    extra = {name: np.full(1, value, "u4") for name, value in numbers.items()}
+    path = nano_file([emu()], extra=extra | {"Electron_mvaIso_WP90": 1, "Jet_btagPNetB": 0.1}, drop=drop)
+    with pytest.raises(InputError, match=r"'run' is missing; selection.branches={run: RunNum} would"):
+        inspect_file(path)
+    names = dict(zip(("run", "luminosityBlock", "event"), numbers, strict=True))
+    given = SelectionConfig(branches=names, jet={"id_bit": None})
+    assert inspect_file(path, renamed=names).evidence.runs == (367475, 367475)
+    selected = select(open_events(path, renamed=names), given, dataset="x").events
+    assert (selected.run, selected.luminosity_block, selected.event) == (367475, 7, 42)
+    summary = make_skim([path], path.with_suffix(".parquet"), given, progress=False)
+    assert summary.n_selected == 1
+    assert "era 2023 (from run 367475)" in summary.preset
+    with pytest.raises(InputError, match=r"'Run' \(selection key 'branches.run'\) is missing"):
+        inspect_file(path, renamed={"run": "Run"})
+
+
+@pytest.mark.parametrize(
+    ("name", "present", "hint"),
+    [
+        ("run", "runNumber", "would take runNumber"),
+        ("event", "eventNumber", "would take eventNumber"),
+        ("luminosityBlock", "lumi", "would take lumi"),
+        ("Jet_jetId", "Jet_genJetIdx", "none in the file"),
+        ("Jet_pt", "GenJet_pt", "none in the file"),
+        ("Muon_jetId", "Muon_jetIdx", "none in the file"),
+        ("GenPart_genPartIdxMother", "GenPart_genPartIdx", "close in the file: GenPart_genPartIdx"),
+        ("genWeight", "GenWeight", "close in the file: GenWeight"),
+    ],
+)
+def test_hints_offer_what_can_replace_a_branch(name, present, hint):
+    assert hint in missing_branch(name, [present, "Zebra"])

@@ -230,6 +230,12 @@ def test_events_of_pepper(data, toy_model, form):
             "'lepton_plus': one lepton or None per event expected, lists found",
         ),
         (lambda o: o | {"met": o["jets"]}, "met 'pt': one number per event expected"),
+        # As coffea's BaseSchema has them.
+        (
+            lambda o: ak.Array({"nJet": ak.num(o["jets"].pt), "Jet_pt": o["jets"].pt}),
+            "^reconstruct: the events have branches and no collections; open with NanoAODSchema$",
+        ),
+        (lambda o: {f"field{i:03}": 0 for i in range(999)}, "found field000, .*, field011 and 987 more$"),
     ],
 )
 def test_one_clear_error(events, toy_model, change, message):

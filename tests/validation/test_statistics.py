@@ -1,6 +1,7 @@
 """Numbers of the table against the metrics of the same events; coverage and pulls of a Gaussian toy."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from topreco.evaluation.histograms import book
 from topreco.evaluation.summary import ALL_CHANNELS, summarise
 from topreco.validation.extras import scan_mass
 from topreco.validation.gather import OBSERVED, concatenate, tabulate
+from topreco.validation.page import _quality
 from topreco.validation.statistics import close, measure, perform, regions
-from topreco.validation.uncertainty import by_quality, cover, pull, uncertainty
+from topreco.validation.uncertainty import by_quality, cover, pull, quality_minima, uncertainty
 
 NORMAL = np.array([-1.959964, -0.994458, 0.0, 0.994458, 1.959964])
 """Quantiles of a normal distribution at `QUANTILE_LEVELS`."""
@@ -121,6 +123,18 @@ def test_best_quality_first(table):
     assert shares[5] == pytest.approx(0.5, abs=0.05)
     minima = [k.minimum for k in kept]
     assert minima == sorted(minima)
+
+
+def test_unknown_thresholds_are_no_numbers(table):
+    known = table.predictions["leptons"]
+    unknown = replace(known, quality=np.full_like(known.quality, np.nan))
+    table = replace(table, predictions={"leptons": unknown})
+    assert np.isnan(quality_minima(unknown, table.events["weight"], (1, 0.5))).all()
+    found = {"quality": {"leptons": by_quality(table, "leptons", ["m_tt"])}, "response": {}}
+    assert {row[1] for row in _quality(found)["table"].rows} == {"–"}
+    kept = by_quality(replace(table, predictions={"leptons": known}), "leptons", ["m_tt"])
+    numbers = [row[1] for row in _quality(found | {"quality": {"leptons": kept}})["table"].rows]
+    assert numbers == [f"{each.minimum:.4g}" for each in kept["m_tt"]]
 
 
 def test_masses_that_were_given_close(table):

@@ -6,7 +6,8 @@ wins over the preset, which wins over the defaults of `SelectionConfig`.
 
 import functools
 from collections.abc import Collection
-from typing import Any, Literal
+from collections.abc import Set as AbstractSet
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -28,11 +29,41 @@ NO_PRESET = "none"
 """Name for the defaults of `SelectionConfig`, of files that no preset recognises."""
 
 
-class Detection(Config):
-    """Branches by which a NanoAOD version is recognised."""
+class Clue(Config):
+    """Branches that are present, and branches that are absent."""
 
     present: tuple[str, ...]
     absent: tuple[str, ...] = ()
+
+    def fits(self, names: AbstractSet[str]) -> bool:
+        """Return True if it describes a file with branches of these names."""
+        return names >= set(self.present) and names.isdisjoint(self.absent)
+
+
+class Detection(Clue):
+    """What recognises a NanoAOD version: branches, and one of several clues."""
+
+    one_of: tuple[Clue, ...] = ()
+    titles: dict[str, str | None] = {}
+    """Part of the title of a jet's pile-up identification, which overrules `one_of`, and its era."""
+
+
+class Evidence(NamedTuple):
+    """What a file says about its NanoAOD version and era, apart from the names of its branches.
+
+    Attributes
+    ----------
+    titles
+        Titles of `Jet_puId` and `Jet_puIdDisc`, which name the training.
+    runs
+        First and last run number of data; None for simulation.
+    """
+
+    titles: tuple[str, ...] = ()
+    runs: tuple[int, int] | None = None
+
+
+NO_EVIDENCE = Evidence()
 
 
 class Era(Config):
@@ -41,6 +72,13 @@ class Era(Config):
     selection: dict[str, Any] = Field({})
     met_filters: tuple[str, ...] = ()
     """In addition to those of the preset."""
+
+
+class OlderVersion(Config):
+    """A version that lacks some filters of its preset."""
+
+    one_of: tuple[Clue, ...]
+    no_met_filters: tuple[str, ...]
 
 
 class Preset(Config):
@@ -53,6 +91,8 @@ class Preset(Config):
     selection: dict[str, Any]
     """Keys of `SelectionConfig`."""
     met_filters: tuple[str, ...] = ()
+    older: dict[str, OlderVersion] = {}
+    """Versions among the aliases that differ a little."""
     era: str
     """Taken if none is given."""
     eras: dict[str, Era]
@@ -84,13 +124,77 @@ def working_points() -> dict[str, WorkingPoints]:
     return eras
 
 
-def detect_preset(branches: Collection[str]) -> str:
-    """Name of the preset that recognises these branches, `NO_PRESET` if none does."""
+@functools.cache
+def runs_of_eras() -> dict[str, tuple[int, int]]:
+    """First and last run of each era."""
+    content = read_yaml(shipped_folder() / "presets" / "runs.yaml")
+    return {era: (first, last) for era, (first, last) in content.items()}
+
+
+def detect_preset(branches: Collection[str], evidence: Evidence = NO_EVIDENCE) -> str:
+    """Name of the preset that recognises a file, `NO_PRESET` if none does."""
     names = set(branches)
-    for name, preset in presets().items():
-        if names.issuperset(preset.detect.present) and names.isdisjoint(preset.detect.absent):
+    possible = {name: preset for name, preset in presets().items() if preset.detect.fits(names)}
+    for name, preset in possible.items():
+        if _trainings(preset, evidence):
+            return name
+    for name, preset in possible.items():
+        clues = preset.detect.one_of
+        if not clues or any(clue.fits(names) for clue in clues):
             return name
     return NO_PRESET
+
+
+def detect_era(preset: Preset, evidence: Evidence) -> tuple[str, str]:
+    """Era of a file, and a word about its origin.
+
+    Parameters
+    ----------
+    preset
+        Preset of the file, whose eras are possible.
+    evidence
+        What the file says; run numbers count more than titles.
+
+    Returns
+    -------
+    era
+        That of the preset if the file says nothing.
+    source
+        Such as ``from run 367475``.
+
+    Raises
+    ------
+    ConfigError
+        If the runs are of different eras.
+    """
+    if evidence.runs is not None:
+        found = {run: _era_of_run(run, preset) for run in evidence.runs}
+        eras = {run: era for run, era in found.items() if era is not None}
+        if len(set(eras.values())) > 1:
+            both = " and ".join(f"{run} ({era})" for run, era in eras.items())
+            raise ConfigError(f"selection.era: the events are of several eras, runs {both}; give one of them")
+        for run, era in eras.items():
+            return era, f"from run {run}"
+    for text, named in _trainings(preset, evidence).items():
+        if named is not None:
+            return named, f"from the title of Jet_puId, {text}"
+    return preset.era, "assumed, the file does not say: set --era"
+
+
+def _trainings(preset: Preset, evidence: Evidence) -> dict[str, str | None]:
+    """Titles of the preset that the file has, and their eras."""
+    return {
+        text: era
+        for text, era in preset.detect.titles.items()
+        if any(text in title for title in evidence.titles)
+    }
+
+
+def _era_of_run(run: int, preset: Preset) -> str | None:
+    for era, (first, last) in runs_of_eras().items():
+        if era in preset.eras and first <= run <= last:
+            return era
+    return None
 
 
 def find_preset(name: str) -> tuple[str, Preset]:
@@ -130,7 +234,9 @@ def btag_threshold(era: str, tagger: str, working_point: str) -> float:
     )
 
 
-def resolve_selection(config: SelectionConfig, branches: Collection[str]) -> SelectionConfig:
+def resolve_selection(
+    config: SelectionConfig, branches: Collection[str], evidence: Evidence = NO_EVIDENCE
+) -> SelectionConfig:
     """Selection with every key set, from the user's keys, the preset and the defaults.
 
     Parameters
@@ -139,6 +245,8 @@ def resolve_selection(config: SelectionConfig, branches: Collection[str]) -> Sel
         What the user wants; only the keys that were set explicitly count.
     branches
         Names of the branches in the file, by which the preset is detected if none is given.
+    evidence
+        What else the file says about preset and era.
 
     Returns
     -------
@@ -152,19 +260,26 @@ def resolve_selection(config: SelectionConfig, branches: Collection[str]) -> Sel
     """
     given = config.model_dump(exclude_unset=True)
     present = set(branches) | {name for name, stored in config.branches.items() if stored in branches}
-    name, era = config.preset or detect_preset(present), config.era
+    name, era = config.preset or detect_preset(present, evidence), config.era
     filters: tuple[str, ...] | None = None
     content: dict[str, Any] = {}
     if name != NO_PRESET:
         name, preset = find_preset(name)
-        era = era or preset.era
+        era = era or detect_era(preset, evidence)[0]
         if era not in preset.eras:
             raise ConfigError(
                 f"selection.era: preset {name} has no era {era!r}; it has {', '.join(preset.eras)}"
                 f"{nearest(era, preset.eras)}"
             )
         content = merged(preset.selection, preset.eras[era].selection, whole=_WHOLE)
-        filters = (*preset.met_filters, *preset.eras[era].met_filters)
+        lacking = {
+            flag
+            for version, older in preset.older.items()
+            if config.preset == version or any(clue.fits(present) for clue in older.one_of)
+            for flag in older.no_met_filters
+        }
+        everything = (*preset.met_filters, *preset.eras[era].met_filters)
+        filters = tuple(flag for flag in everything if flag not in lacking)
     content = merged(content, given, {"preset": name, "era": era}, whole=_WHOLE)
     if "btag_threshold" not in given.get("jet", {}):
         jet = build_config(SelectionConfig, content, "selection").jet
@@ -185,12 +300,14 @@ def resolve_selection(config: SelectionConfig, branches: Collection[str]) -> Sel
     return build_config(SelectionConfig, resolved.model_dump(), "selection")
 
 
-def describe_preset(config: SelectionConfig, resolved: SelectionConfig) -> str:
-    """One line about which preset and era `resolve_selection` took, and why."""
-    if resolved.preset == NO_PRESET:
+def describe_preset(
+    config: SelectionConfig, resolved: SelectionConfig, evidence: Evidence = NO_EVIDENCE
+) -> str:
+    """One line about which preset and era `resolve_selection` took for the same evidence, and why."""
+    if resolved.preset is None or resolved.preset == NO_PRESET:
         why = "as given" if config.preset else "the branches are of no known NanoAOD version"
         return f"no preset ({why}): names and working points of the configuration"
     preset = f"preset {resolved.preset} ({'given' if config.preset else 'detected'})"
-    era = "given" if config.era else "assumed, branches do not tell: --era"
+    source = "given" if config.era else detect_era(find_preset(resolved.preset)[1], evidence)[1]
     jet = resolved.jet
-    return f"{preset}, era {resolved.era} ({era}), {resolved.met}, {jet.btag} > {jet.btag_threshold:g}"
+    return f"{preset}, era {resolved.era} ({source}), {resolved.met}, {jet.btag} > {jet.btag_threshold:g}"

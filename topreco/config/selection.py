@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from topreco.config.base import Config, ConfigError, Fraction, NonNegative, Positive
 from topreco.core.constants import M_Z
@@ -181,11 +181,3 @@ class SelectionConfig(Config):
                 f"{', '.join(ignored)}: would be ignored for {what}; of the selection only "
                 f"{', '.join(keys)} apply"
             )
-
-    @field_validator("branches")
-    @classmethod
-    def _event_key_keeps_its_names(cls, value: dict[str, str]) -> dict[str, str]:
-        fixed = {"run", "luminosityBlock", "event"} & set(value)
-        if fixed:
-            raise ValueError(f"{', '.join(sorted(fixed))} cannot be renamed")
-        return value

@@ -52,7 +52,8 @@ def spin_coefficients(tops: Any, leptons: Any, weight: Any = None) -> dict[str, 
     Returns
     -------
     coefficients
-        By name; NaN where the sum of weights is not positive. Events without all six cosines do not count.
+        By name; NaN where the sum of weights is not positive, with an error of NaN for fewer than two events.
+        Events without all six cosines do not count, nor do those of weight 0.
 
     Raises
     ------
@@ -103,7 +104,9 @@ def _mean(values: FloatArray, weight: FloatArray) -> SpinCoefficient:
     if total <= 0:
         return SpinCoefficient(np.nan, np.nan)
     mean = (weight * values).sum() / total
-    return SpinCoefficient(float(mean), float(np.sqrt((weight**2 * (values - mean) ** 2).sum()) / total))
+    error = np.sqrt((weight**2 * (values - mean) ** 2).sum()) / total
+    # One event has no spread.
+    return SpinCoefficient(float(mean), float(error) if np.count_nonzero(weight) > 1 else np.nan)
 
 
 # ---- leading order ---------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def print_report(
     observables: Collection[str] | None = None,
     console: Console | None = None,
 ) -> None:
-    """Print the tables of a summary.
+    """Print the tables of a summary, and one line for each dataset without truth.
 
     Parameters
     ----------
@@ -121,13 +121,38 @@ def print_report(
         Where to print; standard output if None.
     """
     console = Console() if console is None else console
-    found = list(tables(summary, channel=channel, observables=observables, width=console.width))
+    data = _without_truth(summary, channel)
+    for dataset, counts in data.items():
+        solved = ", ".join(f"{method} solves {n} of {of} events" for method, (n, of) in counts.items())
+        line = f"{dataset}: no truth: response tables left out; {solved}"
+        console.print(line, markup=False, highlight=False)
+    known = {
+        subset: {dataset: of for dataset, of in datasets.items() if dataset not in data}
+        for subset, datasets in summary.items()
+    }
+    found = list(tables(known, channel=channel, observables=observables, width=console.width))
+    if not found and data:
+        return
     if not found:
         console.print("No events in these histograms.")
         return
     for table in found:
         console.print(table)
     console.print(LEGEND, style="dim")
+
+
+def _without_truth(summary: Summary, channel: str) -> dict[str, dict[str, tuple[int, int]]]:
+    """Solved and selected events by method, of the datasets of which solved events have no truth."""
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for dataset, methods in summary.get("all", {}).items():
+        results = {method: list(channels[channel].values()) for method, channels in methods.items()}
+        every = [result for of in results.values() for result in of]
+        if any(result.n_solved for result in every) and not any(result.metrics.n for result in every):
+            found[dataset] = {
+                method: (max(result.n_solved for result in of), max(result.n_selected for result in of))
+                for method, of in results.items()
+            }
+    return found
 
 
 def to_markdown(summary: Summary, *, channel: str = ALL_CHANNELS) -> str:

@@ -9,7 +9,7 @@ import awkward as ak
 import numpy as np
 
 from topreco.config import SelectionConfig
-from topreco.config.presets import resolve_selection
+from topreco.config.presets import Evidence, resolve_selection
 from topreco.core.errors import OUT_OF_MEMORY, TopRecoError, first_line
 from topreco.core.events import FloatArray, IntArray
 from topreco.input.nano import BadFileError, InputError, is_remote, missing_branch
@@ -93,11 +93,32 @@ class Branches:
         topreco.config.ConfigError
             If the preset cannot be resolved.
         """
-        return fit_selection(self.given, self.names, self.origin)
+        return fit_selection(self.given, self.names, self.origin, self.evidence)
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What the events say about their NanoAOD version and era apart from names of branches.
+
+        Raises
+        ------
+        InputError
+            If the run numbers of data cannot be read.
+        """
+        titles = tuple(
+            str(self._column(name).layout.purelist_parameter("__doc__"))
+            for name in ("Jet_puId", "Jet_puIdDisc")
+            if self.has(name)
+        )
+        if self.is_simulation or not self.has("run") or len(self) == 0:
+            return Evidence(titles)
+        runs = self.read("run")
+        return Evidence(titles, (int(runs[0]), int(runs[-1])))
 
     def resolve(self, selection: SelectionConfig) -> SelectionConfig:
         """A selection with every key set; nothing is done for the one that these branches were made for."""
-        return self.selection if self.knows(selection) else resolve_selection(selection, self.names)
+        if self.knows(selection):
+            return self.selection
+        return resolve_selection(selection, self.names, self.evidence)
 
     def knows(self, selection: SelectionConfig) -> bool:
         """Return True for the selection that these branches were made for, as given or resolved."""

@@ -9,15 +9,40 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import uproot
 from coffea.nanoevents import BaseSchema, NanoAODSchema, NanoEventsFactory
 
+from topreco.config.presets import NO_EVIDENCE, Evidence
 from topreco.core.errors import TopRecoError, first_line
 
 EVENT_KEY = ("run", "luminosityBlock", "event")
-"""Branches that every file must have."""
+"""Branches that every file must have, under these names unless `selection.branches` renames them."""
+
+_OTHER_NAMES = {
+    "run": {"run", "runnumber", "runnum", "runno", "runid", "nrun"},
+    "luminosityBlock": {"lumi", "lumiblock", "luminosityblock", "lumisection", "luminumber", "luminum", "ls"},
+    "event": {
+        "event",
+        "eventnumber",
+        "eventnum",
+        "eventno",
+        "eventid",
+        "evt",
+        "evtnumber",
+        "evtnum",
+        "nevent",
+    },
+}
+"""Names of the event key in other ntuples, in lower case and without underscores."""
+
+PU_ID_TITLES = ("Pileup ID", "Pilup ID")
+"""Beginnings of the titles of `Jet_puId` and `Jet_puIdDisc`, under any name."""
+
+NOT_RENAMED: Mapping[str, str] = MappingProxyType({})
+"""Names of branches as in NanoAOD."""
 
 _TREES = ("TTree", "ROOT::RNTuple")
 _OTHER_TREES = {"Runs", "LuminosityBlocks", "MetaData", "ParameterSets"}
@@ -42,10 +67,12 @@ class QuietNanoAODSchema(NanoAODSchema):  # type: ignore[misc]
     """
 
     warn_missing_crossrefs = False
+    error_missing_event_ids = False  # `selection.branches` may rename them
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"Branch \w+ already exists but", RuntimeWarning)
+            warnings.filterwarnings("ignore", "Missing event_ids", RuntimeWarning)
             try:
                 super().__init__(*arguments, **options)
             # Depends on what a damaged list of branches lacks first.
@@ -72,6 +99,8 @@ class FileSummary:
         ROOT's identifier of the file, different for each file written.
     sizes
         Number of elements in the first event, of the branches for which it was requested.
+    evidence
+        What it says about its NanoAOD version and era apart from names.
     """
 
     n_entries: int
@@ -79,6 +108,7 @@ class FileSummary:
     generated: tuple[int, float] | None
     uuid: bytes
     sizes: Mapping[str, int] = field(default_factory=dict)
+    evidence: Evidence = NO_EVIDENCE
 
     def has(self, branches: Iterable[str]) -> bool:
         """Return True if all these branches are there."""
@@ -86,7 +116,12 @@ class FileSummary:
 
 
 def inspect_file(
-    path: str | Path, tree: str = "Events", branches: Iterable[str] = (), sizes: Iterable[str] = ()
+    path: str | Path,
+    tree: str = "Events",
+    branches: Iterable[str] = (),
+    sizes: Iterable[str] = (),
+    *,
+    renamed: Mapping[str, str] = NOT_RENAMED,
 ) -> FileSummary:
     """Check that a file can be used, and describe its content.
 
@@ -103,6 +138,8 @@ def inspect_file(
     sizes
         Names of branches of several values per event, whose number in the first event is read; those that are
         not there or have one value are left out.
+    renamed
+        Names in NanoAOD and in the file, see `selection.branches`; only those of these three count.
 
     Returns
     -------
@@ -115,7 +152,7 @@ def inspect_file(
         If the file is missing, is not a ROOT file or is cut short, or the tree or a branch is missing.
     """
     with _open(path) as file:
-        found = None if _without_events(file) else _find_tree(file, path, tree, branches)
+        found = None if _without_events(file) else _find_tree(file, path, tree, branches, renamed)
         try:
             generated = _generator_sums(file)
         except Exception as error:
@@ -131,7 +168,8 @@ def inspect_file(
             raise BadFileError(
                 f"{path}: damaged, first event cannot be read ({first_line(error)})"
             ) from error
-        return FileSummary(n, names, generated, file.file.uuid.bytes, elements)
+        evidence = _evidence(found, path, renamed.get("run", "run"))
+        return FileSummary(n, names, generated, file.file.uuid.bytes, elements, evidence)
 
 
 def _without_events(file: Any) -> bool:
@@ -148,6 +186,21 @@ def _first_sizes(tree: Any, names: Iterable[str]) -> dict[str, int]:
     return {name: len(values[0]) for name, values in first.items() if values.ndim > 1}
 
 
+def _evidence(tree: Any, path: str | Path, run: str) -> Evidence:
+    """Titles of pile-up identifications, and the first and last run number of data."""
+    # RNTuple, which came after these versions, has no titles.
+    titles = {getattr(branch, "title", "") for branch in tree.branches} if hasattr(tree, "branches") else ()
+    found = tuple(sorted(title for title in titles if title.startswith(PU_ID_TITLES)))
+    n = int(tree.num_entries)
+    if n == 0 or "genWeight" in tree:
+        return Evidence(found)
+    try:
+        first, last = (int(tree[run].array(entry_start=i, entry_stop=i + 1)[0]) for i in (0, n - 1))
+    except Exception as error:
+        raise BadFileError(f"{path}: branch {run!r} cannot be read ({first_line(error)})") from error
+    return Evidence(found, (first, last))
+
+
 @lru_cache(maxsize=64)
 def _one_copy(names: frozenset[str]) -> frozenset[str]:
     """The first of equal sets, so that thousands of files of one sample share one set of branch names."""
@@ -160,6 +213,7 @@ def open_events(
     *,
     entry_start: int | None = None,
     entry_stop: int | None = None,
+    renamed: Mapping[str, str] = NOT_RENAMED,
 ) -> Any:
     """Events of a NanoAOD file, each branch read when first used.
 
@@ -171,6 +225,8 @@ def open_events(
         Name of the tree.
     entry_start, entry_stop
         Range of entries; by default all.
+    renamed
+        See `inspect_file`.
 
     Returns
     -------
@@ -183,7 +239,7 @@ def open_events(
         See `inspect_file`.
     """
     file = _open(path)
-    _find_tree(file, path, tree, ())
+    _find_tree(file, path, tree, (), renamed)
     return _nano_events(file, path, tree, entry_start, entry_stop)
 
 
@@ -194,6 +250,7 @@ def iterate_events(
     step_size: int = 50_000,
     branches: Collection[str] | None = None,
     schema: type[BaseSchema] = QuietNanoAODSchema,
+    renamed: Mapping[str, str] = NOT_RENAMED,
 ) -> Iterator[Any]:
     """Events of a ROOT file, a chunk at a time.
 
@@ -210,6 +267,8 @@ def iterate_events(
         opening takes. By default all.
     schema
         How branches become collections.
+    renamed
+        See `inspect_file`.
 
     Yields
     ------
@@ -223,7 +282,7 @@ def iterate_events(
         See `inspect_file`.
     """
     with _open(path) as file:
-        n = int(_find_tree(file, path, tree, ()).num_entries)
+        n = int(_find_tree(file, path, tree, (), renamed).num_entries)
         for start in range(0, max(n, 1), step_size):
             yield _nano_events(file, path, tree, start, min(start + step_size, n), branches, schema)
             # uproot would keep 100 MB of finished chunks.
@@ -301,7 +360,11 @@ def missing_branch(
         text for text in (key and f"selection key {key!r}", preset and f"preset {preset}") if text
     )
     text = f"branch {name!r}{f' ({asked})' if asked else ''} is missing"
-    close = difflib.get_close_matches(name, present, n=3, cutoff=0.7)
+    others = [other for other in present if _simple(other) in _OTHER_NAMES.get(name, ())]
+    if others:
+        return f"{text}; selection.branches={{{name}: {others[0]}}} would take {others[0]}"
+    possible = [other for other in present if _may_replace(name, other)]
+    close = difflib.get_close_matches(name, possible, n=3, cutoff=0.7)
     similar = [
         other
         for family in _FAMILIES
@@ -314,6 +377,19 @@ def missing_branch(
     if similar:
         return f"{text}; in the file: {', '.join(similar)}"
     return f"{text}; none in the file has a similar name"
+
+
+def _simple(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def _may_replace(name: str, other: str) -> bool:
+    """Return False for generator branches and indices, unless the name is one as well."""
+
+    def kinds(branch: str) -> tuple[bool, bool]:
+        return bool(re.search(r"[gG]en(?!eric)|LHE", branch)), "Idx" in branch
+
+    return all(own or not its for own, its in zip(kinds(name), kinds(other), strict=True))
 
 
 def printable(name: str) -> str:
@@ -362,7 +438,9 @@ def _check_local(path: Path) -> None:
         )
 
 
-def _find_tree(file: Any, path: str | Path, tree: str, branches: Iterable[str]) -> Any:
+def _find_tree(
+    file: Any, path: str | Path, tree: str, branches: Iterable[str], renamed: Mapping[str, str]
+) -> Any:
     try:
         kinds = file.classnames(cycle=False)
         trees = [name for name, kind in kinds.items() if kind in _TREES]
@@ -374,7 +452,12 @@ def _find_tree(file: Any, path: str | Path, tree: str, branches: Iterable[str]) 
         names_found = ", ".join(map(printable, trees)) or "none"
         raise BadFileError(f"{path}: no tree {tree!r}; present: {names_found}")
     names = set(present)
-    for branch in (*EVENT_KEY, *branches):
+    for branch in EVENT_KEY:
+        stored = renamed.get(branch, branch)
+        if stored not in names:
+            chosen_by = None if stored == branch else f"branches.{branch}"
+            raise InputError(f"{path}: {missing_branch(stored, present, chosen_by)}")
+    for branch in branches:
         if branch not in names:
             raise InputError(f"{path}: {missing_branch(branch, present)}")
     return found

@@ -1,6 +1,6 @@
 """Converter of a user's own awkward arrays of leptons, jets and MET to `DileptonEvents`."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +134,12 @@ def dilepton_events(
     ), index
 
 
+def _listed(names: Collection[str], most: int = 12) -> str:
+    """Names for an error, of a length that can be read."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(sorted(names)[:most]) or 'nothing'}{more}"
+
+
 def _columns(objects: Any) -> dict[str, Any]:
     """The arrays that are used, by name, of one and the same length."""
     import awkward as ak
@@ -143,8 +149,7 @@ def _columns(objects: Any) -> dict[str, Any]:
     lists = ["jets"] if pair <= names else ["jets", "leptons"]
     if missing := sorted({*lists, "met"} - names):
         raise TopRecoError(
-            f"reconstruct: {missing[0]!r} is missing; {ACCEPTED} expected, "
-            f"found {', '.join(sorted(names)) or 'nothing'}"
+            f"reconstruct: {missing[0]!r} is missing; {ACCEPTED} expected, found {_listed(names)}"
         )
     used = [*lists, "met", *(pair if "leptons" not in lists else ()), *(set(_KEY) & names)]
     columns = {name: ak.Array(objects[name]) for name in used}

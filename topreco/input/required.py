@@ -1,10 +1,10 @@
 """Branches that a selection needs in a file, and the selection with every key set for that file."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from topreco.config import ConfigError, SelectionConfig
-from topreco.config.presets import NO_PRESET, resolve_selection
+from topreco.config.presets import NO_EVIDENCE, NO_PRESET, Evidence, resolve_selection
 from topreco.input.jet_id import COLUMNS
 from topreco.input.nano import EVENT_KEY, FileSummary, InputError, missing_branch
 
@@ -85,7 +85,9 @@ def _fit_optional_cuts(
     return resolved
 
 
-def fit_selection(config: SelectionConfig, branches: Collection[str], origin: str) -> SelectionConfig:
+def fit_selection(
+    config: SelectionConfig, branches: Collection[str], origin: str, evidence: Evidence = NO_EVIDENCE
+) -> SelectionConfig:
     """Selection for a file: the preset resolved, and every branch that it needs present.
 
     Cuts on `OPTIONAL_BRANCHES` are left out where the file lacks these, unless the user asked for them.
@@ -98,6 +100,8 @@ def fit_selection(config: SelectionConfig, branches: Collection[str], origin: st
         Names of the branches in the file.
     origin
         The file, for errors.
+    evidence
+        What else the file says about preset and era.
 
     Returns
     -------
@@ -113,7 +117,7 @@ def fit_selection(config: SelectionConfig, branches: Collection[str], origin: st
     """
     if config.pepper.cut is not None:
         raise ConfigError(f"selection.pepper.cut: would be ignored for {origin}, which is not from pepper")
-    resolved = resolve_selection(config, branches)
+    resolved = resolve_selection(config, branches, evidence)
     preset = resolved.preset if resolved.preset != NO_PRESET else None
     names = set(branches)
     for name, key in _needed(resolved).items():
@@ -131,7 +135,7 @@ def fit_selection(config: SelectionConfig, branches: Collection[str], origin: st
 
 
 def fit_files(config: SelectionConfig, files: Mapping[Any, FileSummary]) -> SelectionConfig:
-    """`fit_selection` for all files of a dataset with events, which must be of one NanoAOD version.
+    """`fit_selection` for all files of a dataset with events, of one NanoAOD version and era.
 
     Parameters
     ----------
@@ -143,12 +147,12 @@ def fit_files(config: SelectionConfig, files: Mapping[Any, FileSummary]) -> Sele
     Raises
     ------
     InputError
-        If a branch is missing, or the files are of different versions.
+        If a branch is missing, or the files are of different versions or eras.
     topreco.config.ConfigError
         If the preset cannot be resolved.
     """
     resolved = {
-        file: fit_selection(config, summary.branches, str(file))
+        file: fit_selection(config, summary.branches, str(file), summary.evidence)
         for file, summary in files.items()
         if summary.n_entries
     }
@@ -167,4 +171,14 @@ def fit_files(config: SelectionConfig, files: Mapping[Any, FileSummary]) -> Sele
                     f"{lacking}: no branch {' or '.join(common.in_file(names))}, which {having} of the same "
                     f"dataset has; selection.{section}.{keys[0]}=null leaves this cut out for all files"
                 )
+        if other.era != common.era:
+            raise InputError(
+                f"{file}: its era is {other.era}, that of {first} {common.era}; a dataset must be of one era "
+                "(selection.era sets it)"
+            )
     return common
+
+
+def common_evidence(files: Iterable[FileSummary]) -> Evidence:
+    """Evidence of the first file with events, by which `fit_files` finds the era."""
+    return next((summary.evidence for summary in files if summary.n_entries), NO_EVIDENCE)

@@ -24,7 +24,7 @@ from topreco.input.nano import (
 )
 from topreco.input.pepper.read import inspect_pepper, iterate_pepper, pepper_format
 from topreco.input.pepper.select import select_pepper
-from topreco.input.required import fit_files, needed_branches, optional_branches
+from topreco.input.required import common_evidence, fit_files, needed_branches, optional_branches
 from topreco.input.selection import select
 from topreco.input.truth import NEEDED_BRANCHES, PEPPER_COLUMNS, TRUTH_BRANCHES, read_truth
 
@@ -129,7 +129,7 @@ def make_skim(
         simulated = False  # pepper's weights are those of the events that it saved, not of all generated ones
         branches: list[str] = []
     else:
-        summaries = {file: inspect_file(file, tree) for file in files}
+        summaries = {file: inspect_file(file, tree, renamed=given.branches) for file in files}
         # Official files of zero events have no branches.
         filled = {file: summary for file, summary in summaries.items() if summary.n_entries}
         if not filled:
@@ -142,7 +142,7 @@ def make_skim(
         of_truth = TRUTH_BRANCHES if has_truth else ()
         branches = config.in_file((*needed_branches(config), *optional_branches(config), *of_truth))
     check_copies(summaries)
-    preset = "pepper" if pepper else describe_preset(given, config)
+    preset = "pepper" if pepper else describe_preset(given, config, common_evidence(summaries.values()))
     n_read = sum(summary.n_entries for summary in summaries.values())
     if n_read == 0:
         raise InputError(f"{', '.join(map(str, files))}: no entries in tree {tree!r}")
@@ -156,7 +156,9 @@ def make_skim(
             if pepper:
                 chunks = iterate_pepper(file, tree=tree, step_size=step_size)
             elif summary.n_entries:
-                chunks = iterate_events(file, tree, step_size=step_size, branches=branches)
+                chunks = iterate_events(
+                    file, tree, step_size=step_size, branches=branches, renamed=config.branches
+                )
             else:
                 chunks = iter(())
             for events in chunks:

@@ -14,6 +14,9 @@ from topreco.core.method import NamedCallable, as_method
 from topreco.input.own import ACCEPTED, dilepton_events
 from topreco.reconstruction.load import load
 
+_FLAT = {"nJet", "Jet_pt", "Electron_pt", "Muon_pt"}
+"""Branches that NanoAODSchema gathers into collections, and coffea's BaseSchema does not."""
+
 
 def reconstruct(
     events: Any,
@@ -74,6 +77,10 @@ def reconstruct(
     if isinstance(events, ak.Array) and (select := _selector(events)) is not None:
         selected = select(events, config, dataset=dataset)
         return _aligned(method(selected.events), selected.index, len(events))
+    if isinstance(events, ak.Array) and _FLAT & set(events.layout.fields):
+        raise TopRecoError(
+            "reconstruct: the events have branches and no collections; open with NanoAODSchema"
+        )
     if not isinstance(events, Mapping | ak.Array):
         raise TopRecoError(f"reconstruct: {ACCEPTED} expected, {type(events).__name__} found")
     chosen, index = dilepton_events(events, config, dataset=dataset, needs_key=method.uses_event_key)

@@ -21,7 +21,7 @@ from topreco.input.nano import (
 )
 from topreco.input.pepper.hdf5 import is_hdf5
 from topreco.input.pepper.read import inspect_pepper, pepper_format
-from topreco.input.required import fit_files, fit_selection
+from topreco.input.required import common_evidence, fit_files, fit_selection
 from topreco.input.systematics import check_branches, check_corrections, element_branches
 from topreco.input.truth import NEEDED_BRANCHES
 from topreco.runs.failures import skipped_entry
@@ -101,10 +101,10 @@ def inspect_inputs(config: RunConfig, *, progress: bool) -> Inputs:
         try:
             if pepper:
                 return inspect_pepper(name[1], config.selection, config.tree)
-            summary = inspect_file(name[1], config.tree, (), sizes)
+            summary = inspect_file(name[1], config.tree, (), sizes, renamed=config.selection.branches)
             # Official files of zero events have no branches.
             if summary.n_entries:
-                resolved = fit_selection(config.selection, summary.branches, name[1])
+                resolved = fit_selection(config.selection, summary.branches, name[1], summary.evidence)
                 check_branches(config.systematics, resolved, summary, name[1])
         except InputError as error:
             return error
@@ -151,7 +151,7 @@ def inspect_inputs(config: RunConfig, *, progress: bool) -> Inputs:
         _require_alike(of_dataset, resolved, config)
         if resolved.cuts.triggers and not next(iter(of_dataset.values())).has(resolved.in_file(_WEIGHT)):
             primary_dataset(resolved.cuts, dataset, next(iter(of_dataset)))
-        presets[dataset] = describe_preset(config.selection, resolved)
+        presets[dataset] = describe_preset(config.selection, resolved, common_evidence(of_dataset.values()))
     return Inputs(pepper, usable, skipped, presets)
 
 

@@ -1,6 +1,7 @@
 """Data of the page of a validation: tables and figures for ``page.html.jinja``."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -234,7 +235,7 @@ def _quality(results: Results) -> dict[str, Any] | None:
     rows = [
         [
             method,
-            f"{kept.minimum:.4g}",
+            format_estimate(kept.minimum, math.nan),
             *(estimate(kept.metrics, f) for f in ("efficiency", "rb", "res", "width68")),
         ]
         for method, of in known.items()
@@ -284,7 +285,7 @@ def _symmetries(results: Results) -> Table:
             found.verdict,
             str(found.n),
             *(
-                format_estimate(float(f"{x:.2g}"), float("nan"))
+                format_estimate(float(f"{x:.2g}"), math.nan)
                 for x in (found.median, found.largest, 100 * found.above, 100 * found.changed)
             ),
         ]
@@ -299,7 +300,13 @@ def _spin(results: Results) -> dict[str, Any]:
     known = {method: found for method, found in results["spin_linearity"].items() if found is not None}
     head = ["method", "events", "slope", "offset", "largest deviation from the line"]
     rows = [
-        [method, str(of.n), estimate(of, "slope"), estimate(of, "offset"), f"{of.deviation:.2g}"]
+        [
+            method,
+            str(of.n),
+            estimate(of, "slope"),
+            estimate(of, "offset"),
+            format_estimate(float(f"{of.deviation:.2g}"), math.nan),
+        ]
         for method, of in known.items()
     ]
     drawn = [(draw_spin(known), "Reconstructed minus true mean of c_hel")] if known else []
@@ -317,7 +324,11 @@ def _background(results: Results) -> dict[str, Any] | None:
     for method, found in results["background"].items():
         rows.append([method, str(found.n), str(found.n_solved), estimate(found, "efficiency")])
         cuts += [
-            [method, f"{cut.minimum:.4g}", *(estimate(cut, of, 100) for of in ("signal", "background"))]
+            [
+                method,
+                format_estimate(cut.minimum, math.nan),
+                *(estimate(cut, of, 100) for of in ("signal", "background")),
+            ]
             for cut in found.cuts
         ]
         for quantity, shape in (("m(tt̄)", found.m_tt), ("quality", found.quality)):

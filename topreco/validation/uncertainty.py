@@ -206,9 +206,16 @@ def quality_minima(predictions: Predictions, weight: Array, kept: tuple[float, .
         Signed event weights, shape (n,).
     kept
         Fractions.
+
+    Returns
+    -------
+    minima
+        NaN where no event has a quality.
     """
     quality = np.asarray(predictions.quality, float)
     known = predictions.valid & np.isfinite(quality)
+    if not known.any():
+        return [np.nan] * len(kept)
     quality = quality[known]
     cumulative = Cumulative.from_values(quality, weight[known])
     return [float(quality.min()) if f == 1 else cumulative.quantile(1 - f) for f in kept]
