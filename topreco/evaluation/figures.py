@@ -291,13 +291,13 @@ def _overview(rows: Sequence[Sequence[Path]], path: Path) -> Path:
                 images.append(opened.convert("RGB").resize(size, Image.Resampling.BOX, reducing_gap=2.0))
         if images:
             tiles.append(images)
-    width = max(sum(image.width for image in images) for images in tiles)
+    width = max(sum(tile.width for tile in images) for images in tiles)
     sheet = Image.new("RGB", (width, _TILE * len(tiles)), "white")
     for i, images in enumerate(tiles):
         left = 0
-        for image in images:
-            sheet.paste(image, (left, _TILE * i))
-            left += image.width
+        for tile in images:
+            sheet.paste(tile, (left, _TILE * i))
+            left += tile.width
     with complete_file(path) as temporary:
         sheet.save(temporary, format="png")
     return path

@@ -95,7 +95,8 @@ def _fit(figure: Figure) -> None:
     Measured once: matplotlib's constrained layout repeats it and costs more than the drawing.
     """
     canvas_before = figure.canvas
-    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    agg: Any = FigureCanvasAgg(figure)
+    renderer = agg.get_renderer()
     # mplhep would have this canvas draw everything for each text of the label.
     figure.set_canvas(canvas_before)
     boxes = [
