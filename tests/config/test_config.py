@@ -352,3 +352,11 @@ def test_fractions_may_be_everything_and_folds_have_no_test_fraction():
     load_config(
         TrainConfig, overrides=["data.validation_fraction=0.9", "data.test_fraction=0.7", "data.folds=2"]
     )
+
+
+def test_a_run_fills_something():
+    with pytest.raises(
+        ConfigError, match=r"histograms\.observables: empty, and so is unfolding\.observables"
+    ):
+        load_config(RunConfig, overrides=["histograms.observables=[]"])
+    load_config(RunConfig, overrides=["histograms.observables=[]", "unfolding.observables=[m_tt]"])

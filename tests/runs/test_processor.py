@@ -392,3 +392,12 @@ def test_pepper_has_no_generated_spectra(data, toy_model):
     events.metadata["dataset"] = "tt"
     with pytest.raises(TopRecoError, match="unfolding: not for files of pepper, which lack the events"):
         unfolding_instance(toy_model).process(events)
+
+
+def test_responses_without_observables_are_the_same(simulated, toy_model, unfoldable):
+    instance = unfolding_instance(toy_model, histograms=HistogramConfig(observables=()))
+    alone = run(simulated, instance)["histograms"]
+    new = {f"{kind}/{name}" for kind in KINDS for name in UNFOLDING.observables}
+    assert set(alone) == {"events", *new}
+    for name in new:
+        assert alone[name] == unfoldable["histograms"][name], name

@@ -259,3 +259,12 @@ class RunConfig(Config):
                 "key of cluster expected beside it"
             )
         return self
+
+    @model_validator(mode="after")
+    def _something_to_fill(self) -> Self:
+        if not self.histograms.observables and not self.unfolding.observables:
+            raise ValueError(
+                "histograms.observables: empty, and so is unfolding.observables; one or more observables of "
+                "either expected"
+            )
+        return self

@@ -90,10 +90,11 @@ class LLoCaBackbone(nn.Module):
         except ImportError as error:
             raise TopRecoError(f"backbone.kind 'lloca': {needs_extra('lloca', error)}") from error
         self.frames = LocalFrames(in_scalars)
+        per_head = config.channels // config.heads
         self.network = Transformer(
             in_channels=4 * in_channels + in_scalars,
             # Half of the features of a head are scalars, half components of vectors.
-            attn_reps=f"{config.channels // config.heads // 2}x0n+{config.channels // config.heads // 8}x1n",
+            attn_reps=f"{per_head // 2}x0n+{per_head // 8}x1n",
             out_channels=4 * out_vectors + out_scalars,
             num_blocks=config.blocks,
             num_heads=config.heads,
