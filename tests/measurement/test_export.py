@@ -196,7 +196,7 @@ def test_a_method_that_solves_nothing_has_no_bins(toy):
 def test_figures_and_tables(responses, tmp_path):
     of_one_method = {key: response for key, response in responses.items() if key.method == "a"}
     paths = save_figures(of_one_method, tmp_path)
-    assert len(paths) == 2 * 2 * 2  # kinds, observables, formats
+    assert len(paths) == 2 * 2  # kinds, observables
     assert all(path.stat().st_size > 5000 for path in paths)
     shown = list(tables(responses))
     assert len(shown) == 4
@@ -208,7 +208,7 @@ def test_figures_without_events_can_be_drawn(responses, tmp_path):
     key, response = next(iter(responses.items()))
     nothing = Sums(*np.zeros((2, *response.response.value.shape)))
     empty = {key: dataclasses.replace(response, response=nothing)}
-    assert len(save_figures(empty, tmp_path)) == 4
+    assert len(save_figures(empty, tmp_path)) == 2
     assert np.isnan(empty[key].purity.value).all()
 
 

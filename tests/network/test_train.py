@@ -25,6 +25,9 @@ from topreco.network.tasks.tops import TopsTask, pair_metrics
 from topreco.network.train import fit_task, recalibrate, train, train_quantiles
 
 TINY = {"kind": "lgatr_slim", "blocks": 1, "vector_channels": 4, "scalar_channels": 8, "heads": 1}
+# Of 160 events, so many that 39 of them calibrate the quantiles; of each of two folds.
+ENOUGH = {"validation_fraction": 0.4}
+ENOUGH_OF_EACH = {"validation_fraction": 0.6}
 QUANTILES = {
     "backbone": {**TINY, "dropout": 0.1},
     "hidden": 8,
@@ -79,7 +82,7 @@ def test_learns_a_toy(config, metrics_of):
 
 
 def test_output(config, tmp_path, metrics_of):
-    path = quiet(config(model={"quantiles": QUANTILES}))
+    path = quiet(config(model={"quantiles": QUANTILES}, data=ENOUGH))
     assert path == tmp_path / "out" / "model.safetensors"
     assert sorted(file.name for file in path.parent.iterdir()) == [
         *("metrics.csv", "metrics.jsonl", "model.safetensors", "quantiles_metrics.csv"),
@@ -107,7 +110,7 @@ def test_output(config, tmp_path, metrics_of):
         rows = metrics_of(path.parent, name)
         assert [row["epoch"] for row in table] == [str(i) for i in range(epochs)]
         assert float(table[1]["validation_loss"]) == rows[1]["validation_loss"]
-    assert metrics_of(path.parent)[0]["step"] == 3
+    assert metrics_of(path.parent)[0]["step"] == 2
 
 
 def test_test_metrics_are_those_of_the_saved_network(config, skim_events, truth_of):
@@ -122,7 +125,7 @@ def test_test_metrics_are_those_of_the_saved_network(config, skim_events, truth_
 
 
 def test_same_seed_same_bytes_other_seed_other_weights(config, tmp_path):
-    changes = {"data": {"folds": 2}, "model": {"quantiles": QUANTILES}, "epochs": 2}
+    changes = {"data": {"folds": 2} | ENOUGH_OF_EACH, "model": {"quantiles": QUANTILES}, "epochs": 2}
     paths = [
         quiet(config(output=tmp_path / name / "run", seed=seed, **changes))
         for name, seed in [("a", 1), ("a2", 1), ("b", 2)]
@@ -159,13 +162,13 @@ def test_compiled_trains_as_eager(config, tmp_path, monkeypatch, metrics_of):
 
 
 def test_bf16_trains(config, metrics_of):
-    path = quiet(config(precision="bf16-mixed", model={"quantiles": QUANTILES}))
+    path = quiet(config(precision="bf16-mixed", model={"quantiles": QUANTILES}, data=ENOUGH))
     for name in ("metrics", "quantiles_metrics"):
         assert all(math.isfinite(row["train_loss"]) for row in metrics_of(path.parent, name))
 
 
 def test_shows_progress(config, capsys):
-    train(config(data={"folds": 2}, epochs=1, model={"quantiles": QUANTILES}))
+    train(config(data={"folds": 2} | ENOUGH_OF_EACH, epochs=1, model={"quantiles": QUANTILES}))
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "network 1/2 epoch 1/1: loss" in captured.err
@@ -177,9 +180,10 @@ def test_shows_progress(config, capsys):
 # ---- resuming --------------------------------------------------------------------------------------------
 
 EVERYTHING = {
-    "data": {"folds": 2},
+    "data": {"folds": 2} | ENOUGH_OF_EACH,
+    "batch_size": 10,
     "model": {"quantiles": QUANTILES},
-    "quantiles": {"epochs": 2, "batch_size": 16},
+    "quantiles": {"epochs": 2, "batch_size": 8},
     "loss": {"flat_m_tt": 0.5, "m_tt_bias": 0.1, "c_hel": 1.0},
     "augment_rotation": True,
     "augment_reflection": True,
@@ -337,6 +341,7 @@ def assert_same_losses(metrics_of):
 
 
 NO_DROPOUT = {
+    "data": ENOUGH,
     "model": {"backbone": TINY, "quantiles": QUANTILES | {"backbone": TINY}},
     "augment_charge_exchange": True,
 }
@@ -352,8 +357,7 @@ def test_two_processes_train_as_one(config, tmp_path, launcher, assert_same_loss
         devices=2 if launcher == "devices" else 1,
         accumulate=2,
         quantiles={"accumulate": 3},
-        data={"stream": True},
-        **NO_DROPOUT,
+        **(NO_DROPOUT | {"data": ENOUGH | {"stream": True}}),
     )
     for _ in range(2):
         process = in_two_processes(launcher, tmp_path, double.model_dump_json())

@@ -377,8 +377,8 @@ def test_a_file_that_vanishes(configured, simulated, nominal, tmp_path, monkeypa
         uuid = file.file.uuid.bytes
     copy.write_bytes(simulated.read_bytes().replace(uuid, bytes(15) + b"\x01"))
 
-    def inspect(path, *arguments):
-        summary = inspect_file(path, *arguments)
+    def inspect(path, *arguments, **options):
+        summary = inspect_file(path, *arguments, **options)
         if Path(path) == copy:
             copy.unlink()
         return summary

@@ -62,6 +62,10 @@ def open_executor(config: RunConfig, *, progress: bool, retries: int = 0) -> Ite
             yield processor.ParslExecutor(**common)
 
 
+# One process per job, and any free port for the dashboard: login nodes are shared.
+_JOBS = {"processes": 1, "scheduler_options": {"dashboard_address": ":0"}}
+
+
 @contextmanager
 def _dask_client(cluster: ClusterConfig, workers: int) -> Iterator[Any]:
     _require("distributed", "dask")
@@ -86,7 +90,7 @@ def _dask_client(cluster: ClusterConfig, workers: int) -> Iterator[Any]:
 
             _require_submit(cluster)
             name = {"htcondor": "HTCondorCluster", "slurm": "SLURMCluster"}[cluster.kind]
-            started = _with_options(getattr(dask_jobqueue, name), {"processes": 1}, cluster)
+            started = _with_options(getattr(dask_jobqueue, name), _JOBS, cluster)
             started.scale(jobs=workers)
         yield stack.enter_context(Client(stack.enter_context(started)))
 
