@@ -197,7 +197,8 @@ def mounted(folder, options):
     try:
         yield
     finally:
-        subprocess.run(["umount", folder], check=True)
+        # Lazily, since workers of a command that has ended may hold it for a moment.
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 SCARCE = {
