@@ -1,4 +1,4 @@
-"""The dataclasses that carry events between the rooms: `DileptonEvents`, `TopPair`, `Truth`.
+"""The dataclasses that carry events between the rooms: `DileptonEvents`, `TopPair`, `Posterior`, `Truth`.
 
 All are structs of numpy arrays with the event as first axis. Indexing one with a mask, a slice or an index
 array gives the same struct for those events. On every axis of length two that distinguishes legs, index 0
@@ -246,6 +246,9 @@ class TopPair(_Struct):
         True if the method has a prediction, shape (n,).
     ttbar
         Four-momentum of the tt̄ system in GeV, shape (n, 4), only from methods that give just the system.
+    observables
+        Values of observables that are better than those of `p4`, such as means over a posterior, by name in
+        `topreco.core.observables.OBSERVABLES`; each of shape (n,).
     quality
         Larger is better; its meaning belongs to the method, shape (n,).
     uncertainty
@@ -258,22 +261,60 @@ class TopPair(_Struct):
     p4: FloatArray
     valid: BoolArray
     ttbar: FloatArray | None = None
+    observables: Mapping[str, FloatArray] | None = None
     quality: FloatArray | None = None
     uncertainty: FloatArray | None = None
     quantiles: Mapping[str, FloatArray] | None = None
 
     def __post_init__(self) -> None:
         self._check({"p4": (2, 4), "valid": (), "ttbar": (4,), "quality": (), "uncertainty": (2, 4)})
-        expected = (len(self), len(QUANTILE_LEVELS))
-        for name, values in (self.quantiles or {}).items():
-            if np.shape(values) != expected:
-                found = np.shape(values)
-                raise TopRecoError(f"TopPair.quantiles[{name!r}]: shape {found} found, {expected} expected")
+        for field, expected in (
+            ("observables", (len(self),)),
+            ("quantiles", (len(self), len(QUANTILE_LEVELS))),
+        ):
+            for name, values in (getattr(self, field) or {}).items():
+                if np.shape(values) != expected:
+                    raise TopRecoError(
+                        f"TopPair.{field}[{name!r}]: shape {np.shape(values)} found, {expected} expected"
+                    )
 
     @property
     def system(self) -> FloatArray:
         """Four-momentum of the tt̄ system in GeV, shape (n, 4)."""
         return self.p4.sum(axis=1) if self.ttbar is None else self.ttbar
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior(_Struct):
+    """Samples of the top-quark pairs that an event may have come from.
+
+    Attributes
+    ----------
+    samples
+        Four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, k, 2, 4); NaN where a sample does not exist.
+    log_weight
+        Logarithm of the weight of each sample, whose scale is free in each event, shape (n, k); −∞ where a
+        sample does not exist or does not count. An event in which none counts has no posterior.
+    """
+
+    samples: FloatArray
+    log_weight: FloatArray
+
+    def __post_init__(self) -> None:
+        k = np.shape(self.log_weight)[-1]
+        self._check({"samples": (k, 2, 4), "log_weight": (k,)})
+
+    @property
+    def valid(self) -> BoolArray:
+        """There are samples with weight, shape (n,)."""
+        return np.asarray((self.log_weight > -np.inf).any(axis=1))
+
+    @property
+    def weight(self) -> FloatArray:
+        """Weights with a sum of 1 in each event, all zero without a posterior, shape (n, k)."""
+        largest = self.log_weight.max(axis=1, initial=-np.inf, keepdims=True)
+        weight = np.exp(self.log_weight - np.where(np.isfinite(largest), largest, 0.0))
+        return np.asarray(weight / np.maximum(weight.sum(axis=1, keepdims=True), np.finfo(float).tiny))
 
 
 @dataclass(frozen=True, eq=False)
