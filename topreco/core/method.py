@@ -6,7 +6,7 @@ import json
 from typing import Any, Protocol, cast, runtime_checkable
 
 from topreco.core.errors import TopRecoError
-from topreco.core.events import DileptonEvents, TopPair
+from topreco.core.events import DileptonEvents, Posterior, TopPair
 
 
 class NamedCallable(Protocol):
@@ -48,6 +48,30 @@ class Method(NamedCallable, Protocol):
         -------
         pair
             One entry per event, not valid where the method has no prediction.
+        """
+
+
+@runtime_checkable
+class Sampler(Method, Protocol):
+    """A method that also gives samples of the tops that an event may have come from."""
+
+    def sample(self, events: DileptonEvents, n_samples: int | None = None) -> Posterior:
+        """Samples of the top-quark pair of each event.
+
+        They depend on the event, its key and the settings of the method alone: neither on the other events
+        of the call nor on threads, but for rounding.
+
+        Parameters
+        ----------
+        events
+            Selected events.
+        n_samples
+            Number of samples of each event; None takes the method's own number.
+
+        Returns
+        -------
+        posterior
+            On-shell pairs in GeV with their weights, one entry per event.
         """
 
 
