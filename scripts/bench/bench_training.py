@@ -167,7 +167,7 @@ TIMES = {"whole": "events/CPU s", "not on data": "%", "reading": "events/s", "lo
 
 def timed(config: TrainConfig) -> dict[str, float]:
     """Train, and say where the time went."""
-    task = TopsTask.of(config)
+    task = task_of(config)
     Watched.taken, Watched.seconds = 0, 0.0
     start, cpu = time.perf_counter(), time.process_time()
     data = Watched(**vars(read(task, config)))

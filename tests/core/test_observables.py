@@ -24,6 +24,7 @@ from topreco.core.observables import (
     lepton_directions,
     m_tt,
     neutrinos,
+    observable_values,
     spin_basis,
     spin_cosines,
     w_masses,
@@ -535,3 +536,15 @@ def test_awkward_errors(records):
         c_hel(records["tops"])
     with pytest.raises(TopRecoError, match=r"c_hel: tops .* top and antitop, found lepton_plus"):
         c_hel(records["leptons"])
+
+
+def test_values_of_several_are_those_of_each() -> None:
+    rng = np.random.default_rng(5)
+    tops = fourvector.from_three_momentum(rng.normal(0, 150, (200, 2, 3)), 172.5)
+    leptons = fourvector.from_three_momentum(rng.normal(0, 40, (200, 2, 3)), 0.1)
+    for names in (OBSERVABLES, ("m_tt",), ("c_han",)):
+        values = observable_values(names, tops, tops.sum(1), leptons)
+        assert list(values) == list(names)
+        for name, found in values.items():
+            expected = OBSERVABLES[name].compute(tops, tops.sum(1), leptons)
+            np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)

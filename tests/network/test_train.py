@@ -626,15 +626,15 @@ def test_mlflow_gets_parameters_metrics_and_the_model(config, monkeypatch):
 def test_any_task_with_the_settings_of_a_configuration(config, tmp_path):
     """`fit_task` gives the networks of `train`, and continues where it was stopped."""
     settings = config()
-    fitted = fit_task(TopsTask.of(settings), settings, tmp_path / "task", progress=False)
+    fitted = fit_task(task_of(settings), settings, tmp_path / "task", progress=False)
     (expected,) = load_model(train(settings, progress=False)).networks
     for name, tensor in fitted.networks[0].state_dict().items():
         assert torch.equal(tensor, expected.state_dict()[name]), name
-    again = fit_task(TopsTask.of(settings), settings, tmp_path / "task", progress=False)
+    again = fit_task(task_of(settings), settings, tmp_path / "task", progress=False)
     assert again.best == fitted.best
     other = config(epochs=settings.epochs + 1)
     with pytest.raises(TrainingError, match="differs in the configuration"):
-        fit_task(TopsTask.of(other), other, tmp_path / "task", progress=False)
+        fit_task(task_of(other), other, tmp_path / "task", progress=False)
 
 
 def test_a_batch_job_with_tasks(config, monkeypatch):

@@ -13,6 +13,7 @@ from topreco.config.base import (
     shipped_folder,
 )
 from topreco.config.model import (
+    AnyModelConfig,
     BackboneConfig,
     EncoderConfig,
     HeadKind,
@@ -21,11 +22,13 @@ from topreco.config.model import (
     LLoCaConfig,
     ModelConfig,
     NormalisationConfig,
+    PosteriorConfig,
     QuantilesConfig,
     ReadoutKind,
     SpurionConfig,
     TokensConfig,
     TransformerConfig,
+    VelocityConfig,
 )
 from topreco.config.running import (
     ClusterConfig,
@@ -69,6 +72,7 @@ from topreco.config.training import (
 
 __all__ = [
     "NOMINAL",
+    "AnyModelConfig",
     "BackboneConfig",
     "ClusterConfig",
     "Condition",
@@ -95,6 +99,7 @@ __all__ = [
     "OptimiserConfig",
     "PepperWriteConfig",
     "PhaseSpaceConfig",
+    "PosteriorConfig",
     "QuantileTrainingConfig",
     "QuantilesConfig",
     "Range",
@@ -113,6 +118,7 @@ __all__ = [
     "TransformerConfig",
     "UnfoldingConfig",
     "ValidationConfig",
+    "VelocityConfig",
     "WeightSource",
     "build_config",
     "dump_config",

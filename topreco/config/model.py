@@ -139,6 +139,11 @@ class EncoderConfig(Config):
         check_spurions(self.backbone, self.spurions)
         return self
 
+    @property
+    def encoder(self) -> "EncoderConfig":
+        """The part that does not depend on the task."""
+        return EncoderConfig(**{name: getattr(self, name) for name in EncoderConfig.model_fields})
+
 
 def check_spurions(backbone: BackboneConfig, spurions: SpurionConfig, section: str = "") -> None:
     """Raise if a backbone cannot see the spurions.
@@ -198,6 +203,7 @@ class QuantilesConfig(Config):
 class ModelConfig(EncoderConfig):
     """A network from reconstructed objects to the four-momenta of t and t̄."""
 
+    task: Literal["tops"] = "tops"
     readout: ReadoutKind = "query_tokens"
     """Tokens from which the predictions for t and t̄ are read: the first one, the mean or sum of all objects,
     or one additional token each."""
@@ -209,13 +215,52 @@ class ModelConfig(EncoderConfig):
     quantiles: QuantilesConfig | None = None
     """With it, the model also predicts the uncertainty of each event; null: four-momenta alone."""
 
-    @property
-    def encoder(self) -> EncoderConfig:
-        """The part that does not depend on the task."""
-        return EncoderConfig(**{name: getattr(self, name) for name in EncoderConfig.model_fields})
-
     @model_validator(mode="after")
     def _quantiles_see_spurions(self) -> Self:
         if self.quantiles is not None:
             check_spurions(self.quantiles.backbone, self.quantiles.spurions or self.spurions, "quantiles.")
         return self
+
+
+class VelocityConfig(Config):
+    """The velocity field of the flow from noise to samples of t and t̄."""
+
+    kind: Literal["head", "tokens"] = "head"
+    """A small network that reads what the encoder gives for an event (`head`), or the encoder itself with the
+    current tops as readout tokens (`tokens`), many times slower."""
+    hidden: PositiveInt = 160
+    blocks: PositiveInt = 3
+    frequencies: PositiveInt = 8
+    """Pairs of sine and cosine that stand for the time."""
+
+
+class PosteriorConfig(EncoderConfig):
+    """A network from reconstructed objects to the distribution of the on-shell four-momenta of t and t̄."""
+
+    task: Literal["posterior"] = "posterior"
+    m_top: Mass = M_TOP
+    vectors: PositiveInt = 4
+    """Vectors that each of the two readout tokens gives."""
+    scalars: PositiveInt = 48
+    """Scalars that each of them gives."""
+    coordinates: Literal["tops", "residuals"] = "residuals"
+    """Momenta of t and t̄ themselves, or sum and difference of them less those of leptons, b candidates and
+    MET, in which the distribution is compact."""
+    velocity: VelocityConfig = VelocityConfig()
+    steps: PositiveInt = 8
+    """Midpoint steps from noise to a sample."""
+    hidden: PositiveInt = 128
+    """Width of the layers that give means and quantiles of the observables."""
+    calibration_bins: PositiveInt = 8
+    """As `quantiles.calibration_bins` of a model of the tops."""
+
+
+def _task_kind(value: Any) -> str:
+    """Task of a model that is being read; without one, the tops."""
+    return str(value.get("task", "tops") if isinstance(value, dict) else getattr(value, "task", "tops"))
+
+
+AnyModelConfig = Annotated[
+    Annotated[ModelConfig, Tag("tops")] | Annotated[PosteriorConfig, Tag("posterior")],
+    Discriminator(_task_kind),
+]

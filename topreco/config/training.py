@@ -6,11 +6,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from topreco.config.base import Config, Fraction, NonNegative, Positive, PositiveInt
-from topreco.config.model import ModelConfig
+from topreco.config.model import AnyModelConfig, ModelConfig
 
 
 class LossConfig(Config):
-    """Smooth-L1 loss of the scaled four-momenta plus auxiliary terms."""
+    """Smooth-L1 loss of the scaled four-momenta plus auxiliary terms; the losses of the posterior."""
 
     m_tt: NonNegative = 10.0
     """Coefficient of the auxiliary loss on m_tt."""
@@ -27,6 +27,10 @@ class LossConfig(Config):
     flat_m_tt: Fraction = 0.0
     """Weight training events by the density of true ln m_tt to this power, inverted: 0 leaves the spectrum
     as it is, towards 1 it becomes flat. Less shrinkage to the mean, at the price of resolution."""
+    draws: PositiveInt = 8
+    """Times and points on the way from noise to the true tops for each event and step, `posterior` only."""
+    summaries: NonNegative = 1.0
+    """Coefficient of the loss on means and quantiles of the observables, `posterior` only."""
     negative_weights: Literal["absolute", "clip"] = "absolute"
     """Weight of an event with negative weight in the loss: |w|, or 0. Metrics use signed weights."""
 
@@ -128,7 +132,8 @@ class TrainConfig(FitConfig):
     The defaults are the recipe of the shipped model, `dilepton.yaml`, but for its quantiles.
     """
 
-    model: ModelConfig = ModelConfig()
+    model: AnyModelConfig = ModelConfig()
+    """What is learnt: `model.task` is `tops` or `posterior`."""
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
     quantiles: QuantileTrainingConfig = QuantileTrainingConfig()

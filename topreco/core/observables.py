@@ -521,6 +521,9 @@ _SPIN = (_C_HEL, *_C_FLIPPED, *_POLARISATION, *_CORRELATION)
 OBSERVABLES: dict[str, Observable] = {o.name: o for o in (*_KINEMATICS, *_ANGLES, *_SPIN)}
 """Every observable by name."""
 
+# They need the directions of the leptons in the rest frames of their tops.
+_SHARED = {observable.name for observable in _SPIN}
+
 OBSERVABLE_GROUPS: dict[str, tuple[str, ...]] = {
     group: tuple(observable.name for observable in members)
     for group, members in (
@@ -533,6 +536,41 @@ OBSERVABLE_GROUPS: dict[str, tuple[str, ...]] = {
     )
 }
 """Names that stand for several observables in a configuration."""
+
+
+def observable_values(names: Iterable[str], tops: Any, system: Any, leptons: Any) -> dict[str, Any]:
+    """Values of several observables, the directions of the leptons computed once for all of them.
+
+    Parameters
+    ----------
+    names
+        Observables.
+    tops, system, leptons
+        Four-momenta as `Observable.compute` takes them.
+
+    Returns
+    -------
+    values
+        By name, each as `Observable.compute` gives it.
+    """
+    names = tuple(dict.fromkeys(names))
+    if not set(names) & _SHARED:
+        return {name: OBSERVABLES[name].compute(tops, system, leptons) for name in names}
+    directions, axes = lepton_directions(tops, leptons), spin_basis(tops)
+    along = (axes[..., None, :, :] * directions[..., None, :]).sum(-1)
+    helicity = (directions[..., 0, :] * directions[..., 1, :]).sum(-1)
+    shared = {"c_hel": _bounded(helicity)}
+    for i, flipped in enumerate(_C_FLIPPED):
+        shared[flipped.name] = _bounded(helicity - 2 * along[..., 0, i] * along[..., 1, i])
+    cosines = _bounded(along)
+    for i, first in enumerate(AXES):
+        shared[f"cos_1{first}"], shared[f"cos_2{first}"] = cosines[..., 0, i], -cosines[..., 1, i]
+        for j, second in enumerate(AXES):
+            shared[f"cos_1{first}_2{second}"] = -cosines[..., 0, i] * cosines[..., 1, j]
+    return {
+        name: shared[name] if name in shared else OBSERVABLES[name].compute(tops, system, leptons)
+        for name in names
+    }
 
 
 def observable_names(names: Iterable[str]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import numpy as np
 from topreco.core.compiled import njit
 from topreco.core.events import QUANTILE_LEVELS, BoolArray, FloatArray, Posterior
 from topreco.core.fourvector import from_three_momentum
-from topreco.core.observables import OBSERVABLES
+from topreco.core.observables import observable_values
 
 
 def sample_values(posterior: Posterior, leptons: FloatArray, names: Iterable[str]) -> dict[str, FloatArray]:
@@ -32,10 +32,8 @@ def sample_values(posterior: Posterior, leptons: FloatArray, names: Iterable[str
     repeated = np.repeat(leptons, k, axis=0)
     system = tops.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return {
-            name: OBSERVABLES[name].compute(tops, system, repeated).reshape(n, k)
-            for name in dict.fromkeys(names)
-        }
+        found = observable_values(names, tops, system, repeated)
+    return {name: values.reshape(n, k) for name, values in found.items()}
 
 
 def sample_mean(values: FloatArray, weight: FloatArray) -> FloatArray:

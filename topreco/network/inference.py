@@ -1,14 +1,27 @@
-"""Trained networks on events: `DileptonEvents` in, `TopPair` out. No truth reaches this module."""
+"""Trained networks on events: `DileptonEvents` to `TopPair` or `Posterior`. No truth reaches this module."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool
+from scipy.special import ndtri
 from torch import Tensor
 
-from topreco.core.events import QUANTILE_LEVELS, DileptonEvents, FloatArray, TopPair, mass_quality
+from topreco.core.events import (
+    QUANTILE_LEVELS,
+    DileptonEvents,
+    FloatArray,
+    IntArray,
+    Posterior,
+    TopPair,
+    hashed_uniform,
+    mass_quality,
+)
 from topreco.network.splits import fold_of
+from topreco.network.tasks.posterior import DIMENSIONS, SUMMARISED, PosteriorNetwork
 from topreco.network.tasks.tops import TopNetwork
 from topreco.network.tokens import Inputs
 
@@ -16,9 +29,15 @@ from topreco.network.tokens import Inputs
 # multiples of it, the prediction for an event does not depend on how many others are in its batch.
 _BATCH_MULTIPLE = 64
 
+_NOISE_SALT = 4
+
 
 def predict(
-    networks: Sequence[TopNetwork], events: DileptonEvents, *, batch_size: int = 256, quantiles: bool = True
+    networks: Sequence[TopNetwork | PosteriorNetwork],
+    events: DileptonEvents,
+    *,
+    batch_size: int = 256,
+    quantiles: bool = True,
 ) -> TopPair:
     """Reconstruct the top-quark pair of each event with the network that has not seen it.
 
@@ -37,53 +56,167 @@ def predict(
     -------
     pair
         Four-momenta of t and t̄ in GeV, double precision; NaN and not valid where an input that exists or
-        the output is not finite. With quantiles, uncertainty and quality if the networks have them.
+        the output is not finite. With quantiles, uncertainty and quality if the networks have them. Of a
+        posterior, values of the observables: their means.
 
     Raises
     ------
     ValueError
         If there is no network or the batch size is not positive.
     """
+    _check(networks, batch_size)
+    first = networks[0]
+    outputs: Callable[[Any, Inputs], tuple[Tensor, ...]]
+    spread = [(len(SUMMARISED), len(QUANTILE_LEVELS)), (2, 4)]
+    if isinstance(first, PosteriorNetwork):
+        shapes: list[tuple[int, ...]] = [(2, 4), (len(SUMMARISED),), *spread]
+        outputs, names = PosteriorNetwork.predictions, SUMMARISED
+    elif quantiles and first.quantiles is not None:
+        names = first.quantiles.observables
+        shapes = [(2, 4), (len(names), len(QUANTILE_LEVELS)), (2, 4)]
+        outputs = TopNetwork.predictions
+    else:
+        shapes, outputs, names = [(2, 4)], lambda network, inputs: (network(inputs),), ()
+    columns = [np.full((len(events), *shape), np.nan) for shape in shapes]
+    for network, chosen in _batches(networks, events, batch_size):
+        for column, predicted in zip(columns, _forward(network, events[chosen], outputs), strict=True):
+            column[chosen] = predicted
+    valid = np.isfinite(columns[0]).all(axis=(1, 2))
+    for column in columns:
+        column[~valid] = np.nan
+    if not names:
+        return TopPair(columns[0], valid)
+    p4, *means, limits, std = columns
+    observables = {name: means[0][:, i] for i, name in enumerate(names)} if means else None
+    if not quantiles:
+        return TopPair(p4, valid, observables=observables)
+    by_name = {name: limits[:, i] for i, name in enumerate(names)}
+    return TopPair(
+        p4,
+        valid,
+        observables=observables,
+        quality=mass_quality(by_name),
+        uncertainty=std,
+        quantiles=by_name,
+    )
+
+
+def sample(
+    networks: Sequence[PosteriorNetwork],
+    events: DileptonEvents,
+    *,
+    n_samples: int = 64,
+    seed: int = 1,
+    batch_size: int = 256,
+) -> Posterior:
+    """Samples of the top-quark pair of each event, from the network that has not seen it.
+
+    Parameters
+    ----------
+    networks
+        One network per fold.
+    events
+        Selected events, any number.
+    n_samples
+        Number of samples of each event. The first of many are those of few.
+    seed
+        Seed of the noise, which also depends on the key of the event (dataset, run, luminosity block, event).
+    batch_size
+        Events per forward pass; results depend on it by rounding only.
+
+    Returns
+    -------
+    posterior
+        Samples in GeV, double precision, of equal weight; NaN and of no weight where an input that exists is
+        not finite.
+
+    Raises
+    ------
+    ValueError
+        If there is no network, or a number is not positive.
+    """
+    _check(networks, batch_size)
+    if n_samples < 1:
+        raise ValueError(f"sample: n_samples {n_samples} found, at least 1 expected")
+    samples = np.full((len(events), n_samples, 2, 4), np.nan)
+    for network, chosen in _batches(networks, events, batch_size):
+        part = events[chosen]
+        noise = normal_noise(part, n_samples, seed)
+
+        def drawn(network: Any, inputs: Inputs, rows: Tensor, noise: FloatArray = noise) -> tuple[Tensor]:
+            own = torch.from_numpy(noise).to(inputs.met)[rows.to(inputs.met.device)]
+            return (network.sample(inputs, own),)
+
+        samples[chosen] = _forward(network, part, drawn, rows=True)[0]
+    valid = np.isfinite(samples).all(axis=(1, 2, 3))
+    samples[~valid] = np.nan
+    log_weight = np.where(valid[:, None], 0.0, -np.inf) * np.ones((1, n_samples))
+    return Posterior(samples, log_weight)
+
+
+def normal_noise(events: DileptonEvents, n_samples: int, seed: int) -> FloatArray:
+    """Normal numbers of each event, from its key and the seed alone, shape (n, n_samples, 6).
+
+    Parameters
+    ----------
+    events
+        Selected events.
+    n_samples
+        Number of samples; those of fewer samples come first.
+    seed
+        Seed.
+    """
+    n = n_samples * DIMENSIONS
+    key = (events.dataset, events.run, events.luminosity_block, events.event)
+    uniform = hashed_uniform(
+        _NOISE_SALT,
+        seed,
+        *(np.repeat(np.asarray(part).astype(np.uint64), n) for part in key),
+        np.tile(np.arange(n, dtype=np.uint64), len(events)),
+    )
+    # The middle of each of 2⁵³ intervals: never 0 or 1.
+    noise: FloatArray = ndtri(uniform + 2.0**-54)
+    return noise.reshape(len(events), n_samples, DIMENSIONS)
+
+
+def _check(networks: Sequence[Any], batch_size: int) -> None:
     if not networks:
         raise ValueError("predict: at least one network expected, got none")
     if batch_size < 1:
         raise ValueError(f"predict: batch_size {batch_size} found, at least 1 expected")
+
+
+def _batches(
+    networks: Sequence[Any], events: DileptonEvents, batch_size: int
+) -> Iterator[tuple[Any, IntArray]]:
+    """Each network in evaluation mode, with the positions of a batch of its events."""
     fold = fold_of(events, len(networks))
-    own = networks[0].quantiles if quantiles else None
-    columns = [np.full((len(events), 2, 4), np.nan)]
-    if own is not None:
-        columns.append(np.full((len(events), len(own.observables), len(QUANTILE_LEVELS)), np.nan))
-        columns.append(np.full((len(events), 2, 4), np.nan))
     for number, network in enumerate(networks):
         mine = np.flatnonzero(fold == number)
-        training = network.training
-        # Either call walks through all modules, a fifteenth of the time for 64 events.
-        if training:
-            network.eval()
-        try:
+        with _evaluating(network):
             for start in range(0, len(mine), batch_size):
-                chosen = mine[start : start + batch_size]
-                for column, predicted in zip(
-                    columns, _forward(network, events[chosen], quantiles), strict=True
-                ):
-                    column[chosen] = predicted
-        finally:
-            if training:
-                network.train()
-    p4 = columns[0]
-    valid = np.isfinite(p4).all(axis=(1, 2))
-    for column in columns:
-        column[~valid] = np.nan
-    if own is None:
-        return TopPair(p4=p4, valid=valid)
-    by_name = {name: columns[1][:, i] for i, name in enumerate(own.observables)}
-    return TopPair(p4, valid, quality=mass_quality(by_name), uncertainty=columns[2], quantiles=by_name)
+                yield network, mine[start : start + batch_size]
+
+
+@contextmanager
+def _evaluating(network: Any) -> Iterator[None]:
+    training = network.training
+    # Either call walks through all modules, a fifteenth of the time for 64 events.
+    if training:
+        network.eval()
+    try:
+        yield
+    finally:
+        if training:
+            network.train()
 
 
 # Not inference_mode: lgatr keeps the constants that it makes here, and a training in this process needs them.
 @torch.no_grad()
-def _forward(network: TopNetwork, events: DileptonEvents, quantiles: bool) -> list[FloatArray]:
-    """Everything that the network predicts, NaN for events that are not finite."""
+def _forward(
+    network: Any, events: DileptonEvents, outputs: Callable[..., tuple[Tensor, ...]], *, rows: bool = False
+) -> list[FloatArray]:
+    """Outputs of the network, NaN for events that are not finite; with `rows` it is told which they are."""
     parameter = next(network.parameters())
     # A value beyond the network's precision is an infinity, not an error.
     with np.errstate(over="ignore"):
@@ -93,7 +226,7 @@ def _forward(network: TopNetwork, events: DileptonEvents, quantiles: bool) -> li
     padded = finite[torch.arange(filled) % max(len(finite), 1)]
     columns = []
     batch = inputs.take(padded).to(parameter.device)
-    for predicted in network.predictions(batch) if quantiles else (network(batch),):
+    for predicted in outputs(network, batch, *((padded,) if rows else ())):
         column = torch.full((len(events), *predicted.shape[1:]), torch.nan, dtype=torch.float64)
         column[finite] = predicted[: len(finite)].double().cpu()
         columns.append(column.numpy())

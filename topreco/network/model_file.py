@@ -240,6 +240,9 @@ def _check_size(path: Path, config: EncoderConfig, folds: int, tensors: Mapping[
     sizes = [("folds", folds), *config.backbone]
     if (quantiles := getattr(config, "quantiles", None)) is not None:
         sizes += [("hidden", quantiles.hidden), *quantiles.backbone]
+    if (velocity := getattr(config, "velocity", None)) is not None:
+        own = ("hidden", "vectors", "scalars")
+        sizes += [*((name, getattr(config, name)) for name in own), *velocity]
     for name, size in sizes:
         if isinstance(size, int) and size > limit:
             raise ModelFileError(f"{path}: {name} is {size}, but no tensor in the file is of that size")

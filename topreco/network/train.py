@@ -16,7 +16,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from rich.console import Console
 
-from topreco.config import DataConfig, QuantilesConfig, TrainConfig
+from topreco.config import DataConfig, ModelConfig, PosteriorConfig, QuantilesConfig, TrainConfig
 from topreco.core.errors import needs_extra
 from topreco.core.files import check_outputs, writable_folder
 from topreco.network.fit.data import TrainingData, read_training_data, share_training_data
@@ -25,8 +25,10 @@ from topreco.network.fit.state import Paths, read_state, write_state
 from topreco.network.model_file import TrainedModel, save_model
 from topreco.network.splits import VALIDATION
 from topreco.network.task import Task, TrainingError
+from topreco.network.tasks.augmentation import Augmentation
 from topreco.network.tasks.calibration import check_events
 from topreco.network.tasks.losses import loss_weights
+from topreco.network.tasks.posterior import PosteriorTask
 from topreco.network.tasks.quantiles import QuantileNetwork, QuantilesTask, by_observable, calibrate
 from topreco.network.tasks.tops import TopNetwork, TopsTask
 
@@ -75,12 +77,7 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
     path = output / MODEL_FILE
     paths, quantile_paths = Paths(output), Paths(output, "quantiles_")
     if restart:
-        # Nobody may look for a state before it is gone.
-        if fabric.is_global_zero:
-            path.unlink(missing_ok=True)
-            paths.remove()
-            quantile_paths.remove()
-        fabric.barrier()
+        _discard(fabric, paths, quantile_paths, model=path)
     if path.exists() and not paths.state.is_file():
         raise TrainingError(
             f"{path}: already there, but not the training that made it; choose another output folder, or "
@@ -91,9 +88,10 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
     if state["complete"] and path.is_file():
         console.print(f"{path}: already trained")
         return path
-    task = TopsTask.of(config)
+    task = task_of(config)
     data = _read_data(config, task, fabric)
-    if config.model.quantiles is not None:
+    quantiles = config.model.quantiles if isinstance(config.model, ModelConfig) else None
+    if quantiles is not None or isinstance(config.model, PosteriorConfig):
         _check_validation(data, config)
     data = _placed(data, fabric.device)
     fabric.barrier()
@@ -101,30 +99,30 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
     writes = fabric.is_global_zero
     with _tracking(tracker if writes else None, config, state) as log:
         session = Session(fabric, console, paths, (config.seed,), compile=config.compile, log=log)
-        tops = fit(task, data, config, session, state)
-        networks = cast("list[TopNetwork]", tops.networks)
+        fitted = fit(task, data, config, session, state)
+        networks: list[Any] = fitted.networks
         metadata: dict[str, Any] = {
             "training": _config_data(config) | {"output": config.output.name},
             "data": data.summary,
-            "metrics": {"best": tops.best, "test": tops.test},
+            "metrics": {"best": fitted.best, "test": fitted.test},
         }
-        if config.model.quantiles is not None:
+        if quantiles is not None:
             own_state = read_state(quantile_paths.state, content)
             own_session = session._replace(
                 paths=quantile_paths, seed=(_QUANTILES_SEED, config.seed), title="quantiles, "
             )
-            networks, quantiles = _fit_quantiles(networks, data, config, own_session, own_state)
-            metadata["quantiles"] = {
-                "test": by_observable(quantiles.test, config.model.quantiles.observables)
-            }
+            networks, own = _fit_quantiles(networks, data, config, own_session, own_state)
+            metadata["quantiles"] = {"test": by_observable(own.test, quantiles.observables)}
         if writes:
             save_model(path, networks, metadata)
             # The weights of the epochs before are of no more use.
             state["complete"] = True
             write_state(paths.state, state)
             if tracker is not None:
-                tracker.finish(path, tops.test)
-            console.print(f"{path}: trained" + (f"; test: {task.describe(tops.test)}" if tops.test else ""))
+                tracker.finish(path, fitted.test)
+            console.print(
+                f"{path}: trained" + (f"; test: {task.describe(fitted.test)}" if fitted.test else "")
+            )
     fabric.barrier()
     return path
 
@@ -165,9 +163,7 @@ def fit_task(
     fabric, console = _launch(config, progress)
     paths = Paths(writable_folder(Path(folder)))
     if restart:
-        if fabric.is_global_zero:
-            paths.remove()
-        fabric.barrier()
+        _discard(fabric, paths)
     state = read_state(paths.state, _content(config) | {"task": task.name})
     data = _placed(_read_data(config, task, fabric, paths.folder), fabric.device)
     session = Session(fabric, console, paths, (config.seed,), compile=config.compile)
@@ -213,6 +209,8 @@ def train_quantiles(
     output = Path(output)
     check_outputs([output], config.data.files)
     folder = writable_folder(output.parent / f"{output.stem}.training")
+    if not isinstance(config.model, ModelConfig):
+        raise TrainingError("model.task: posterior found; its quantiles are trained with it")
     settings = config.model.quantiles or QuantilesConfig()
     config = config.model_copy(
         update={
@@ -223,11 +221,9 @@ def train_quantiles(
     fabric, console = _launch(config, progress)
     paths = Paths(folder)
     if restart:
-        if fabric.is_global_zero:
-            paths.remove()
-        fabric.barrier()
+        _discard(fabric, paths)
     state = read_state(paths.state, _content(config) | {"tops": model.metadata["sha256"]})
-    data = _read_data(config, TopsTask.of(config), fabric, folder)
+    data = _read_data(config, task_of(config), fabric, folder)
     _check_validation(data, config)
     data = _placed(data, fabric.device)
     session = Session(
@@ -326,8 +322,9 @@ def _fit_quantiles(
     """The networks of the tops with trained quantiles, in evaluation mode."""
     for network in tops:
         network.to(session.fabric.device).eval()
+    model = cast("ModelConfig", config.model)
     task = QuantilesTask(
-        config.model,
+        model,
         tops,
         negative_weights=config.loss.negative_weights,
         charge_exchange=config.augment_charge_exchange,
@@ -335,10 +332,18 @@ def _fit_quantiles(
     fitted = fit(task, data, config.quantiles.fit, session, state)
     networks = []
     for network, quantiles in zip(tops, fitted.networks, strict=True):
-        whole = TopNetwork(config.model).to(session.fabric.device)
+        whole = TopNetwork(model).to(session.fabric.device)
         whole.encoder, whole.quantiles = network.encoder, cast("QuantileNetwork", quantiles)
         networks.append(whole.eval())
     return networks, fitted
+
+
+def task_of(config: TrainConfig) -> Task[Any]:
+    """The task of a training's configuration."""
+    augmentation = Augmentation.of(config)
+    if isinstance(config.model, PosteriorConfig):
+        return PosteriorTask(config.model, config.loss, augmentation)
+    return TopsTask(config.model, config.loss, augmentation)
 
 
 # ---- surroundings ----------------------------------------------------------------------------------------
@@ -433,6 +438,16 @@ def _check_key(data: TrainingData, config: DataConfig) -> None:
             f"{len(data)} events or within each row group. It decides which events train, validate and test: "
             "give each event a number of its own"
         )
+
+
+def _discard(fabric: Fabric, *paths: Paths, model: Path | None = None) -> None:
+    """Remove what an earlier training left; nobody looks for a state before it is gone."""
+    if fabric.is_global_zero:
+        if model is not None:
+            model.unlink(missing_ok=True)
+        for each in paths:
+            each.remove()
+    fabric.barrier()
 
 
 def _placed(data: TrainingData, device: torch.device) -> TrainingData:

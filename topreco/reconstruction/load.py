@@ -8,7 +8,7 @@ from topreco.core.errors import TopRecoError
 from topreco.core.method import Method, NamedCallable, as_method
 from topreco.reconstruction.analytic import ANALYTIC_METHODS, AnalyticMethod
 from topreco.reconstruction.model_files import DESCRIPTIONS, shipped_models
-from topreco.reconstruction.network import NetworkMethod
+from topreco.reconstruction.network import network_method
 from topreco.reconstruction.onnx import OnnxMethod
 from topreco.reconstruction.wrappers import QualityCut
 
@@ -67,7 +67,7 @@ def load(
             f"method {str(source)!r}: a .safetensors file written by `topreco train` expected, an .onnx file "
             f"written by `topreco export`, or one of {', '.join(methods())}"
         )
-    return NetworkMethod(source, name=name, threads=threads, ship=ship, quantiles=quantiles)
+    return network_method(source, name=name, threads=threads, ship=ship, quantiles=quantiles)
 
 
 def load_methods(

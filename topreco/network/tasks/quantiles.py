@@ -22,7 +22,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from topreco.config import ModelConfig, QuantilesConfig
 from topreco.core import fourvector
@@ -33,72 +32,26 @@ from topreco.network.readout import queries_of, read_legs
 from topreco.network.task import Columns, Evaluated, Task, TrainingError
 from topreco.network.tasks.augmentation import augment
 from topreco.network.tasks.calibration import (
+    BIN_EVENTS,
     HIGH,
     LOW,
-    MEDIAN,
+    CalibratedQuantiles,
     Calibration,
-    calibrated,
     check_events,
     fit_calibration,
+    rising_quantiles,
 )
 from topreco.network.tasks.columns import top_columns
 from topreco.network.tasks.losses import loss_weights
+from topreco.network.tasks.scales import LOGARITHMIC, MOMENTUM, SCALES
 from topreco.network.tokens import Inputs
 
-SCALE = 50.0
-"""Momentum in GeV below which T is linear and above which it is logarithmic."""
-
-# softplus(this) = 1: untrained quantiles are one unit apart.
-_UNIT = 0.541324854612918
 _SMALLEST = 1e-3
-# Their coverage is known to 1.2 %.
-_CALIBRATION_EVENTS = 1500
 
 
-class _Scale(NamedTuple):
-    """A monotone transformation, its inverse, and the range that the inverse is confined to."""
-
-    forward: Callable[[Tensor], Tensor]
-    inverse: Callable[[Tensor], Tensor]
-    low: float | None = None
-    high: float | None = None
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x
-
-
-def _momentum(x: Tensor) -> Tensor:
-    return torch.asinh(x / SCALE)
-
-
-def _from_momentum(x: Tensor) -> Tensor:
-    return SCALE * torch.sinh(x)
-
-
-def _logarithm(x: Tensor) -> Tensor:
-    return x.clamp(min=_SMALLEST).log()
-
-
-_LINEAR = _Scale(_identity, _identity)
-_COSINE = _Scale(_identity, _identity, -1.0, 1.0)
-_POSITIVE = _Scale(_momentum, _from_momentum, 0.0)
-_LOGARITHMIC = _Scale(_logarithm, torch.exp)
-_SCALES = {
-    "m_tt": _LOGARITHMIC,
-    "pt_tt": _POSITIVE,
-    "y_tt": _LINEAR,
-    "pt_top": _POSITIVE,
-    "pt_antitop": _POSITIVE,
-    "y_top": _LINEAR,
-    "y_antitop": _LINEAR,
-    "delta_abs_y": _LINEAR,
-    "cos_theta_star": _COSINE,
-    "c_hel": _COSINE,
-}
 # Of each top: energy, momentum along and across its predicted transverse direction, and along the beam. In
 # these axes an uncertainty does not depend on the direction.
-_COMPONENTS = (_LOGARITHMIC, *[_Scale(_momentum, _from_momentum)] * 3)
+_COMPONENTS = (LOGARITHMIC, *[MOMENTUM] * 3)
 
 
 class Spread(NamedTuple):
@@ -118,7 +71,7 @@ class Spread(NamedTuple):
     p4_std: Float[Tensor, "n 2 4"]
 
 
-class QuantileNetwork(nn.Module):
+class QuantileNetwork(CalibratedQuantiles):
     """Quantiles of the truth around predicted tops.
 
     Parameters
@@ -136,24 +89,15 @@ class QuantileNetwork(nn.Module):
         Standardisation of the transformed predictions, shape (K,), K = observables and 2 × 4 components.
     unit
         Typical size of u, shape (K,).
-    knots
-        ln of the predicted m_tt in GeV between which the calibration is interpolated, shape (B,).
-    shift
-        Shift of the median in half-widths of the 68 % interval, shape (B, K).
-    stretch
-        Factors of the distances of the quantiles from the median, shape (B, K, levels).
     """
 
     value_mean: Tensor
     value_std: Tensor
     unit: Tensor
-    knots: Tensor
-    shift: Tensor
-    stretch: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
         own = config.quantiles or QuantilesConfig()
+        super().__init__(own.calibration_bins)
         seen = {"backbone": own.backbone, "spurions": own.spurions or config.spurions}
         self.encoder = Encoder(
             config.encoder.model_copy(update=seen),
@@ -162,8 +106,7 @@ class QuantileNetwork(nn.Module):
             queries=queries_of("query_tokens"),
         )
         self.observables: tuple[str, ...] = own.observables
-        self._bins = own.calibration_bins
-        self._scales = [*(_SCALES[name] for name in own.observables), *_COMPONENTS, *_COMPONENTS]
+        self._scales = [*(SCALES[name] for name in own.observables), *_COMPONENTS, *_COMPONENTS]
         k = len(self._scales)
         self.layers = nn.Sequential(
             nn.Linear(2 * (own.hidden // 2) + k, own.hidden),
@@ -190,7 +133,7 @@ class QuantileNetwork(nn.Module):
         predicted = self.values(inputs, p4, p4)
         u = self.calibrated(self(inputs, p4), p4)
         limits = torch.stack(
-            [_back(scale, predicted[:, i, None] + u[:, i]) for i, scale in enumerate(self._scales)], 1
+            [scale.back(predicted[:, i, None] + u[:, i]) for i, scale in enumerate(self._scales)], 1
         )
         n_observables = len(self.observables)
         half = 0.5 * (limits[:, n_observables:, HIGH] - limits[:, n_observables:, LOW]).reshape(-1, 2, 4)
@@ -242,33 +185,8 @@ class QuantileNetwork(nn.Module):
         # Unusual events must not drive the layers into overflow.
         features = torch.cat([scalars.flatten(1), values.clamp(-10, 10)], 1)
         out = self.layers(features).unflatten(1, (len(self._scales), len(QUANTILE_LEVELS)))
-        median = out[..., MEDIAN, None]
-        steps = functional.softplus(out + _UNIT)
-        below = -steps[..., :MEDIAN].flip(-1).cumsum(-1).flip(-1)
-        above = steps[..., MEDIAN + 1 :].cumsum(-1)
-        u: Tensor = self.unit[:, None] * torch.cat([median + below, median, median + above], -1)
+        u: Tensor = self.unit[:, None] * rising_quantiles(out)
         return u
-
-    def calibrated(
-        self, u: Float[Tensor, "n K levels"], p4: Float[Tensor, "n 2 4"]
-    ) -> Float[Tensor, "n K levels"]:
-        """Quantiles of u, corrected as a function of the predicted m_tt, shape (n, K, levels)."""
-        log_mass = _logarithm(fourvector.mass(p4.sum(1)))
-        return calibrated(u, self._at(self.shift, log_mass), self._at(self.stretch, log_mass))
-
-    def _at(self, table: Tensor, log_mass: Float[Tensor, "n"]) -> Tensor:
-        """A table over the knots, linear between them and constant outside."""
-        if len(self.knots) == 1:
-            return table.expand(log_mass.shape[0], *table.shape[1:])
-        lower, upper = self.knots[:-1], self.knots[1:]
-        fraction = ((log_mass[:, None] - lower) / (upper - lower)).clamp(0, 1)
-        steps = (table[1:] - table[:-1]).flatten(1)
-        return (table[0].flatten() + fraction @ steps).reshape(-1, *table.shape[1:])
-
-    def set_calibration(self, calibration: "Calibration") -> None:
-        """Take a calibration in place of the one before."""
-        for name, value in calibration.extended(self._bins)._asdict().items():
-            self.register_buffer(name, torch.as_tensor(value, dtype=self.unit.dtype, device=self.unit.device))
 
     @torch.no_grad()
     def fit_scales(self, inputs: Inputs, p4: Tensor, truth: Float[Tensor, "n K"]) -> None:
@@ -497,7 +415,7 @@ def calibrate(network: QuantileNetwork, batches: Iterable[Evaluated[QuantileNetw
     arrays = [torch.cat(parts).numpy() for parts in zip(*collected, strict=True)]
     n_events = len(arrays[0])
     check_events(arrays[2], what)
-    n_bins = max(1, min(len(network.knots), n_events // _CALIBRATION_EVENTS))
+    n_bins = max(1, min(len(network.knots), n_events // BIN_EVENTS))
     network.set_calibration(fit_calibration(*arrays, n_bins=n_bins))
     return n_events
 
@@ -515,12 +433,6 @@ def _transverse(p4: Float[Tensor, "n 2 4"]) -> tuple[Float[Tensor, "n 2"], Float
     """Cosine and sine of the azimuth, shape (n, 2) each."""
     pt = fourvector.pt(p4).clamp(min=_SMALLEST)
     return p4[..., 1] / pt, p4[..., 2] / pt
-
-
-def _back(scale: _Scale, x: Tensor) -> Tensor:
-    """From T(x) to x, within the range that x can have."""
-    value = scale.inverse(x)
-    return value if scale.low is None else value.clamp(scale.low, scale.high)
 
 
 def _positive(x: Tensor) -> Tensor:

@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from topreco.config import EncoderConfig, ModelConfig
-from topreco.network.tasks.tops import TopNetwork, task_schema
+from topreco.config import EncoderConfig, ModelConfig, PosteriorConfig
+from topreco.network.tasks import posterior, tops
+from topreco.network.tasks.posterior import PosteriorNetwork
+from topreco.network.tasks.tops import TopNetwork
 
 
 class ModelKind(NamedTuple):
@@ -27,5 +29,8 @@ class ModelKind(NamedTuple):
     schema: Callable[[Any], dict[str, Any]]
 
 
-MODELS: dict[str, ModelKind] = {TopNetwork.kind: ModelKind(ModelConfig, TopNetwork, task_schema)}
+MODELS: dict[str, ModelKind] = {
+    TopNetwork.kind: ModelKind(ModelConfig, TopNetwork, tops.task_schema),
+    PosteriorNetwork.kind: ModelKind(PosteriorConfig, PosteriorNetwork, posterior.task_schema),
+}
 """By name of the task."""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from topreco.config import LossConfig, ModelConfig, TrainConfig
+from topreco.config import LossConfig, ModelConfig
 from topreco.core import fourvector
 from topreco.core.events import DileptonEvents, FloatArray, Truth
 from topreco.core.observables import m_tt
@@ -145,11 +145,6 @@ class TopsTask(Task[TopNetwork]):
         self.model = model.model_copy(update={"quantiles": None})
         self.options = loss
         self.augmentation = augmentation
-
-    @classmethod
-    def of(cls, config: TrainConfig) -> "TopsTask":
-        """The task of a training's configuration."""
-        return cls(config.model, config.loss, Augmentation.of(config))
 
     def columns(self, events: DileptonEvents, truth: Truth | None) -> Columns:
         """Reconstructed objects and true tops, see `top_columns`."""
