@@ -304,6 +304,13 @@ class Posterior(_Struct):
         k = np.shape(self.log_weight)[-1]
         self._check({"samples": (k, 2, 4), "log_weight": (k,)})
 
+    @classmethod
+    def equal(cls, samples: FloatArray) -> Self:
+        """Samples of equal weight, shape (n, k, 2, 4); an event with one that is not finite has none."""
+        valid = np.asarray(np.isfinite(samples).all(axis=(1, 2, 3)))
+        log_weight = np.where(valid[:, None], 0.0, -np.inf) * np.ones(samples.shape[:2])
+        return cls(np.where(valid[:, None, None, None], samples, np.nan), log_weight)
+
     @property
     def valid(self) -> BoolArray:
         """There are samples with weight, shape (n,)."""

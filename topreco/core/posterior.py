@@ -1,13 +1,51 @@
 """Summaries of a `Posterior`: values of observables for its samples, means, quantiles and modes of them."""
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
 
 from topreco.core.compiled import njit
-from topreco.core.events import QUANTILE_LEVELS, BoolArray, FloatArray, Posterior
+from topreco.core.events import (
+    QUANTILE_LEVELS,
+    BoolArray,
+    DileptonEvents,
+    FloatArray,
+    Posterior,
+    hashed_uniform,
+)
 from topreco.core.fourvector import from_three_momentum
 from topreco.core.observables import observable_values
+
+_NOISE_SALT = 4
+
+
+def normal_noise(events: DileptonEvents, shape: tuple[int, ...], seed: int) -> FloatArray:
+    """Normal numbers of each event, from its key (dataset, run, lumi, event) and the seed alone.
+
+    Parameters
+    ----------
+    events
+        Selected events, n of them.
+    shape
+        Shape of the numbers of an event, an even number of them; a longer first axis begins with the same.
+    seed
+        Seed.
+
+    Returns
+    -------
+    noise
+        Shape (n, *shape).
+    """
+    pairs = math.prod(shape) // 2
+    key = (events.dataset, events.run, events.luminosity_block, events.event)
+    repeated = [np.repeat(np.asarray(part).astype(np.uint64), pairs) for part in key]
+    index = np.tile(np.arange(pairs, dtype=np.uint64), len(events))
+    first, second = (hashed_uniform(_NOISE_SALT + i, seed, *repeated, index) for i in range(2))
+    # Of Box and Muller; 1 − u is never 0.
+    radius, angle = np.sqrt(-2 * np.log1p(-first)), 2 * np.pi * second
+    noise = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+    return noise.reshape(len(events), *shape)
 
 
 def sample_values(posterior: Posterior, leptons: FloatArray, names: Iterable[str]) -> dict[str, FloatArray]:

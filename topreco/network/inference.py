@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool
-from scipy.special import ndtri
 from torch import Tensor
 
 from topreco.core.events import (
@@ -17,9 +16,9 @@ from topreco.core.events import (
     IntArray,
     Posterior,
     TopPair,
-    hashed_uniform,
     mass_quality,
 )
+from topreco.core.posterior import normal_noise
 from topreco.network.splits import fold_of
 from topreco.network.tasks.posterior import DIMENSIONS, SUMMARISED, PosteriorNetwork
 from topreco.network.tasks.tops import TopNetwork
@@ -28,8 +27,6 @@ from topreco.network.tokens import Inputs
 # Matrix products of few rows take other code paths, which round differently. From this many rows on, and in
 # multiples of it, the prediction for an event does not depend on how many others are in its batch.
 _BATCH_MULTIPLE = 64
-
-_NOISE_SALT = 4
 
 
 def predict(
@@ -141,42 +138,14 @@ def sample(
     samples = np.full((len(events), n_samples, 2, 4), np.nan)
     for network, chosen in _batches(networks, events, batch_size):
         part = events[chosen]
-        noise = normal_noise(part, n_samples, seed)
+        noise = normal_noise(part, (n_samples, DIMENSIONS), seed)
 
         def drawn(network: Any, inputs: Inputs, rows: Tensor, noise: FloatArray = noise) -> tuple[Tensor]:
             own = torch.from_numpy(noise).to(inputs.met)[rows.to(inputs.met.device)]
             return (network.sample(inputs, own),)
 
         samples[chosen] = _forward(network, part, drawn, rows=True)[0]
-    valid = np.isfinite(samples).all(axis=(1, 2, 3))
-    samples[~valid] = np.nan
-    log_weight = np.where(valid[:, None], 0.0, -np.inf) * np.ones((1, n_samples))
-    return Posterior(samples, log_weight)
-
-
-def normal_noise(events: DileptonEvents, n_samples: int, seed: int) -> FloatArray:
-    """Normal numbers of each event, from its key and the seed alone, shape (n, n_samples, 6).
-
-    Parameters
-    ----------
-    events
-        Selected events.
-    n_samples
-        Number of samples; those of fewer samples come first.
-    seed
-        Seed.
-    """
-    n = n_samples * DIMENSIONS
-    key = (events.dataset, events.run, events.luminosity_block, events.event)
-    uniform = hashed_uniform(
-        _NOISE_SALT,
-        seed,
-        *(np.repeat(np.asarray(part).astype(np.uint64), n) for part in key),
-        np.tile(np.arange(n, dtype=np.uint64), len(events)),
-    )
-    # The middle of each of 2⁵³ intervals: never 0 or 1.
-    noise: FloatArray = ndtri(uniform + 2.0**-54)
-    return noise.reshape(len(events), n_samples, DIMENSIONS)
+    return Posterior.equal(samples)
 
 
 def _check(networks: Sequence[Any], batch_size: int) -> None:

@@ -9,7 +9,7 @@ from topreco.core.method import Method, NamedCallable, as_method
 from topreco.reconstruction.analytic import ANALYTIC_METHODS, AnalyticMethod
 from topreco.reconstruction.model_files import DESCRIPTIONS, shipped_models
 from topreco.reconstruction.network import network_method
-from topreco.reconstruction.onnx import OnnxMethod
+from topreco.reconstruction.onnx import onnx_method
 from topreco.reconstruction.wrappers import QualityCut
 
 
@@ -61,7 +61,7 @@ def load(
     if str(source) in ANALYTIC_METHODS:
         return AnalyticMethod(str(source), solvers, name=name, threads=threads, quantiles=quantiles)
     if Path(source).suffix == ".onnx":
-        return OnnxMethod(source, name=name, threads=threads, ship=ship, quantiles=quantiles)
+        return onnx_method(source, name=name, threads=threads, ship=ship, quantiles=quantiles)
     if str(source) not in methods() and Path(source).suffix != ".safetensors":
         raise TopRecoError(
             f"method {str(source)!r}: a .safetensors file written by `topreco train` expected, an .onnx file "

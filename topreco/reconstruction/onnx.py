@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topreco.core.errors import TopRecoError, needs_extra
-from topreco.core.events import DileptonEvents, TopPair, mass_quality
+from topreco.core.events import DileptonEvents, Posterior, TopPair, mass_quality
 from topreco.reconstruction.model_files import ModelFile
 
 if TYPE_CHECKING:
@@ -41,11 +41,50 @@ class OnnxMethod(ModelFile):
         objects = {name: getattr(events, name) for name in INPUTS}
         model = self._model
         with _onnx_errors(self.path):
-            p4, valid, quantiles, std = model.run(
-                objects, fold=fold_of(events, model.folds), quantiles=self.quantiles
-            )
-        quality = None if quantiles is None else mass_quality(quantiles)
-        return TopPair(p4, valid, quality=quality, uncertainty=std, quantiles=quantiles)
+            found = model.run(objects, fold=fold_of(events, model.folds), quantiles=self.quantiles)
+        return TopPair(
+            found.p4,
+            found.valid,
+            observables=found.observables,
+            quality=None if found.quantiles is None else mass_quality(found.quantiles),
+            uncertainty=found.uncertainty,
+            quantiles=found.quantiles,
+        )
+
+
+class OnnxPosteriorMethod(OnnxMethod):
+    """An exported network of the task `posterior`, which also gives samples."""
+
+    seed = 1
+    """Seed of the samples."""
+    n_samples = 64
+    """Samples of each event where no number is given."""
+
+    def sample(self, events: DileptonEvents, n_samples: int | None = None) -> Posterior:
+        """Samples of the tops of each event, of equal weight, those of the network before its export."""
+        from topreco.network.export.reader import INPUTS, normal_noise
+        from topreco.network.splits import fold_of
+
+        objects = {name: getattr(events, name) for name in INPUTS}
+        key = (events.dataset, events.run, events.luminosity_block, events.event)
+        n = self.n_samples if n_samples is None else n_samples
+        model = self._model
+        with _onnx_errors(self.path):
+            noise = normal_noise(key, n, self.seed)
+            samples = model.run_samples(objects, noise, fold=fold_of(events, model.folds))
+        return Posterior.equal(samples)
+
+
+def onnx_method(path: str | Path, **options: Any) -> OnnxMethod:
+    """Method of an exported model, whatever task it was trained for.
+
+    Parameters
+    ----------
+    path, **options
+        As of `ModelFile`.
+    """
+    method = OnnxMethod(path, **options)
+    return OnnxPosteriorMethod(path, **options) if method.metadata["task"]["kind"] == "posterior" else method
 
 
 @contextmanager

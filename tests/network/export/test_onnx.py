@@ -10,17 +10,20 @@ import pytest
 import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-from topreco.config import ModelConfig
+from topreco.config import ModelConfig, PosteriorConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.events import QUANTILE_LEVELS, toy_events
+from topreco.core.method import Sampler
 from topreco.network.export import onnx as export
 from topreco.network.export.onnx import export_onnx, reader, triton_config
 from topreco.network.export.reader import INPUTS, ModelError, TopModel
 from topreco.network.inference import predict
 from topreco.network.model_file import load_model, save_model
 from topreco.network.splits import fold_of
+from topreco.network.tasks.posterior import PosteriorNetwork
 from topreco.network.tasks.tops import TopNetwork
 from topreco.network.tokens import Inputs
+from topreco.reconstruction.load import load
 from topreco.reconstruction.onnx import OnnxMethod
 
 onnx = pytest.importorskip("onnx")
@@ -303,7 +306,7 @@ def test_triton_folder(exported):
 
 def test_triton_config_is_parsed_strictly():
     with pytest.raises(text_format.ParseError):
-        parsed(triton_config("x", 1) + "nonsense: 1")
+        parsed(triton_config("x", 1, ModelConfig()) + "nonsense: 1")
 
 
 # ---- files -----------------------------------------------------------------------------------------------
@@ -343,3 +346,55 @@ def test_the_extra_is_named(not_exported, tmp_path, monkeypatch, module):
     with pytest.raises(TopRecoError, match=r"pip install 'topreco\[onnx\]'"):
         export_onnx(not_exported, tmp_path / "model.onnx")
     assert not list(tmp_path.glob("*.onnx"))
+
+
+@pytest.fixture(scope="module")
+def exported_posterior(tmp_path_factory):
+    """A small posterior of two folds, with scales and a velocity that are none of the trivial ones."""
+    folder = tmp_path_factory.mktemp("posterior")
+    backbone = {"kind": "lgatr_slim", "blocks": 1, "vector_channels": 4, "scalar_channels": 8, "heads": 1}
+    content = {"backbone": backbone, "hidden": 8, "velocity": {"hidden": 8, "blocks": 1}, "steps": 2}
+    config = PosteriorConfig.model_validate(content)
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        networks = [PosteriorNetwork(config) for _ in range(2)]
+        for network in networks:
+            network.momentum_std.fill_(80.0)
+            torch.nn.init.normal_(network.velocity.out.weight, std=0.3)
+    saved = saved_model(folder, *networks)
+    export_onnx(saved, folder / "model.onnx", triton=folder / "models")
+    return folder
+
+
+def test_a_posterior_agrees_with_torch(exported_posterior):
+    folder = exported_posterior
+    events = toy_events(130, max_jets=9)
+    method, network = load(folder / "model.onnx"), load(folder / "model.safetensors")
+    assert isinstance(method, Sampler)
+    assert isinstance(network, Sampler)
+    found, expected = method(events), network(events)
+    assert relative_difference(found.p4, expected.p4) < 1e-4
+    for name, values in expected.observables.items():
+        np.testing.assert_allclose(found.observables[name], values, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found.quantiles[name], expected.quantiles[name], rtol=1e-4, atol=1e-3)
+    drawn, wanted = (each.sample(events, 5).samples for each in (method, network))
+    assert relative_difference(drawn.reshape(-1, 2, 4), wanted.reshape(-1, 2, 4)) < 1e-4
+
+
+def test_samples_of_the_reader_from_plain_arrays(exported_posterior, exported):
+    model = TopModel(exported_posterior / "model.onnx")
+    events = toy_events(12)
+    key = (events.dataset, events.run, events.luminosity_block, events.event)
+    noise = reader.normal_noise(key, 3, 1)
+    expected = model.run_samples(arrays(events), noise, fold=np.zeros(12, int))
+    assert expected.shape == (12, 3, 2, 4)
+    assert np.isfinite(expected).all()
+    with pytest.raises(ModelError, match="samples need a model of the task 'posterior'"):
+        exported[1].run_samples(arrays(events), noise)
+
+
+def test_triton_knows_the_noise(exported_posterior):
+    text = (exported_posterior / "models" / "model" / "config.pbtxt").read_text()
+    parsed(text)
+    assert 'name: "noise"' in text
+    assert 'name: "samples"' in text

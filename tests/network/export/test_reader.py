@@ -12,6 +12,7 @@ import pytest
 
 from topreco.core import constants, fourvector, pairing
 from topreco.core.events import dataset_id, toy_events
+from topreco.core.posterior import normal_noise
 from topreco.network.export import reader
 from topreco.network.export.reader import ModelError, TopModel, b_candidates, fold_of, make_objects
 from topreco.network.splits import fold_of as fold_of_events
@@ -262,3 +263,11 @@ np.save({str(tmp_path / "tops.npy")!r}, np.stack([tops.top, tops.antitop], axis=
     model = TopModel(toy_onnx, btag_threshold=0.2783, max_jets=12, m_lb_max=180.0)
     tops = model(**plain_arrays(toy_events(20, seed=7)))
     np.testing.assert_array_equal(np.load(tmp_path / "tops.npy"), np.stack([tops.top, tops.antitop], axis=1))
+
+
+def test_noise_is_that_of_the_package():
+    events = toy_events(20)
+    key = (events.dataset, events.run, events.luminosity_block, events.event)
+    expected = normal_noise(events, (5, reader.DIMENSIONS), 3)
+    assert (reader.normal_noise(key, 5, 3) == expected).all()
+    assert reader.dataset_id("tt") == dataset_id("tt")

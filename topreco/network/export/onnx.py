@@ -1,7 +1,8 @@
 """Trained networks as ONNX: one file that any onnxruntime evaluates without torch (extra `onnx`).
 
 Inputs are the objects of events in GeV, the fields of `topreco.network.tokens.Inputs`, output is `p4` in
-GeV and, of models with quantiles, `quantiles` and `p4_std`, see `topreco.network.tasks.quantiles.Spread`.
+GeV and, of models with quantiles, `quantiles` and `p4_std`, see `topreco.network.tasks.quantiles.Spread`. Of
+a posterior it is also `means` and, from the further input `noise` of shape (n, k, 6), `samples`.
 Tokens, spurions, normalisation and head are inside; numbers of events and jets are free. The file carries the
 metadata of the model file as `metadata_props["topreco"]`, and ends with a digest of all before.
 
@@ -25,14 +26,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from topreco.config import QuantilesConfig
+from topreco.config import ModelConfig, PosteriorConfig
 from topreco.core.errors import TopRecoError, needs_extra
 from topreco.core.events import QUANTILE_LEVELS, DileptonEvents, TopPair, toy_events
 from topreco.core.files import complete_file, writable_folder, write_text
 from topreco.network.export import reader
 from topreco.network.export.reader import DIGEST_MARK, INPUTS, OUTPUTS, Prediction, TopModel
-from topreco.network.inference import predict
+from topreco.network.inference import predict, sample
 from topreco.network.model_file import TrainedModel
+from topreco.network.tasks.posterior import DIMENSIONS, SUMMARISED, PosteriorNetwork
 from topreco.network.tasks.tops import TopNetwork, task_schema
 from topreco.network.tokens import Inputs, schema_hash
 
@@ -45,6 +47,8 @@ _OPSET, _IR_VERSION = 18, 8
 TOLERANCE = 1e-4
 """Largest difference between torch and ONNX, in units of the energy of the top."""
 
+_PROBE_SAMPLES = 3
+
 _TRITON_TYPES = {np.float32: "TYPE_FP32", np.int64: "TYPE_INT64", np.bool_: "TYPE_BOOL"}
 _TRITON_DIMS = {
     "lepton_plus": [4],
@@ -54,6 +58,7 @@ _TRITON_DIMS = {
     "jet_btag": [-1],
     "jet_tagged": [-1],
     "fold": [1],
+    "noise": [-1, DIMENSIONS],
 }
 _TRITON_BATCH, _TRITON_MAX_BATCH = 256, 4096
 
@@ -87,6 +92,8 @@ def export_onnx(
         If the extra `onnx` is missing, a file cannot be written, or torch and onnxruntime disagree.
     """
     if not quantiles:
+        if model.kind == PosteriorNetwork.kind:
+            raise TopRecoError("export: a posterior has quantiles; --no-quantiles is for models of the tops")
         model = _without_quantiles(model)
     path = Path(path)
     if path.suffix != ".onnx":
@@ -108,7 +115,7 @@ def export_onnx(
             temporary.write_bytes(content)
         write_text(
             folder / "config.pbtxt",
-            triton_config(path.stem, len(model.networks), model.config.quantiles),
+            triton_config(path.stem, len(model.networks), model.config),
         )
         written += [folder / "1" / "model.onnx", folder / "config.pbtxt"]
     return tuple(written)
@@ -133,25 +140,39 @@ def _without_quantiles(model: TrainedModel) -> TrainedModel:
 class _Graph(nn.Module):
     """Everything from the arrays of events to four-momenta, with the network chosen by fold."""
 
-    def __init__(self, networks: Sequence[TopNetwork]) -> None:
+    def __init__(self, networks: Sequence[TopNetwork | PosteriorNetwork]) -> None:
         super().__init__()
         self.networks: Any = nn.ModuleList(networks)
         self.max_jets = networks[0].config.tokens.max_jets
 
     def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
-        """Predictions from the fields of `Inputs` and, with several networks, the fold."""
+        """Predictions from the fields of `Inputs`, a posterior's noise, and the fold of several networks."""
         # With as many empty slots as the network has places for jets, it always cuts and never fills up: one
         # graph for any number of jets.
         inputs = _with_empty_slots(Inputs(*arrays[: len(Inputs._fields)]), self.max_jets)
-        first, *others = self.networks
-        outputs: tuple[Tensor, ...] = first.predictions(inputs)
-        for number, network in enumerate(others, start=1):
-            own = (arrays[-1] == number)[..., None]
+        further = arrays[len(Inputs._fields) :]
+        outputs: tuple[Tensor, ...] | None = None
+        for number, network in enumerate(self.networks):
+            found = _outputs(network, inputs, further)
+            if outputs is None:
+                outputs = found
+                continue
+            own = further[-1] == number
             outputs = tuple(
-                torch.where(own, other, before)
-                for other, before in zip(network.predictions(inputs), outputs, strict=True)
+                torch.where(own.reshape(-1, *[1] * (other.ndim - 1)), other, before)
+                for other, before in zip(found, outputs, strict=True)
             )
+        assert outputs is not None
         return outputs
+
+
+def _outputs(network: Any, inputs: Inputs, further: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Outputs in the order of `OUTPUTS`."""
+    if not isinstance(network, PosteriorNetwork):
+        found: tuple[Tensor, ...] = network.predictions(inputs)
+        return found
+    p4, means, quantiles, std = network.predictions(inputs)
+    return p4, quantiles, std, means, network.sample(inputs, further[0])
 
 
 def _with_empty_slots(inputs: Inputs, n: int) -> Inputs:
@@ -173,10 +194,16 @@ def _serialise(model: TrainedModel) -> bytes:
     graph = _Graph(model.networks).eval()
     example = list(Inputs.from_events(toy_events(3, max_jets=5)))
     names = list(Inputs._fields)
+    posterior = model.kind == PosteriorNetwork.kind
+    if posterior:
+        example.append(torch.zeros(3, 2, DIMENSIONS))
+        names.append("noise")
     if len(model.networks) > 1:
         example.append(torch.zeros(3, 1, dtype=torch.int64))
         names.append("fold")
-    axes = tuple({0: "n", 1: "jets"} if name.startswith("jet") else {0: "n"} for name in names)
+    second = {name: "jets" for name in names if name.startswith("jet")} | {"noise": "samples"}
+    axes = tuple({0: "n", 1: second[name]} if name in second else {0: "n"} for name in names)
+    n_outputs = len(OUTPUTS) if posterior else 1 if model.config.quantiles is None else 3
     # Once for real: lgatr keeps constants when first used, and must not keep those of the tracing.
     with torch.no_grad():
         graph(*example)
@@ -187,7 +214,7 @@ def _serialise(model: TrainedModel) -> bytes:
             dynamo=True,
             verbose=False,
             input_names=names,
-            output_names=list(OUTPUTS[: 1 if model.config.quantiles is None else None]),
+            output_names=list(OUTPUTS[:n_outputs]),
             dynamic_shapes=(axes,),
             opset_version=_OPSET,
         )
@@ -206,17 +233,26 @@ def _serialise(model: TrainedModel) -> bytes:
     return body + hashlib.sha256(body).hexdigest().encode()
 
 
-def _compare(networks: Sequence[TopNetwork], model: TopModel) -> None:
+def _compare(networks: Sequence[Any], model: TopModel) -> None:
     """Raise unless onnxruntime agrees with torch, on events of every kind."""
     for fold, network in enumerate(networks):
         exact = copy.deepcopy(network).double()
         for events in _probes():
             expected = predict([exact], events)
             objects = {name: getattr(events, name) for name in INPUTS}
-            predicted = model.run(objects, fold=np.full(len(events), fold))
+            folds = np.full(len(events), fold)
+            predicted = model.run(objects, fold=folds)
             found = _difference(predicted, expected)
             # Some networks magnify the rounding of single precision, in torch as well.
             allowed = max(TOLERANCE, 10 * _difference(predict([network], events), expected))
+            if isinstance(network, PosteriorNetwork):
+                key = (events.dataset, events.run, events.luminosity_block, events.event)
+                noise = reader.normal_noise(key, _PROBE_SAMPLES, 1)
+                wanted, single = (sample([n], events, n_samples=_PROBE_SAMPLES) for n in (exact, network))
+                drawn = model.run_samples(objects, noise, fold=folds)
+                energy = wanted.samples[..., :1]
+                found = max(found, _largest(drawn, wanted.samples, energy))
+                allowed = max(allowed, 10 * _largest(single.samples, wanted.samples, energy))
             # NaN, where only one of them has a prediction, is no agreement.
             if not found <= allowed:
                 raise TopRecoError(
@@ -233,7 +269,13 @@ def _difference(predicted: Prediction | TopPair, expected: TopPair) -> float:
         pairs.append((predicted.uncertainty, expected.uncertainty, energy))
         for name, values in expected.quantiles.items():
             pairs.append(((predicted.quantiles or {})[name], values, np.maximum(np.abs(values), 1.0)))
-    return max(float((np.abs(found - wanted) / unit).max()) for found, wanted, unit in pairs)
+    for name, values in (expected.observables or {}).items():
+        pairs.append(((predicted.observables or {})[name], values, np.maximum(np.abs(values), 1.0)))
+    return max(_largest(*pair) for pair in pairs)
+
+
+def _largest(found: Any, wanted: Any, unit: Any) -> float:
+    return float((np.abs(found - wanted) / unit).max())
 
 
 def _probes() -> Iterator[DileptonEvents]:
@@ -252,7 +294,7 @@ def _probes() -> Iterator[DileptonEvents]:
         )
 
 
-def triton_config(name: str, folds: int, quantiles: QuantilesConfig | None = None) -> str:
+def triton_config(name: str, folds: int, config: ModelConfig | PosteriorConfig) -> str:
     """Configuration of a model for NVIDIA's Triton server, in protobuf's text format.
 
     The preferred batch size is what `coffea.ml_tools.triton_wrapper` fills its requests up to.
@@ -263,10 +305,15 @@ def triton_config(name: str, folds: int, quantiles: QuantilesConfig | None = Non
         Of the model, that of its folder.
     folds
         Number of networks in it.
-    quantiles
-        Its quantiles, if it has any.
+    config
+        Its configuration.
     """
     tensors = {name: _TRITON_TYPES[kind] for name, kind in INPUTS.items()}
+    names: Sequence[str] = SUMMARISED
+    if isinstance(config, PosteriorConfig):
+        tensors["noise"] = "TYPE_FP32"
+    else:
+        names = config.quantiles.observables if config.quantiles else ()
     if folds > 1:
         tensors["fold"] = "TYPE_INT64"
     # The first axis, that of the events, is implied.
@@ -274,9 +321,11 @@ def triton_config(name: str, folds: int, quantiles: QuantilesConfig | None = Non
         f'  {{ name: "{tensor}" data_type: {kind} dims: {_TRITON_DIMS.get(tensor, [2])} }}'
         for tensor, kind in tensors.items()
     )
-    shapes = {"p4": (2, 4)}
-    if quantiles is not None:
-        shapes |= {"quantiles": (len(quantiles.observables), len(QUANTILE_LEVELS)), "p4_std": (2, 4)}
+    shapes: dict[str, tuple[int, ...]] = {"p4": (2, 4)}
+    if names:
+        shapes |= {"quantiles": (len(names), len(QUANTILE_LEVELS)), "p4_std": (2, 4)}
+    if isinstance(config, PosteriorConfig):
+        shapes |= {"means": (len(names),), "samples": (-1, 2, 4)}
     outputs = ",\n".join(
         f'  {{ name: "{tensor}" data_type: TYPE_FP32 dims: {list(dims)} }}' for tensor, dims in shapes.items()
     )

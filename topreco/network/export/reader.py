@@ -16,6 +16,7 @@ any. With arrays of the n events that pass your selection of two leptons and at 
     tops.top, tops.antitop  # (n, 4): E, px, py, pz in GeV
     tops.valid  # (n,): False, and NaN above, where an event has no prediction
     tops.quantiles["m_tt"], tops.quality  # of models with uncertainties, see Tops
+    tops.observables["c_han"]  # of a posterior, for which p4 is not the best answer to every question
 
 Momenta, masses and MET are in GeV. Jets need no order; a slot with pT = 0, or one that a numpy mask hides, is
 empty. In awkward, `ak.to_numpy(ak.pad_none(jets.pt, 12, clip=True))` is such an array; leptons are
@@ -48,8 +49,11 @@ INPUTS = {
 }
 """Inputs of every model, with the type of their numbers; models of several folds have `fold` too."""
 
-OUTPUTS = ("p4", "quantiles", "p4_std")
-"""Outputs; the last two are those of models with quantiles."""
+OUTPUTS = ("p4", "quantiles", "p4_std", "means", "samples")
+"""Outputs: the first, of models with quantiles the first three, of a posterior all."""
+
+DIMENSIONS = 6
+"""Numbers of the noise that becomes a sample."""
 
 QUANTILE_LEVELS = (0.025, 0.16, 0.5, 0.84, 0.975)
 """Levels of the quantiles of observables."""
@@ -89,6 +93,8 @@ class Tops(NamedTuple):
         Larger is better: minus the relative uncertainty of the mass of the pair, −½ ln(q₈₄/q₁₆), shape (n,).
     top_std, antitop_std
         Uncertainty of (E, px, py, pz) in GeV, half the width of the 68 % interval, shape (n, 4).
+    observables
+        Of a posterior: means of observables by name, each of shape (n,).
     """
 
     top: Array
@@ -98,6 +104,7 @@ class Tops(NamedTuple):
     quality: Optional[Array] = None
     top_std: Optional[Array] = None
     antitop_std: Optional[Array] = None
+    observables: Optional[dict[str, Array]] = None
 
 
 class Prediction(NamedTuple):
@@ -113,12 +120,15 @@ class Prediction(NamedTuple):
         See `Tops`.
     uncertainty
         Of p4 in GeV, shape (n, 2, 4), of models with quantiles.
+    observables
+        See `Tops`.
     """
 
     p4: Array
     valid: Array
     quantiles: Optional[dict[str, Array]] = None
     uncertainty: Optional[Array] = None
+    observables: Optional[dict[str, Array]] = None
 
 
 class TopModel:
@@ -181,7 +191,15 @@ class TopModel:
     @property
     def observables(self) -> tuple[str, ...]:
         """Observables with quantiles, none in a model without uncertainties."""
-        return tuple((self.metadata["task"]["config"].get("quantiles") or {}).get("observables", ()))
+        task = self.metadata["task"]
+        if task["kind"] == "posterior":
+            return tuple(task["schema"]["observables"])
+        return tuple((task["config"].get("quantiles") or {}).get("observables", ()))
+
+    @property
+    def is_posterior(self) -> bool:
+        """True if the model gives samples."""
+        return bool(self.metadata["task"]["kind"] == "posterior")
 
     def __call__(self, *, fold: Any = None, **arrays: Any) -> Tops:
         """Reconstruct the top-quark pair of each event.
@@ -203,17 +221,66 @@ class TopModel:
         ModelError
             If the arrays do not fit together, or a setting is neither given nor known from the file.
         """
+        found = self.run(self._objects(arrays), fold=fold)
+        tops = Tops(found.p4[:, 0], found.p4[:, 1], found.valid, observables=found.observables)
+        quantiles, std = found.quantiles, found.uncertainty
+        if quantiles is None or std is None:
+            return tops
+        mass = quantiles.get("m_tt")
+        quality = None if mass is None else -0.5 * np.log(mass[:, 3] / mass[:, 1])
+        return tops._replace(quantiles=quantiles, quality=quality, top_std=std[:, 0], antitop_std=std[:, 1])
+
+    def samples(
+        self,
+        *,
+        dataset: str,
+        run: Any,
+        luminosity_block: Any,
+        event: Any,
+        n_samples: int = 64,
+        seed: int = 1,
+        fold: Any = None,
+        **arrays: Any,
+    ) -> Array:
+        """Samples of the top-quark pair of each event, from a posterior.
+
+        Parameters
+        ----------
+        dataset, run, luminosity_block, event
+            Key of each event, which with the seed determines its samples; all but the name of shape (n,).
+        n_samples
+            Number of samples of each event.
+        seed
+            Other seeds give other samples.
+        fold
+            See a call.
+        **arrays
+            Leptons, jets and MET, see `make_objects`.
+
+        Returns
+        -------
+        samples
+            Four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, n_samples, 2, 4); NaN where an input is
+            not finite.
+
+        Raises
+        ------
+        ModelError
+            As a call, and if the model is no posterior.
+        """
+        n = len(np.asarray(event))
+        identity = np.full(n, dataset_id(dataset), dtype=np.uint64)
+        noise = normal_noise((identity, run, luminosity_block, event), n_samples, seed)
+        return self.run_samples(self._objects(arrays), noise, fold=fold)
+
+    def _objects(self, arrays: dict[str, Any]) -> dict[str, Array]:
+        """Inputs of the model from plain arrays, with the settings of its training data."""
         settings = {
             "btag_threshold": self._setting("btag_threshold", "jet"),
             "max_jets": self._setting("max_jets", "jet"),
             "m_lb_max": self._setting("m_lb_max"),
         }
-        p4, valid, quantiles, std = self.run(make_objects(**arrays, **settings), fold=fold)
-        if quantiles is None or std is None:
-            return Tops(p4[:, 0], p4[:, 1], valid)
-        mass = quantiles.get("m_tt")
-        quality = None if mass is None else -0.5 * np.log(mass[:, 3] / mass[:, 1])
-        return Tops(p4[:, 0], p4[:, 1], valid, quantiles, quality, std[:, 0], std[:, 1])
+        return make_objects(**arrays, **settings)
 
     def run(self, objects: Mapping[str, Array], *, fold: Any = None, quantiles: bool = True) -> Prediction:
         """Predictions for objects in GeV.
@@ -237,36 +304,74 @@ class TopModel:
         ModelError
             If a model of several folds gets none.
         """
+        n, names = len(objects["met"]), self.observables if quantiles or self.is_posterior else ()
+        shapes: dict[str, tuple[int, ...]] = {"p4": (2, 4)}
+        if names and quantiles:
+            shapes |= {"quantiles": (len(names), len(QUANTILE_LEVELS)), "p4_std": (2, 4)}
+        if self.is_posterior:
+            shapes["means"] = (len(names),)
+            # The graph has samples too, and one of them costs next to nothing.
+            objects = {**objects, "noise": np.zeros((n, 1, DIMENSIONS))}
+        columns = self._evaluated(objects, fold, shapes)
+        valid = np.asarray(np.isfinite(columns["p4"]).all(axis=(1, 2)))
+        for column in columns.values():
+            column[~valid] = np.nan
+
+        def by_name(output: str) -> Optional[dict[str, Array]]:
+            if output not in columns:
+                return None
+            return {name: columns[output][:, i] for i, name in enumerate(names)}
+
+        return Prediction(columns["p4"], valid, by_name("quantiles"), columns.get("p4_std"), by_name("means"))
+
+    def run_samples(self, objects: Mapping[str, Array], noise: Array, *, fold: Any = None) -> Array:
+        """Samples from noise, of a posterior, shape (n, k, 2, 4).
+
+        Parameters
+        ----------
+        objects
+            The arrays of `INPUTS`.
+        noise
+            Normal numbers, shape (n, k, 6), from `normal_noise`.
+        fold
+            See a call.
+
+        Raises
+        ------
+        ModelError
+            If the model is no posterior, or one of several folds gets none.
+        """
+        if not self.is_posterior:
+            raise ModelError(f"{self.path}: samples need a model of the task 'posterior'")
+        return self._evaluated({**objects, "noise": noise}, fold, {"samples": (noise.shape[1], 2, 4)})[
+            "samples"
+        ]
+
+    def _evaluated(
+        self, objects: Mapping[str, Array], fold: Any, shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, Array]:
+        """Outputs of these shapes per event, NaN where an input that exists is not finite."""
         session, metadata = self._open()
+        kinds = INPUTS if "noise" not in objects else {**INPUTS, "noise": np.float32}
         # A value beyond single precision is an infinity, not an error.
         with np.errstate(over="ignore"):
             inputs: dict[str, Array] = {
-                name: np.asarray(objects[name]).astype(kind) for name, kind in INPUTS.items()
+                name: np.asarray(objects[name]).astype(kind) for name, kind in kinds.items()
             }
         n = len(inputs["met"])
         if metadata["folds"] > 1:
             inputs["fold"] = _checked_fold(self.path, fold, n, metadata["folds"])
         finite = _finite(inputs)
-        names = self.observables if quantiles else ()
-        columns = [np.full((n, 2, 4), np.nan)]
-        if names:
-            columns += [np.full((n, len(names), len(QUANTILE_LEVELS)), np.nan), np.full((n, 2, 4), np.nan)]
+        columns = {name: np.full((n, *shape), np.nan) for name, shape in shapes.items()}
         for start in range(0, n, self.batch_size):
             own = start + np.flatnonzero(finite[start : start + self.batch_size])
             if len(own):
                 filled = -(-len(own) // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
                 padded = own[np.arange(filled) % len(own)]
                 batch = {name: values[padded] for name, values in inputs.items()}
-                for column, output in zip(columns, session.run(list(OUTPUTS[: len(columns)]), batch)):
+                for column, output in zip(columns.values(), session.run(list(columns), batch)):
                     column[own] = output[: len(own)]
-        valid = np.isfinite(columns[0]).all(axis=(1, 2))
-        for column in columns:
-            column[~valid] = np.nan
-        if not names:
-            return Prediction(columns[0], valid)
-        return Prediction(
-            columns[0], valid, {name: columns[1][:, i] for i, name in enumerate(names)}, columns[2]
-        )
+        return columns
 
     def _open(self) -> tuple[Any, dict[str, Any]]:
         """Session and metadata."""
@@ -561,12 +666,54 @@ def fold_of(dataset: str, run: Any, luminosity_block: Any, event: Any, folds: in
     fold
         Index in [0, folds), shape (n,).
     """
-    identity = int.from_bytes(hashlib.blake2b(dataset.encode(), digest_size=8).digest(), "little")
     n = len(np.asarray(event))
-    state = np.repeat(_mix(np.array([_FOLD_SALT], dtype=np.uint64)), n)
-    for part in (np.full(n, identity, dtype=np.uint64), run, luminosity_block, event):
+    identity = np.full(n, dataset_id(dataset), dtype=np.uint64)
+    uniform = _hashed_uniform(_FOLD_SALT, identity, run, luminosity_block, event)
+    return np.floor(uniform * folds).astype(np.int64)
+
+
+# ---- noise of samples ------------------------------------------------------------------------------------
+
+_NOISE_SALT = 4
+
+
+def normal_noise(key: Any, n_samples: int, seed: int) -> Array:
+    """Normal numbers of each event, from its key and the seed alone, shape (n, n_samples, 6).
+
+    It is what the package draws, so that both give the same samples.
+
+    Parameters
+    ----------
+    key
+        `dataset_id`, run, luminosity block and event number, shape (n,) each.
+    n_samples
+        Number of samples; those of fewer samples come first.
+    seed
+        Seed.
+    """
+    pairs, n = n_samples * DIMENSIONS // 2, len(np.asarray(key[-1]))
+    repeated = [np.repeat(np.asarray(part).astype(np.uint64), pairs) for part in key]
+    index = np.tile(np.arange(pairs, dtype=np.uint64), n)
+    first, second = (
+        _hashed_uniform(_NOISE_SALT + i, seed, *repeated, index).reshape(n, pairs) for i in range(2)
+    )
+    # Of Box and Muller; 1 − u is never 0.
+    radius, angle = np.sqrt(-2 * np.log1p(-first)), 2 * np.pi * second
+    noise = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+    return np.asarray(noise.reshape(n, n_samples, DIMENSIONS))
+
+
+def dataset_id(name: str) -> int:
+    """Stable 64-bit identity of a dataset's name, part of the key of an event."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def _hashed_uniform(salt: int, *parts: Any) -> Array:
+    """Reproducible numbers in [0, 1): a hash of the salt and of each part in turn."""
+    state = _mix(np.array([salt], dtype=np.uint64))
+    for part in parts:
         state = _mix(state ^ np.asarray(part).astype(np.uint64))
-    return np.floor((state >> np.uint64(11)).astype(np.float64) * 2.0**-53 * folds).astype(np.int64)
+    return np.asarray((state >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
 def _mix(x: Array) -> Array:
