@@ -100,6 +100,26 @@ def test_one_file_in_two_spellings(nano_file, emu, tmp_path):
             inspect([first, second])
 
 
+def test_runs_of_both_settings_of_the_apv_have_the_era_of_their_file(nano_file, emu, toy_model, tmp_path):
+    """The second chunk alone tells no era; its jets are tagged with the threshold of UL2016postVFP only."""
+    jets = [{"pt": 60.0 - i, "phi": 2.0 + i, "btagDeepFlavB": 0.255} for i in range(2)]
+    events = [emu(run=run, Jet=jets) for run in (278000, 278806)]
+    selection = {"preset": "nano_v15", "jet": {"id_bit": None, "btag": "btagDeepFlavB", "min_btags": 1}}
+    config = configure(
+        [nano_file(events, drop=DATA)],
+        methods=[str(toy_model)],
+        chunk_size=1,
+        selection=selection,
+        output=str(tmp_path / "out"),
+    )
+    result = run(config, progress=False)
+    assert "era UL2016preVFP (from run 278000)" in result.presets["tt"]
+    assert result.cutflow["tt"]["at least 2 jets"]["total"]["n"] == 2
+    assert result.cutflow["tt"]["at least 1 b tag"]["total"]["n"] == 0
+    with pytest.raises(TopRecoError, match="selection.era: run 278806 tells no era"):
+        inspect([nano_file(events[1:], drop=DATA)], selection=selection)
+
+
 # ---- official files of zero events -----------------------------------------------------------------------
 
 

@@ -15,6 +15,9 @@ from topreco.core.events import FloatArray, IntArray
 from topreco.input.nano import BadFileError, InputError, is_remote, missing_branch
 from topreco.input.required import fit_selection
 
+RUNS_OF_FILE = "runs_of_file"
+"""Entry of the metadata of events with the first and last run of their file, if they are known."""
+
 
 class Branches:
     """Branches of a chunk by their names in NanoAOD, whatever the file calls them.
@@ -112,7 +115,8 @@ class Branches:
         if self.is_simulation or not self.has("run") or len(self) == 0:
             return Evidence(titles)
         runs = self.read("run")
-        return Evidence(titles, (int(runs[0]), int(runs[-1])))
+        # The runs of a chunk may tell nothing although others of its file do.
+        return Evidence(titles, (int(runs[0]), int(runs[-1]), *self.metadata.get(RUNS_OF_FILE, ())))
 
     def resolve(self, selection: SelectionConfig) -> SelectionConfig:
         """A selection with every key set; nothing is done for the one that these branches were made for."""
