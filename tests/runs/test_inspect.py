@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from topreco.cli import app
 from topreco.config import RunConfig, SelectionConfig, build_config
 from topreco.core.errors import TopRecoError
-from topreco.input.nano import inspect_file
+from topreco.input.branches import Branches
+from topreco.input.nano import BadFileError, inspect_file
 from topreco.input.skimming import make_skim
 from topreco.runs.inspect import inspect_inputs
 from topreco.runs.run import run
@@ -258,6 +259,26 @@ def test_branches_of_unclustered_energy_are_checked(nano_file, emu):
     assert inspect([nano_file([emu()], "c.root", extra=deltas)], **met).files
     # Data have no variations.
     assert inspect([nano_file([emu()], "d.root", drop=DATA)], **met).files
+
+
+def test_a_package_that_is_missing_is_no_bad_file(nano_file, emu, monkeypatch):
+    """Nor is a basket whose compression needs one."""
+    uproot_open = uproot.open
+
+    def without_xrootd(path, **options):
+        if str(path).startswith("root://"):
+            raise ImportError("Install fsspec-xrootd to access xrootd storage system.")
+        return uproot_open(path, **options)
+
+    monkeypatch.setattr(uproot, "open", without_xrootd)
+    files = [str(nano_file([emu()])), "root://host//store/b.root"]
+    for of_run in (files, files[::-1]):
+        with pytest.raises(TopRecoError, match=r"b\.root: cannot be opened \(Install .*topreco\[xrootd\]"):
+            inspect(of_run, skip_bad_files=True)
+    branches = Branches(ak.Array({"run": [1, 2]}))
+    for error in (ImportError("install zstd"), ValueError("x")):
+        found = branches._unreadable("branch 'run'", error)
+        assert isinstance(found, BadFileError) is isinstance(error, ValueError)
 
 
 # ---- files of pepper -------------------------------------------------------------------------------------

@@ -125,9 +125,9 @@ def make_skim(
     given = config
     if pepper:
         summaries = {file: inspect_pepper(file, config, tree) for file in files}
+        has_truth = _all_or_none(summaries, PEPPER_COLUMNS, "generated tops (gent_lc)", require=require_truth)
         for name in (*PEPPER_WEIGHTS, "Jet_btagged"):
             _all_or_none(summaries, (name,), f"column {name}")
-        has_truth = _all_or_none(summaries, PEPPER_COLUMNS, "generated tops (gent_lc)", require=require_truth)
         simulated = False  # pepper's weights are those of the events that it saved, not of all generated ones
         branches: list[str] = []
     else:
