@@ -160,7 +160,7 @@ def _jobs(config: StudyConfig, failures: dict[str, str]) -> list[_Job]:
         skim = Skim(path)
         if not skim.has_truth or len(skim) == 0:
             raise TopRecoError(f"test_skims: {path}: events with truth expected")
-        test.append((path.name, len(skim)))
+        test.append((path.name, len(skim), path.stat().st_size))
     jobs = []
     # Every seed of all points before the next: what is compared is complete soon.
     for seed in config.seeds:
@@ -191,7 +191,7 @@ def _check(training: TrainConfig, config: StudyConfig) -> None:
 
 
 def _key(
-    training: TrainConfig, test: Sequence[tuple[str, int]], config: StudyConfig, perfect: Sequence[str]
+    training: TrainConfig, test: Sequence[tuple[str, int, int]], config: StudyConfig, perfect: Sequence[str]
 ) -> str:
     """Digest of what an evaluation depends on, files by name and size: a study may move."""
     what = training.model_dump(
