@@ -292,7 +292,7 @@ def _open_parts(parts: Path, config: SimulationConfig) -> None:
     if config.lhe is not None:
         with config.lhe.open("rb") as file:
             content["lhe"] = hashlib.file_digest(file, "sha256").hexdigest()
-    content |= {package: version(package) for package in ("pythia8mc", "fastjet")}
+    content |= {package: version(package) for package in ("topreco", "pythia8mc", "fastjet")}
     fingerprint = parts / _FINGERPRINT
     if fingerprint.exists():
         found = json.loads(fingerprint.read_text(encoding="utf-8"))
