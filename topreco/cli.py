@@ -4,7 +4,6 @@ The work is done in the modules that the commands call.
 """
 
 import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from topreco.config import (
 )
 from topreco.core.errors import OUT_OF_MEMORY, TopRecoError, first_line, is_out_of_memory
 from topreco.core.files import check_outputs, folder_name
+from topreco.core.threads import available_cores
 
 app = typer.Typer(
     help="Lorentz-equivariant reconstruction of dileptonic top-quark pairs.",
@@ -95,7 +95,7 @@ def _split(arguments: list[str] | None) -> tuple[list[str], list[str]]:
 
 def _processes(workers: int | None) -> int:
     """Number of processes; by default one per core."""
-    return os.cpu_count() or 1 if workers is None else workers
+    return available_cores() if workers is None else workers
 
 
 def _output(text: str) -> Any:

@@ -126,6 +126,20 @@ def test_runs_of_several_eras_are_refused():
     assert resolve_selection(SelectionConfig(preset="nano_v12", era="2023"), set(), mixed).era == "2023"
 
 
+@pytest.mark.parametrize(
+    ("preset", "run"), [("nano_v15", 278806), ("nano_v15", 392000), ("nano_v12", 320000), ("nano_v9", 306463)]
+)
+def test_data_of_no_era_need_one(preset, run):
+    """Taken with both settings of the APV, too late, of another version, between two years."""
+    evidence = Evidence(runs=(run, run))
+    with pytest.raises(ConfigError, match=rf"selection.era: run {run} tells no era .*; give one of "):
+        resolve_selection(SelectionConfig(preset=preset), set(), evidence)
+    era = presets()[preset].era
+    assert resolve_selection(SelectionConfig(preset=preset, era=era), set(), evidence).era == era
+    # Simulation without weights.
+    assert resolve_selection(SelectionConfig(preset=preset), set(), Evidence(runs=(1, 1))).era == era
+
+
 def test_eras_of_a_preset_share_no_runs():
     assert {era for preset in presets().values() for era in preset.eras} == set(runs_of_eras())
     for preset in presets().values():

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,27 @@ def test_caches_where_it_can(folder):
     again = njit()(_double)
     assert again(3) == 6
     assert sum(again.stats.cache_hits.values()) == 1
+
+
+def test_a_change_in_another_file_is_noticed(folder):
+    """In new processes, as after an upgrade or an edit."""
+    (folder / "caller.py").write_text(
+        "from topreco.core.compiled import njit\nimport callee\n\n"
+        "@njit()\ndef call(x):\n    return callee.factor(x) * callee.CONSTANT\n\n"
+        "print(call(1), sum(call.stats.cache_hits.values()))\n"
+    )
+    source = (
+        "from topreco.core.compiled import njit\nCONSTANT = {}\n@njit()\ndef factor(x):\n    return {} * x\n"
+    )
+    found = []
+    for numbers in ((2, 3), (2, 3), (2, 30), (5, 30)):
+        if numbers != (2, 3) or not found:
+            (folder / "callee.py").write_text(source.format(*numbers))
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, str(folder / "caller.py")]
+        output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        found.append(output.split())
+    assert found == [["6", "0"], ["6", "1"], ["60", "0"], ["150", "0"]]
 
 
 def test_compiles_where_nothing_can_be_written(monkeypatch):

@@ -121,10 +121,10 @@ def test_missing_paths(run, emu):
     some = {"HLT_emu": True}
     assert len(run(emu(), cuts={"triggers": TRIGGERS}, extra=some).index) == 1
     with pytest.raises(
-        InputError, match=r"'HLT_mue' \(selection key 'cuts.triggers'\).* as 3 of 4 paths are"
+        ConfigError, match=r"'HLT_mue' \(selection key 'cuts.triggers'\).* as 3 of 4 paths are"
     ):
         run(emu(), cuts={"triggers": TRIGGERS, "missing_trigger": "error"}, extra=some)
-    with pytest.raises(InputError, match="as 4 of 4 paths are"):
+    with pytest.raises(ConfigError, match="as 4 of 4 paths are"):
         run(emu(), cuts={"triggers": TRIGGERS})
 
 

@@ -10,7 +10,7 @@ from topreco.config.presets import resolve_selection
 from topreco.core.events import DileptonEvents
 from topreco.core.skim import Skim
 from topreco.input.branches import Branches
-from topreco.input.nano import InputError, inspect_file, iterate_events, open_events
+from topreco.input.nano import BadFileError, InputError, inspect_file, iterate_events, open_events
 from topreco.input.required import fit_files, fit_selection, needed_branches
 from topreco.input.selection import select, select_objects
 from topreco.input.skimming import make_skim
@@ -190,6 +190,36 @@ def test_keys_with_an_effect_and_defaults_are_not_refused(nano_file, emu):
         ConfigError, match=r"selection\.pepper\.cut: would be ignored for .*nano\.root, which is"
     ):
         select(open_events(nano_file([emu()])), config(pepper={"cut": "Reco"}), dataset="tt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"met": "Jet"}, r"'Jet_pt' \(selection key 'met'\) has several values per event, one expected"),
+        ({"branches": {"genWeight": "Jet_pt"}}, r"'Jet_pt' has several values per event"),
+        ({"cuts": {"met_filters": ["Jet_jetId"]}}, r"'Jet_jetId' \(selection key 'cuts.met_filters'\) has"),
+        ({"cuts": {"triggers": {"Muon": ["Jet_jetId"]}}}, r"'Jet_jetId' \(selection key 'cuts.triggers'\)"),
+        (
+            {"branches": {"Muon_tightId": "Jet_jetId"}},
+            r"'Jet_jetId', taken for Muon_tightId, has other numbers of values per event than 'Muon_pt'",
+        ),
+        ({"branches": {"Jet_btagDeepFlavB": "PuppiMET_pt"}}, r"'PuppiMET_pt', taken for Jet_btagDeepFlavB"),
+        ({"branches": {"Jet_pt": "PuppiMET_pt"}}, r"than 'PuppiMET_pt', taken for Jet_pt"),
+    ],
+)
+def test_branches_of_other_objects_are_a_mistake_of_the_configuration(nano_file, emu, content, message):
+    with pytest.raises(InputError, match=message) as error:
+        select(open_events(nano_file([emu()])), config(**content), dataset="tt")
+    assert not isinstance(error.value, BadFileError)
+
+
+def test_fields_of_an_object_may_have_counters_of_their_own(nano_file, emu):
+    scores = {"Tag_score": ak.Array([np.array([0.9, 0.1], np.float32)])}
+    file = nano_file([emu()], extra=scores, drop=["Jet_btagDeepFlavB"])
+    found = select(
+        open_events(file), config(branches={"Jet_btagDeepFlavB": "Tag_score"}), dataset="tt"
+    ).events
+    np.testing.assert_allclose(found.jet_btag[0, :2], [0.9, 0.1], rtol=1e-6)
 
 
 # ---- real files ------------------------------------------------------------------------------------------

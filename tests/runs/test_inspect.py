@@ -11,9 +11,11 @@ import uproot
 from typer.testing import CliRunner
 
 from topreco.cli import app
-from topreco.config import RunConfig, build_config
+from topreco.config import RunConfig, SelectionConfig, build_config
 from topreco.core.errors import TopRecoError
-from topreco.input.nano import inspect_file
+from topreco.input.branches import Branches
+from topreco.input.nano import BadFileError, inspect_file
+from topreco.input.skimming import make_skim
 from topreco.runs.inspect import inspect_inputs
 from topreco.runs.run import run
 
@@ -68,13 +70,15 @@ def test_files_may_differ_in_what_has_no_effect(nano_file, emu):
     assert len(inspect(files, selection=selection).files["tt"]) == 2
 
 
-def test_trigger_paths_of_simulation_must_not_differ(nano_file, emu):
+def test_trigger_paths_of_simulation_must_not_differ(nano_file, emu, tmp_path):
     triggers = {"selection": {"cuts": {"triggers": {"MuonEG": ["HLT_a", "HLT_b"]}}}}
     paths = {"HLT_a": np.bool_(True), "HLT_b": np.bool_(True)}
     one = {"HLT_a": np.bool_(True)}
     files = [nano_file([emu()], "a.root", extra=paths), nano_file([emu()], "b.root", extra=one)]
     with pytest.raises(TopRecoError, match=r"b\.root: no trigger path HLT_b"):
         inspect(files, **triggers)
+    with pytest.raises(TopRecoError, match=r"b\.root: no trigger path HLT_b"):
+        make_skim(files, tmp_path / "o.parquet", SelectionConfig(**triggers["selection"]), progress=False)
     data = [
         str(nano_file([emu()], f"{name}.root", extra=extra, drop=DATA))
         for name, extra in (("c", paths), ("d", one))
@@ -98,6 +102,26 @@ def test_one_file_in_two_spellings(nano_file, emu, tmp_path):
     ]:
         with pytest.raises(TopRecoError, match="given twice"):
             inspect([first, second])
+
+
+def test_runs_of_both_settings_of_the_apv_have_the_era_of_their_file(nano_file, emu, toy_model, tmp_path):
+    """The second chunk alone tells no era; its jets are tagged with the threshold of UL2016postVFP only."""
+    jets = [{"pt": 60.0 - i, "phi": 2.0 + i, "btagDeepFlavB": 0.255} for i in range(2)]
+    events = [emu(run=run, Jet=jets) for run in (278000, 278806)]
+    selection = {"preset": "nano_v15", "jet": {"id_bit": None, "btag": "btagDeepFlavB", "min_btags": 1}}
+    config = configure(
+        [nano_file(events, drop=DATA)],
+        methods=[str(toy_model)],
+        chunk_size=1,
+        selection=selection,
+        output=str(tmp_path / "out"),
+    )
+    result = run(config, progress=False)
+    assert "era UL2016preVFP (from run 278000)" in result.presets["tt"]
+    assert result.cutflow["tt"]["at least 2 jets"]["total"]["n"] == 2
+    assert result.cutflow["tt"]["at least 1 b tag"]["total"]["n"] == 0
+    with pytest.raises(TopRecoError, match=r"selection\.era: run 278806 tells no era"):
+        inspect([nano_file(events[1:], drop=DATA)], selection=selection)
 
 
 # ---- official files of zero events -----------------------------------------------------------------------
@@ -189,6 +213,115 @@ def test_a_file_without_a_branch_that_others_have_is_bad(nano_file, emu):
     assert [bad["file"] for bad in inspect(files, skip_bad_files=True).skipped] == [str(files[1])]
     with pytest.raises(TopRecoError, match=r"b\.root: branch 'Muon_tightId'"):
         inspect(files[1:], skip_bad_files=True)
+
+
+def test_a_trigger_path_that_may_not_be_missing_is_no_bad_file(nano_file, emu):
+    """One file of the dataset has it, so that the menu of the other one differs."""
+    a, b = (
+        str(nano_file([emu()], f"{name}.root", extra={f"HLT_{name}": np.bool_(True)}, drop=DATA))
+        for name in "ab"
+    )
+    for paths, missing_trigger in ((["HLT_a", "HLT_b"], "error"), (["HLT_a"], "not_fired")):
+        triggers = {"cuts": {"triggers": {"MuonEG": paths}, "missing_trigger": missing_trigger}}
+        with pytest.raises(TopRecoError, match=r"branch 'HLT_.' .* is missing"):
+            inspect({"MuonEG": [a, b]}, selection=triggers, skip_bad_files=True)
+
+
+def test_simulation_without_weights_is_not_treated_as_data(nano_file, emu, tmp_path):
+    golden = tmp_path / "golden.json"
+    golden.write_text('{"1": [[1, 9]]}')
+    file = nano_file([emu()], drop=["genWeight"], extra={"weight": np.ones(1, np.float32)})
+    assert inspect([file]).files
+    for content, key in (
+        (SCALE, "systematics"),
+        ({"selection": {"cuts": {"golden_json": str(golden)}}}, "golden_json"),
+    ):
+        with pytest.raises(TopRecoError, match=rf"no branch 'genWeight', .*{key} would treat it as data"):
+            inspect([file], **content)
+    selection = {"branches": {"genWeight": "weight"}}
+    jes = {"objects": {"jes": {"object": "jet", "flat": 0.1}}}
+    assert inspect([file], selection=selection, systematics=jes).files
+
+
+def test_branches_of_unclustered_energy_are_checked(nano_file, emu):
+    met = {"systematics": {"objects": {"met": {"object": "met", "kind": "unclustered"}}}}
+    with pytest.raises(
+        TopRecoError, match=r"'PuppiMET_ptUnclusteredUp' is missing.*\(systematics\.objects\.met\)"
+    ):
+        inspect([nano_file([emu()], "a.root")], **met)
+    momenta = {
+        f"PuppiMET_{field}Unclustered{way}": np.ones(1, np.float32)
+        for way in ("Up", "Down")
+        for field in ("pt", "phi")
+    }
+    assert inspect([nano_file([emu()], "b.root", extra=momenta)], **met).files
+    deltas = {f"PuppiMET_MetUnclustEnUpDelta{axis}": np.ones(1, np.float32) for axis in "XY"}
+    assert inspect([nano_file([emu()], "c.root", extra=deltas)], **met).files
+    # Data have no variations.
+    assert inspect([nano_file([emu()], "d.root", drop=DATA)], **met).files
+
+
+def test_a_package_that_is_missing_is_no_bad_file(nano_file, emu, monkeypatch):
+    """Nor is a basket whose compression needs one."""
+    uproot_open = uproot.open
+
+    def without_xrootd(path, **options):
+        if str(path).startswith("root://"):
+            raise ImportError("Install fsspec-xrootd to access xrootd storage system.")
+        return uproot_open(path, **options)
+
+    monkeypatch.setattr(uproot, "open", without_xrootd)
+    files = [str(nano_file([emu()])), "root://host//store/b.root"]
+    for of_run in (files, files[::-1]):
+        with pytest.raises(TopRecoError, match=r"b\.root: cannot be opened \(Install .*topreco\[xrootd\]"):
+            inspect(of_run, skip_bad_files=True)
+    branches = Branches(ak.Array({"run": [1, 2]}))
+    for error in (ImportError("install zstd"), ValueError("x")):
+        found = branches._unreadable("branch 'run'", error)
+        assert isinstance(found, BadFileError) is isinstance(error, ValueError)
+
+
+# ---- files of pepper -------------------------------------------------------------------------------------
+
+
+def pepper_file(path, *, drop=()):
+    """One event that passes, with every column that is read."""
+    objects = {
+        "Lepton": {"pt": [40.0, 30.0], "eta": [0.5, -0.5], "phi": [0.0, 2.0], "pdgId": [-11, 13]},
+        "Jet": {
+            "pt": [80.0, 60.0],
+            "eta": [0.0, 0.0],
+            "phi": [1.0, -2.0],
+            "mass": [10.0, 10.0],
+            "btagDeepFlavB": [0.9, 0.1],
+        },
+    }
+    columns = {name: ak.zip({key: ak.Array([v]) for key, v in of.items()}) for name, of in objects.items()}
+    columns |= {name: np.ones(1, np.uint32) for name in ("run", "luminosityBlock", "event")}
+    columns |= {name: np.ones(1) for name in ("MET_pt", "MET_phi", "weight", "cutflags_Reco")}
+    with uproot.recreate(path) as file:
+        kept = {name: values for name, values in columns.items() if name not in drop}
+        kinds = {name: getattr(values, "dtype", None) or values.type.content for name, values in kept.items()}
+        file.mktree("Events", kinds).extend(kept)
+    return str(path)
+
+
+def test_files_of_pepper_behind_a_bad_one(tmp_path):
+    (tmp_path / "bad.root").write_text("hello")
+    found = inspect([tmp_path / "bad.root", pepper_file(tmp_path / "good.root")], skip_bad_files=True)
+    assert found.presets == {"tt": "pepper"}
+    assert [bad["file"] for bad in found.skipped] == [str(tmp_path / "bad.root")]
+
+
+def test_files_of_pepper_must_not_differ_in_weights(tmp_path):
+    files = [pepper_file(tmp_path / "a.root"), pepper_file(tmp_path / "b.root", drop=["weight"])]
+    with pytest.raises(TopRecoError, match=r"b\.root: no column weight, but .*a\.root has them"):
+        inspect(files)
+    with pytest.raises(TopRecoError, match=r"b\.root: no column weight, but other files have them"):
+        make_skim(files, tmp_path / "out.parquet", SelectionConfig(), progress=False)
+
+
+# ---- errors of workers -----------------------------------------------------------------------------------
 
 
 def test_an_error_of_a_worker_is_no_bad_file(nano_file, emu, toy_model, tmp_path, monkeypatch):

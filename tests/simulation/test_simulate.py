@@ -219,11 +219,15 @@ def test_a_killed_run_resumes(reference, tmp_path):
     assert not parts.exists()
 
 
-def test_parts_of_another_simulation_are_refused(tmp_path):
+def test_parts_of_another_simulation_are_refused(tmp_path, monkeypatch):
     output = tmp_path / "tt.root"
     _open_parts(tmp_path / "tt.root.parts", FAST)
     with pytest.raises(TopRecoError, match=r"another simulation: m_top, seed differ"):
         simulate(FAST.model_copy(update={"seed": 12, "m_top": 170.0}), output, workers=1, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[simulate.__module__], "version", lambda _: "later")
+        with pytest.raises(TopRecoError, match=r"another simulation: fastjet, pythia8mc, topreco differ"):
+            simulate(FAST, output, workers=1, progress=False)
     foreign = tmp_path / "other.root.parts"
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("")

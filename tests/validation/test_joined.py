@@ -79,6 +79,16 @@ def test_a_joined_method_is_known_by_its_content(tmp_path, leptons):
     assert first == same != other
 
 
+def test_a_joined_file_that_is_written_again_is_read_again(tmp_path, leptons):
+    events = toy_events(20)
+    path = tmp_path / "a.parquet"
+    for n in (20, 10):
+        pq.write_table(friend_tree(events[:n], leptons(events[:n])), path)
+        method = JoinedMethod("leptons", path)
+        assert not method(events).valid[n:].any()
+    assert method(events).valid[:10].any()
+
+
 FAULTS = {
     "column": (lambda e, p: friend_tree(e, p, leptons_top_eta=None), "column 'leptons_top_eta'.* is missing"),
     "key": (lambda e, p: friend_tree(e, p, luminosityBlock=None), "column 'luminosityBlock' is missing"),

@@ -56,11 +56,11 @@ class Evidence(NamedTuple):
     titles
         Titles of `Jet_puId` and `Jet_puIdDisc`, which name the training.
     runs
-        First and last run number of data; None for simulation.
+        Run numbers of data, such as the first and the last one; None for simulation.
     """
 
     titles: tuple[str, ...] = ()
-    runs: tuple[int, int] | None = None
+    runs: tuple[int, ...] | None = None
 
 
 NO_EVIDENCE = Evidence()
@@ -165,7 +165,7 @@ def detect_era(preset: Preset, evidence: Evidence) -> tuple[str, str]:
     Raises
     ------
     ConfigError
-        If the runs are of different eras.
+        If the runs are of different eras, or collision data of none while nothing else tells the era.
     """
     if evidence.runs is not None:
         found = {run: _era_of_run(run, preset) for run in evidence.runs}
@@ -178,6 +178,13 @@ def detect_era(preset: Preset, evidence: Evidence) -> tuple[str, str]:
     for text, named in _trainings(preset, evidence).items():
         if named is not None:
             return named, f"from the title of Jet_puId, {text}"
+    # Simulation without weights has run numbers too, smaller ones.
+    first = min(first for first, _ in runs_of_eras().values())
+    if unknown := [run for run in evidence.runs or () if run >= first]:
+        raise ConfigError(
+            f"selection.era: run {unknown[0]} tells no era of this NanoAOD version; "
+            f"give one of {', '.join(preset.eras)}"
+        )
     return preset.era, "assumed, the file does not say: set --era"
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -13,7 +15,17 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
     Numba reads and writes it when the function is called first. A full disk or quota, a folder that vanished
     or a damaged file would end that call, and look like an error of the file that is being processed.
+
+    Machine code contains the functions that a function calls and the constants that it uses, and numba would
+    not notice a change of those in other files.
     """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        source = Path(function.__code__.co_filename)
+        if source.is_file():
+            index = self._cache_file
+            index._source_stamp = index._source_stamp, _sources(source.parent)  # noqa: SLF001 - no other way
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Machine code for a signature, or None if it is not there or cannot be read."""
@@ -29,6 +41,15 @@ class _Cache(FunctionCache):  # type: ignore[misc]
             super().save_overload(sig, data)
         except Exception:  # noqa: BLE001 - as above: numba reads the index before
             self.disable()
+
+
+@cache
+def _sources(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of the sources that a function in a folder may use: those there and in core."""
+    files = sorted({*folder.glob("*.py"), *Path(__file__).parent.glob("*.py")})
+    # Editors leave links to nowhere while a file is edited.
+    found = [(file.name, file.stat()) for file in files if file.is_file()]
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in found)
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:

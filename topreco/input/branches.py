@@ -15,6 +15,9 @@ from topreco.core.events import FloatArray, IntArray
 from topreco.input.nano import BadFileError, InputError, is_remote, missing_branch
 from topreco.input.required import fit_selection
 
+RUNS_OF_FILE = "runs_of_file"
+"""Entry of the metadata of events with the first and last run of their file, if they are known."""
+
 
 class Branches:
     """Branches of a chunk by their names in NanoAOD, whatever the file calls them.
@@ -111,8 +114,9 @@ class Branches:
         )
         if self.is_simulation or not self.has("run") or len(self) == 0:
             return Evidence(titles)
-        runs = self.read("run")
-        return Evidence(titles, (int(runs[0]), int(runs[-1])))
+        runs = self.read("run", per_event=True)
+        # The runs of a chunk may tell nothing although others of its file do.
+        return Evidence(titles, (int(runs[0]), int(runs[-1]), *self.metadata.get(RUNS_OF_FILE, ())))
 
     def resolve(self, selection: SelectionConfig) -> SelectionConfig:
         """A selection with every key set; nothing is done for the one that these branches were made for."""
@@ -133,7 +137,7 @@ class Branches:
         """Return True if all these branches (``Jet_jetId``, ``genWeight``) are there; nothing is read."""
         return all(self._place(name) for name in names)
 
-    def read(self, name: str, *, key: str | None = None) -> Any:
+    def read(self, name: str, *, key: str | None = None, per_event: bool = False) -> Any:
         """Values of a branch, flat over the objects of all events.
 
         Parameters
@@ -142,6 +146,8 @@ class Branches:
             Branch, such as ``Jet_pt``.
         key
             Configuration key that chose the name, for the error.
+        per_event
+            Require one value per event.
 
         Returns
         -------
@@ -151,8 +157,16 @@ class Branches:
         Raises
         ------
         InputError
-            If the branch is missing, cannot be read because the file is damaged, or lacks a value.
+            If the branch is missing, has another number of values than expected or than the other branches of
+            its objects, cannot be read because the file is damaged, or lacks a value.
         """
+        if per_event and self.is_jagged(name, key):
+            chosen_by = f" (selection key {key!r})" if key else ""
+            raise InputError(
+                f"{self.origin}: branch {self._stored(name)!r}{chosen_by} has several values per event, "
+                "one expected"
+            )
+        self._require_own_objects(name)
         try:
             column = self._column(name, key)
             values = ak.to_numpy(ak.flatten(column) if column.ndim > 1 else column)
@@ -165,15 +179,15 @@ class Branches:
             raise BadFileError(f"{self.origin}: branch {name!r} is None in {n_none} of {len(values)} places")
         return np.asarray(values)
 
-    def finite(self, name: str, *, key: str | None = None) -> FloatArray:
+    def finite(self, name: str, *, key: str | None = None, per_event: bool = False) -> FloatArray:
         """Values of a branch in double precision, all of them finite; see `read`.
 
         Raises
         ------
         InputError
-            If the branch is missing, cannot be read, or holds a NaN or an infinity.
+            As `read`, or if the branch holds a NaN or an infinity.
         """
-        values = self.read(name, key=key).astype(np.float64)
+        values = self.read(name, key=key, per_event=per_event).astype(np.float64)
         self.require_finite(name, values)
         return values
 
@@ -194,8 +208,13 @@ class Branches:
         Raises
         ------
         InputError
-            If the branch is missing or cannot be read.
+            If the branch is missing, has one value per event, or cannot be read.
         """
+        if not self.is_jagged(name):
+            raise InputError(
+                f"{self.origin}: branch {self._stored(name)!r} has one value per event, "
+                f"any number expected of {name}"
+            )
         what = f"counter of {name!r}"
         try:
             counts = np.asarray(ak.to_numpy(ak.fill_none(ak.num(self._column(name)), 0)))
@@ -207,7 +226,7 @@ class Branches:
             raise self._unreadable(what, ValueError(f"{counts.min()} objects in an event"))
         return counts
 
-    def is_jagged(self, name: str) -> bool:
+    def is_jagged(self, name: str, key: str | None = None) -> bool:
         """Return True if a branch has any number of values per event rather than one; nothing is read.
 
         Raises
@@ -215,11 +234,30 @@ class Branches:
         InputError
             If the branch is missing.
         """
-        return bool(self._column(name).ndim > 1)
+        return bool(self._column(name, key).ndim > 1)
+
+    def _stored(self, name: str) -> str:
+        """Name of a branch in the file."""
+        return self.given.branches.get(name, name)
+
+    def _require_own_objects(self, name: str) -> None:
+        """Raise `InputError` if a branch was renamed to one of objects of which there are other numbers."""
+        pt = f"{name.partition('_')[0]}_pt"
+        renamed = self.given.branches.keys() & {name, pt}
+        if not renamed or not self.has(name, pt) or self._place(name)[0] == self._place(pt)[0]:
+            return
+        jagged = self.is_jagged(name)
+        if jagged != self.is_jagged(pt) or (
+            jagged and not np.array_equal(self.counts(name), self.counts(pt))
+        ):
+            raise InputError(
+                f"{self.origin}: branch {self._stored(name)!r}, taken for {name}, has other numbers of "
+                f"values per event than {self._stored(pt)!r}, taken for {pt} (selection.branches)"
+            )
 
     def _place(self, name: str) -> tuple[str, ...]:
         """Collection and field of a branch, or the branch alone; empty if it is not there."""
-        name, layout = self.given.branches.get(name, name), self.layout
+        name, layout = self._stored(name), self.layout
         if name in layout.fields and not layout[name].fields:
             return (name,)
         # A collection may have underscores of its own: ``gent_lc_pt``.
@@ -245,6 +283,8 @@ class Branches:
                 f"{origin}: out of memory while reading {what} ({reason}): {OUT_OF_MEMORY}, "
                 "unless the file is damaged"
             )
+        if isinstance(error, ImportError):
+            return TopRecoError(f"{origin}: {what} cannot be read without another package ({reason})")
         if "filename" in self.metadata and not is_remote(origin) and not Path(origin).exists():
             return BadFileError(f"{origin}: {what} cannot be read, the file is no longer there")
         return BadFileError(f"{origin}: {what} cannot be read, the file may be damaged ({reason})")

@@ -404,6 +404,10 @@ def _open(path: str | Path) -> Any:
     options = {"timeout": XROOTD_TIMEOUT} if str(path).startswith(("root://", "roots://")) else {}
     try:
         return uproot.open(path, **options)
+    except ImportError as error:
+        # Of the installation: nothing to skip.
+        extra = "; pip install 'topreco[xrootd]'" if "timeout" in options else ""
+        raise TopRecoError(f"{path}: cannot be opened ({first_line(error)}{extra})") from error
     # FSSpec, XRootD and ROOT's own format each raise errors of their own.
     except Exception as error:
         raise BadFileError(f"{path}: cannot be opened as a ROOT file ({first_line(error)})") from error

@@ -241,8 +241,10 @@ def read_objects(events: Any, selection: SelectionConfig | None = None) -> Objec
     branches = Branches.of(events, selection)
     config = branches.selection
     electrons, muons, jets = _read_electrons(branches), _read_muons(branches), _read_jets(branches)
-    met_pt, met_phi = (branches.finite(f"{config.met}_{field}", key="met") for field in ("pt", "phi"))
-    run, luminosity_block, event = (branches.read(name) for name in EVENT_KEY)
+    met_pt, met_phi = (
+        branches.finite(f"{config.met}_{field}", key="met", per_event=True) for field in ("pt", "phi")
+    )
+    run, luminosity_block, event = (branches.read(name, per_event=True) for name in EVENT_KEY)
     return Objects(
         electrons=electrons,
         muons=muons,
@@ -251,19 +253,23 @@ def read_objects(events: Any, selection: SelectionConfig | None = None) -> Objec
         run=run.astype(np.uint32),
         luminosity_block=luminosity_block.astype(np.uint32),
         event=event.astype(np.uint64),
-        weight=branches.finite("genWeight") if branches.is_simulation else np.ones(len(branches)),
-        met_filters=np.logical_and.reduce(_flags(branches, config.cuts.met_filters)),
+        weight=(
+            branches.finite("genWeight", per_event=True) if branches.is_simulation else np.ones(len(branches))
+        ),
+        met_filters=np.logical_and.reduce(_flags(branches, config.cuts.met_filters, "cuts.met_filters")),
         triggers={
-            name: np.logical_or.reduce(_flags(branches, [path for path in paths if branches.has(path)]))
+            name: np.logical_or.reduce(
+                _flags(branches, [path for path in paths if branches.has(path)], "cuts.triggers")
+            )
             for name, paths in config.cuts.triggers.items()
         },
         branches=branches,
     )
 
 
-def _flags(branches: Branches, names: Collection[str]) -> BoolArray:
+def _flags(branches: Branches, names: Collection[str], key: str) -> BoolArray:
     """Flags of the events, shape (names, n)."""
-    flags = [branches.read(name).astype(bool) for name in names]
+    flags = [branches.read(name, key=key, per_event=True).astype(bool) for name in names]
     return np.array(flags, dtype=bool).reshape(len(flags), len(branches))
 
 

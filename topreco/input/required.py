@@ -113,7 +113,8 @@ def fit_selection(
     InputError
         If a branch is missing, also an optional one if the user chose the preset or the cut.
     topreco.config.ConfigError
-        If the preset cannot be resolved, or a key applies to files of pepper only.
+        If the preset cannot be resolved, a trigger path is missing that may not be, or a key applies to files
+        of pepper only.
     """
     if config.pepper.cut is not None:
         raise ConfigError(f"selection.pepper.cut: would be ignored for {origin}, which is not from pepper")
@@ -130,7 +131,8 @@ def fit_selection(
     absent = [path for path in resolved.in_file(paths) if path not in names]
     if absent and (resolved.cuts.missing_trigger == "error" or len(absent) == len(paths)):
         what = missing_branch(absent[0], names, "cuts.triggers", preset)
-        raise InputError(f"{origin}: {what}, as {len(absent)} of {len(paths)} paths are")
+        # Of the configuration: `skip_bad_files` must not leave out the data of another menu.
+        raise ConfigError(f"{origin}: {what}, as {len(absent)} of {len(paths)} paths are")
     return resolved
 
 
@@ -147,9 +149,10 @@ def fit_files(config: SelectionConfig, files: Mapping[Any, FileSummary]) -> Sele
     Raises
     ------
     InputError
-        If a branch is missing, or the files are of different versions or eras.
+        If a branch is missing, the files are of different versions or eras, or simulated ones have different
+        trigger paths.
     topreco.config.ConfigError
-        If the preset cannot be resolved.
+        If the preset cannot be resolved, or a trigger path is missing that may not be.
     """
     resolved = {
         file: fit_selection(config, summary.branches, str(file), summary.evidence)
@@ -176,7 +179,21 @@ def fit_files(config: SelectionConfig, files: Mapping[Any, FileSummary]) -> Sele
                 f"{file}: its era is {other.era}, that of {first} {common.era}; a dataset must be of one era "
                 "(selection.era sets it)"
             )
+    _require_one_menu(common, {file: files[file] for file in resolved})
     return common
+
+
+def _require_one_menu(config: SelectionConfig, files: Mapping[Any, FileSummary]) -> None:
+    """Refuse simulated files of different trigger paths. Those of data change, see `cuts.missing_trigger`."""
+    simulated = {file: each for file, each in files.items() if each.has(config.in_file(["genWeight"]))}
+    for path in config.in_file(path for group in config.cuts.triggers.values() for path in group):
+        having = [file for file, summary in simulated.items() if summary.has([path])]
+        if 0 < len(having) < len(simulated):
+            lacking = next(file for file in simulated if file not in having)
+            raise InputError(
+                f"{lacking}: no trigger path {path}, but {having[0]} has it; "
+                "the simulated files of a dataset must have the same of selection.cuts.triggers"
+            )
 
 
 def common_evidence(files: Iterable[FileSummary]) -> Evidence:

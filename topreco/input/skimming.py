@@ -23,7 +23,7 @@ from topreco.input.nano import (
     iterate_events,
 )
 from topreco.input.pepper.read import inspect_pepper, iterate_pepper, pepper_format
-from topreco.input.pepper.select import select_pepper
+from topreco.input.pepper.select import PEPPER_WEIGHTS, select_pepper
 from topreco.input.required import common_evidence, fit_files, needed_branches, optional_branches
 from topreco.input.selection import select
 from topreco.input.truth import NEEDED_BRANCHES, PEPPER_COLUMNS, TRUTH_BRANCHES, read_truth
@@ -126,6 +126,8 @@ def make_skim(
     if pepper:
         summaries = {file: inspect_pepper(file, config, tree) for file in files}
         has_truth = _all_or_none(summaries, PEPPER_COLUMNS, "generated tops (gent_lc)", require=require_truth)
+        for name in (*PEPPER_WEIGHTS, "Jet_btagged"):
+            _all_or_none(summaries, (name,), f"column {name}")
         simulated = False  # pepper's weights are those of the events that it saved, not of all generated ones
         branches: list[str] = []
     else:

@@ -95,6 +95,14 @@ def check_branches(
     """
     simulated = summary.has(selection.in_file(["genWeight"]))
     sample = "simulation" if simulated else "data"
+    for name, source in config.objects.items() if simulated else ():
+        if source.kind == "unclustered" and not summary.has(
+            selection.in_file(_unclustered_deltas(selection.met))
+        ):
+            for stored in selection.in_file(_unclustered_momenta(selection.met)):
+                if stored not in summary.branches:
+                    missing = missing_branch(stored, summary.branches)
+                    raise InputError(f"{origin}: {missing} (systematics.objects.{name})")
     for key, branch, element in _sources_branches(config, sample):
         stored = selection.branches.get(branch, branch)
         if stored not in summary.branches:
@@ -366,11 +374,21 @@ def _share_in_met(branches: Branches, kind: str, particles: Particles) -> FloatA
     return np.where(counted, share, 0.0)
 
 
+def _unclustered_deltas(met: str) -> list[str]:
+    """Branches of the upward change of MET with the unclustered energy, as in older versions of NanoAOD."""
+    return [f"{met}_MetUnclustEnUpDelta{axis}" for axis in "XY"]
+
+
+def _unclustered_momenta(met: str) -> list[str]:
+    """Branches of the varied MET, as in newer versions."""
+    return [f"{met}_{field}Unclustered{way}" for way in ("Up", "Down") for field in ("pt", "phi")]
+
+
 def _unclustered_shift(branches: Branches, variation: str) -> FloatArray:
     """Change of MET (px, py) in GeV with the unclustered energy, as NanoAOD stores it, shape (n, 2)."""
     met = branches.selection.met
-    delta = [f"{met}_MetUnclustEnUpDelta{axis}" for axis in "XY"]
-    if branches.has(delta[0]):
+    delta = _unclustered_deltas(met)
+    if branches.has(*delta):
         sign = 1 if variation == "up" else -1
         return sign * np.stack([branches.finite(name) for name in delta], axis=-1)
     suffix = f"Unclustered{variation.capitalize()}"

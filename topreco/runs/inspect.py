@@ -21,13 +21,21 @@ from topreco.input.nano import (
 )
 from topreco.input.pepper.hdf5 import is_hdf5
 from topreco.input.pepper.read import inspect_pepper, pepper_format
+from topreco.input.pepper.select import PEPPER_WEIGHTS
 from topreco.input.required import common_evidence, fit_files, fit_selection
 from topreco.input.systematics import check_branches, check_corrections, element_branches
-from topreco.input.truth import NEEDED_BRANCHES
+from topreco.input.truth import NEEDED_BRANCHES, PEPPER_COLUMNS
 from topreco.runs.failures import skipped_entry
 
 _WEIGHT = ("genWeight",)
 _OF_TYPE1 = (("Jet_muonSubtrFactor",), ("Jet_chEmEF", "Jet_neEmEF"))
+
+_OF_PEPPER: dict[str, tuple[tuple[str, ...], ...]] = {
+    **{f"column {name}": ((name,),) for name in PEPPER_WEIGHTS},
+    "flags of tagged jets (Jet_btagged)": (("Jet_btagged",),),
+    "generated tops (gent_lc)": (PEPPER_COLUMNS,),
+}
+"""Optional columns of pepper with an effect on the result."""
 
 _FILES_AT_A_TIME = 16
 """Opening a remote file is mostly waiting."""
@@ -144,11 +152,16 @@ def inspect_inputs(config: RunConfig, *, progress: bool) -> Inputs:
         check_copies(summaries)
     presets = {}
     for dataset, of_dataset in filled.items():
-        if pepper or not of_dataset:
-            presets[dataset] = "pepper" if pepper else "no events"
+        if pepper:
+            _require_all_or_none(of_dataset, _OF_PEPPER)
+            presets[dataset] = "pepper"
+            continue
+        if not of_dataset:
+            presets[dataset] = "no events"
             continue
         resolved = fit_files(config.selection, of_dataset)
         _require_alike(of_dataset, resolved, config)
+        _require_weights(of_dataset, resolved, config)
         if resolved.cuts.triggers and not next(iter(of_dataset.values())).has(resolved.in_file(_WEIGHT)):
             primary_dataset(resolved.cuts, dataset, next(iter(of_dataset)))
         presets[dataset] = describe_preset(config.selection, resolved, common_evidence(of_dataset.values()))
@@ -169,10 +182,7 @@ def _check_names(dataset: str, files: Sequence[str]) -> None:
 
 
 def _require_alike(files: Mapping[str, FileSummary], resolved: SelectionConfig, config: RunConfig) -> None:
-    """Refuse files of one dataset that differ in optional branches with an effect on the result.
-
-    Trigger paths of data are not among them: the menu changes with time, see `cuts.missing_trigger`.
-    """
+    """Refuse files of one dataset that differ in optional branches with an effect on the result."""
     alternatives: dict[str, tuple[Collection[str], ...]] = {
         "generator weights (genWeight)": (_WEIGHT,),
         "generated particles (GenPart)": (NEEDED_BRANCHES,),
@@ -186,15 +196,34 @@ def _require_alike(files: Mapping[str, FileSummary], resolved: SelectionConfig, 
         alternatives |= {
             f"branches for the change of MET ({', '.join(names)})": (names,) for names in _OF_TYPE1
         }
-    if next(iter(files.values())).has(resolved.in_file(_WEIGHT)):
-        paths = dict.fromkeys(path for group in resolved.cuts.triggers.values() for path in group)
-        alternatives |= {f"trigger path {path}": ((path,),) for path in paths}
+    _require_all_or_none(
+        files,
+        {what: [resolved.in_file(names) for names in choices] for what, choices in alternatives.items()},
+    )
+
+
+def _require_weights(files: Mapping[str, FileSummary], resolved: SelectionConfig, config: RunConfig) -> None:
+    """Refuse simulation that would be treated as data, for want of generator weights, where that matters."""
+    file, summary = next(iter(files.items()))
+    needs = {
+        "systematics": config.systematics.objects or config.systematics.weights,
+        "selection.cuts.golden_json": resolved.cuts.golden_json,
+    }
+    key = next((key for key, value in needs.items() if value), None)
+    weight = resolved.in_file(_WEIGHT)
+    if key is not None and summary.has(resolved.in_file(NEEDED_BRANCHES)) and not summary.has(weight):
+        raise InputError(
+            f"{file}: has generated particles, but no branch {weight[0]!r}, by which simulation is known: "
+            f"{key} would treat it as data; selection.branches={{genWeight: NAME}} names another branch"
+        )
+
+
+def _require_all_or_none(
+    files: Mapping[str, FileSummary], alternatives: Mapping[str, Collection[Collection[str]]]
+) -> None:
+    """Refuse files of which some have one of the alternative sets of branches, and others have none."""
     for what, choices in alternatives.items():
-        having = [
-            file
-            for file, summary in files.items()
-            if any(summary.has(resolved.in_file(names)) for names in choices)
-        ]
+        having = [file for file, summary in files.items() if any(map(summary.has, choices))]
         if 0 < len(having) < len(files):
             lacking = next(file for file in files if file not in having)
             raise InputError(
@@ -204,18 +233,28 @@ def _require_alike(files: Mapping[str, FileSummary], resolved: SelectionConfig, 
 
 
 def _is_pepper(files: Sequence[str], config: RunConfig) -> bool:
-    """Return True if the first file is an event file of pepper, after checking that it can be processed."""
+    """Return True if the files are event files of pepper, after checking that they can be processed."""
     if hdf5 := [file for file in files if is_hdf5(file)]:
         raise TopRecoError(
             f"{hdf5[0]}: is HDF5, and a coffea Runner reads ROOT; give pepper's ROOT files here, "
             "or use `topreco skim` or `topreco pepper-write`"
         )
-    if pepper_format(files[0], config.tree) is None:
+    # A damaged file says nothing.
+    file = next((file for file in files if _can_be_opened(file, config)), files[0])
+    if pepper_format(file, config.tree) is None:
         return False
     if config.systematics != SystematicsConfig():
-        raise TopRecoError(f"systematics: not for files of pepper, which has made its own: {files[0]}")
+        raise TopRecoError(f"systematics: not for files of pepper, which has made its own: {file}")
     if config.unfolding.observables:
-        raise TopRecoError(
-            f"unfolding: not for files of pepper, which lack the events it rejected: {files[0]}"
-        )
+        raise TopRecoError(f"unfolding: not for files of pepper, which lack the events it rejected: {file}")
+    return True
+
+
+def _can_be_opened(file: str, config: RunConfig) -> bool:
+    try:
+        inspect_file(file, config.tree, renamed=config.selection.branches)
+    except BadFileError:
+        return False
+    except InputError:
+        return True
     return True

@@ -20,6 +20,7 @@ from topreco.core.files import check_outputs, complete_file, folder_name, writab
 from topreco.core.versions import versions
 from topreco.evaluation.report import write_report
 from topreco.evaluation.summary import summarise
+from topreco.input.branches import RUNS_OF_FILE
 from topreco.input.nano import XROOTD_TIMEOUT, QuietNanoAODSchema, is_remote
 from topreco.input.pepper.read import PepperSchema
 from topreco.reconstruction.load import load_methods
@@ -217,6 +218,8 @@ def _chunks(inputs: Inputs, config: RunConfig) -> list[WorkItem]:
         for file, summary in files.items():
             if summary.n_entries:
                 known = {"numentries": summary.n_entries, "uuid": summary.uuid}
+                if summary.evidence.runs is not None:
+                    known[RUNS_OF_FILE] = summary.evidence.runs
                 of_dataset += FileMeta(dataset, file, config.tree, known).chunks(config.chunk_size, False)
         found += of_dataset[: config.max_chunks]
     return found

@@ -25,6 +25,7 @@ from topreco.config import SimulationConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.files import check_outputs, complete_file, write_text
 from topreco.core.progress import Advance, progress_bar
+from topreco.core.threads import available_cores
 from topreco.simulation import lhe
 from topreco.simulation.nanoaod import nanoaod
 from topreco.simulation.pythia import MAX_PYTHIA_SEED, generate, require_sim, settings, start_pythia
@@ -127,7 +128,7 @@ def simulate(
     """
     require_sim()
     started = time.monotonic()
-    workers = _available_cores() if workers is None else workers
+    workers = available_cores() if workers is None else workers
     if workers < 1:
         raise TopRecoError(f"workers is {workers}; at least one is needed")
     output = output.absolute()
@@ -229,12 +230,6 @@ def _simulate_block(block: _Block) -> int:
 # ---- all blocks ------------------------------------------------------------------------------------------
 
 
-def _available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _jobs(
     config: SimulationConfig, parts: Path, part_files: list[Path], sizes: list[int], missing: list[int]
 ) -> Iterator[_Block]:
@@ -297,7 +292,7 @@ def _open_parts(parts: Path, config: SimulationConfig) -> None:
     if config.lhe is not None:
         with config.lhe.open("rb") as file:
             content["lhe"] = hashlib.file_digest(file, "sha256").hexdigest()
-    content |= {package: version(package) for package in ("pythia8mc", "fastjet")}
+    content |= {package: version(package) for package in ("topreco", "pythia8mc", "fastjet")}
     fingerprint = parts / _FINGERPRINT
     if fingerprint.exists():
         found = json.loads(fingerprint.read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ from topreco.config import StudyConfig
 from topreco.core.files import plain, write_text
 from topreco.core.observables import OBSERVABLES
 from topreco.core.statistics import Array
-from topreco.evaluation.report import UNDEFINED
+from topreco.evaluation.report import UNDEFINED, markdown_table
 from topreco.studies.figures import plot_points, plot_scaling, save_figure
 from topreco.studies.repeats import (
     ONE_SIGMA,
@@ -200,7 +200,7 @@ def write_tables(report: StudyReport) -> Path:
     write_text(folder / "table.csv", _csv(_rows(report)))
     if scaling:
         write_text(folder / "scaling.csv", _csv(_law_rows(scaling)))
-    write_text(folder / "table.md", "\n".join(_markdown(report, scaling)) + "\n")
+    write_text(folder / "table.md", "\n".join(_markdown(report, scaling)))
     return folder / "table.md"
 
 
@@ -240,7 +240,7 @@ def _markdown(report: StudyReport, scaling: Sequence[Scaling]) -> Iterator[str]:
     events = f"; {some['test_events']} test events" if some else ""
     yield f"# {config.output.name}\n"
     yield f"Reference: {config.reference}; seeds {', '.join(map(str, config.seeds))}{events}. {_LEGEND}\n"
-    yield from _table(
+    yield markdown_table(
         ["point", *headings, "seeds"],
         [
             [point, *(_spread_text(report.spread(point, q)) for q in report.quantities), str(len(found))]
@@ -249,8 +249,8 @@ def _markdown(report: StudyReport, scaling: Sequence[Scaling]) -> Iterator[str]:
     )
     others = [point for point in report.finished if point != config.reference]
     if others and report.trainings.get(config.reference):
-        yield f"\n{_LEGEND_DIFFERENCES.format(reference=config.reference)}\n"
-        yield from _table(
+        yield f"{_LEGEND_DIFFERENCES.format(reference=config.reference)}\n"
+        yield markdown_table(
             ["point", *headings],
             [
                 [point, *(_difference_text(report.difference(point, q)) for q in report.quantities)]
@@ -260,14 +260,14 @@ def _markdown(report: StudyReport, scaling: Sequence[Scaling]) -> Iterator[str]:
     for each in scaling:
         fitted = {kind: law for kind, law in each.laws.items() if law is not None}
         yield from _scaling_table(report, each.label, fitted)
-    yield f"\n{_LEGEND_COST}\n"
-    yield from _table(
+    yield f"{_LEGEND_COST}\n"
+    yield markdown_table(
         ["point", *_COSTS.values()],
         [[point, *_cost(list(found.values()))] for point, found in report.finished.items()],
     )
     if report.failures:
-        yield "\nNot trained with at least one seed:\n"
-        yield from _table(
+        yield "Not trained with at least one seed:\n"
+        yield markdown_table(
             ["point", "error"], [[p, e.replace("|", "\\|")] for p, e in report.failures.items()]
         )
 
@@ -278,12 +278,12 @@ def _scaling_table(report: StudyReport, label: str, laws: Mapping[str, PowerLaw]
     _, size, at = _SIZES[report.config.scaling]
     # All networks of a study have about the same sizes, so one unit serves for the legend.
     first = min(law.n_first for law in laws.values())
-    yield f"\n{_LEGEND_SCALING.format(metric=label, size=size, first=first)}\n"
+    yield f"{_LEGEND_SCALING.format(metric=label, size=size, first=first)}\n"
 
     def interval(value: float, low: float, high: float) -> str:
         return f"{value:.4g} [{low:.4g}, {high:.4g}]"
 
-    yield from _table(
+    yield markdown_table(
         ["network", "a", "b", "c", "χ²/ndf", f"at N = {at:.0e}"],
         [
             [
@@ -295,13 +295,6 @@ def _scaling_table(report: StudyReport, label: str, laws: Mapping[str, PowerLaw]
             for kind, law in laws.items()
         ],
     )
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(headings)} |"
-    yield f"|{'|'.join(['---', *['---:'] * (len(headings) - 1)])}|"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
 
 
 def _spread_text(found: Spread) -> str:

@@ -38,6 +38,7 @@ from topreco.core.files import plain, writable_folder, write_text
 from topreco.core.observables import OBSERVABLES
 from topreco.core.skim import Skim
 from topreco.core.statistics import fraction, summarise_arrays
+from topreco.core.threads import available_cores
 from topreco.network.inference import predict
 from topreco.network.model_file import load_model
 from topreco.network.train import MAY_DIFFER, WHERE_DATA_ARE, train
@@ -159,7 +160,7 @@ def _jobs(config: StudyConfig, failures: dict[str, str]) -> list[_Job]:
         skim = Skim(path)
         if not skim.has_truth or len(skim) == 0:
             raise TopRecoError(f"test_skims: {path}: events with truth expected")
-        test.append((path.name, len(skim)))
+        test.append((path.name, len(skim), path.stat().st_size))
     jobs = []
     # Every seed of all points before the next: what is compared is complete soon.
     for seed in config.seeds:
@@ -190,7 +191,7 @@ def _check(training: TrainConfig, config: StudyConfig) -> None:
 
 
 def _key(
-    training: TrainConfig, test: Sequence[tuple[str, int]], config: StudyConfig, perfect: Sequence[str]
+    training: TrainConfig, test: Sequence[tuple[str, int, int]], config: StudyConfig, perfect: Sequence[str]
 ) -> str:
     """Digest of what an evaluation depends on, files by name and size: a study may move."""
     what = training.model_dump(
@@ -213,8 +214,7 @@ def _slots(config: StudyConfig, jobs: Sequence[_Job]) -> list[str | None]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         devices = visible.split(",") if visible else [str(i) for i in range(count)]
         return [devices[i % count] for i in range(config.workers or count)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return [None] * (config.workers or cores)
+    return [None] * (config.workers or available_cores())
 
 
 def _execute(

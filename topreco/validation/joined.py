@@ -14,7 +14,7 @@ from topreco.config import NOMINAL
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import QUANTILE_LEVELS, DileptonEvents, TopPair, dataset_id
-from topreco.core.files import sha256_of
+from topreco.core.files import content_of
 from topreco.core.method import fingerprint_of
 from topreco.core.observables import OBSERVABLES
 
@@ -50,8 +50,19 @@ class JoinedMethod:
         _ = self._table  # Fail here, not in the first worker.
 
     @property
+    def _files(self) -> list[Path]:
+        """The file, or all of a folder."""
+        if not self.path.exists():
+            raise TopRecoError(f"{self.path}: no such file; a Parquet file to join expected")
+        return sorted(self.path.rglob("*.parquet")) if self.path.is_dir() else [self.path]
+
+    @property
     def _table(self) -> pa.Table:
-        return _read(self.name, self.path)
+        try:
+            contents = tuple(content_of(file) for file in self._files)
+        except OSError as error:
+            raise TopRecoError(f"{self.path}: cannot be read ({error.strerror})") from error
+        return _read(self.name, self.path, contents)
 
     @property
     def uses_event_key(self) -> bool:
@@ -61,8 +72,7 @@ class JoinedMethod:
     @property
     def fingerprint(self) -> str:
         """Digest of the prefix of the columns and of the files' content."""
-        files = sorted(self.path.rglob("*.parquet")) if self.path.is_dir() else [self.path]
-        return fingerprint_of("joined", self.name, [sha256_of(file) for file in files])
+        return fingerprint_of("joined", self.name, [content_of(file) for file in self._files])
 
     @property
     def has_dataset(self) -> bool:
@@ -124,10 +134,8 @@ def _quantile_columns() -> dict[str, list[str]]:
 
 
 @lru_cache(maxsize=8)
-def _read(name: str, path: Path) -> pa.Table:
+def _read(name: str, path: Path, contents: tuple[str, ...]) -> pa.Table:  # noqa: ARG001 - part of the key
     """Key columns, and those of the method without its prefix."""
-    if not path.exists():
-        raise TopRecoError(f"{path}: no such file; a Parquet file to join expected")
     try:
         schema = pq.ParquetDataset(path).schema
         present = set(schema.names)

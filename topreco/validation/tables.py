@@ -7,10 +7,10 @@ and bin of the true m_tt; the row without edges holds all events. Numbers that a
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from topreco.core.statistics import Metrics
-from topreco.evaluation.report import format_estimate
+from topreco.evaluation.report import format_estimate, markdown_table
 from topreco.evaluation.summary import Bin
 from topreco.validation.statistics import Means, Performance
 
@@ -130,7 +130,7 @@ def _overall(methods: Mapping[str, Performance], subset: str, reference: str) ->
         ]
         for method, metrics in found.items()
     ]
-    yield from _table(["method", "events", *COLUMNS.values()], rows)
+    yield markdown_table(["method", "events", *COLUMNS.values()], rows)
 
 
 def _against(metrics: Metrics, reference: Metrics | None, field: str) -> str:
@@ -149,7 +149,7 @@ def _in_bins(methods: Mapping[str, Performance], subset: str, field: str) -> Ite
     first = next(iter(bins.values()))
     closed = [i for i, b in enumerate(first) if math.isfinite(b.high - b.low) and b.metrics.n]
     headings = [f"{first[i].low:g}–{first[i].high:g}" for i in closed]
-    yield from _table(
+    yield markdown_table(
         [f"{COLUMNS[field]} in true m(tt̄) [GeV]", *headings],
         [[method, *(estimate(of[i].metrics, field) for i in closed)] for method, of in bins.items()],
     )
@@ -162,13 +162,4 @@ def _means(methods: Mapping[str, Performance], subset: str) -> Iterator[str]:
         if means is not None:
             rows.append([method, *(estimate(means, f) for f in Means._fields[::2]), estimate(metrics, "rb")])
     if rows:
-        yield from _table(["method", "mean, true", "mean, reconstructed", "difference"], rows)
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of a Markdown table, the first column to the left."""
-    yield "| " + " | ".join(headings) + " |"
-    yield "|---|" + "---:|" * (len(headings) - 1)
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
-    yield ""
+        yield markdown_table(["method", "mean, true", "mean, reconstructed", "difference"], rows)

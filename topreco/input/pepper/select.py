@@ -18,7 +18,8 @@ from topreco.input.pepper.read import APPLICABLE, MOMENTUM, flags_to_require
 from topreco.input.selection import Selection
 
 # pepper writes the central weight alone, or as a column among the systematic variations; none in data.
-_WEIGHTS = ("weight", "systematics_weight")
+PEPPER_WEIGHTS = ("weight", "systematics_weight")
+"""Columns with the weight of an event, of which the first one counts that is there."""
 
 
 def select_pepper(events: Any, config: SelectionConfig, *, dataset: str) -> Selection:
@@ -54,7 +55,7 @@ def select_pepper(events: Any, config: SelectionConfig, *, dataset: str) -> Sele
     config.require_effect(APPLICABLE, "events of pepper")
     branches = Branches.of(events, config)
     n = len(branches)
-    weight = next((branches.finite(name) for name in _WEIGHTS if branches.has(name)), np.ones(n))
+    weight = next((branches.finite(name) for name in PEPPER_WEIGHTS if branches.has(name)), np.ones(n))
     cutflow = Cutflow()
     cutflow.add_step("all", weight)
     passed = np.ones(n, dtype=bool)
