@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, TopPair
+from topreco.core.threads import torch_threads
 from topreco.reconstruction.model_files import ModelFile, modified
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class NetworkMethod(ModelFile):
         from topreco.network.inference import predict
 
         threads = torch.get_num_threads()
-        torch.set_num_threads(self.threads or threads)
+        torch.set_num_threads(torch_threads(self.threads or threads))
         try:
             return predict(self.model.networks, events, batch_size=self.batch_size, quantiles=self.quantiles)
         finally:
