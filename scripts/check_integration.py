@@ -4,9 +4,9 @@
     TOPRECO_TEST_DATA=... python scripts/check_integration.py --python python3.10 columnflow
 
 Makes virtual environments with coffea 0.7 and awkward 1 (and, where asked, PocketCoffea 0.9 or columnflow)
-from the package index, exports `dilepton`, runs each example on real simulation and compares four-momenta with
-those of `topreco.load("dilepton")` after the default selection. The producer for columnflow, which selects
-nothing, gets the events and objects of that selection. Needs the extra `onnx`; a few minutes.
+from the package index, exports `dilepton`, runs each example on real simulation and compares four-momenta
+with those of `topreco.load("dilepton")` after the default selection. The producer for columnflow, which
+selects nothing, gets the events and objects of that selection. Needs the extra `onnx`; a few minutes.
 """
 
 import argparse

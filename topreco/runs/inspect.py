@@ -22,7 +22,12 @@ from topreco.input.nano import (
 from topreco.input.pepper.hdf5 import is_hdf5
 from topreco.input.pepper.read import inspect_pepper, pepper_format
 from topreco.input.required import common_evidence, fit_files, fit_selection
-from topreco.input.systematics import check_branches, check_corrections, element_branches
+from topreco.input.systematics import (
+    branches_with_default,
+    check_branches,
+    check_corrections,
+    element_branches,
+)
 from topreco.input.truth import NEEDED_BRANCHES
 from topreco.runs.failures import skipped_entry
 
@@ -105,7 +110,7 @@ def inspect_inputs(config: RunConfig, *, progress: bool) -> Inputs:
             # Official files of zero events have no branches.
             if summary.n_entries:
                 resolved = fit_selection(config.selection, summary.branches, name[1], summary.evidence)
-                check_branches(config.systematics, resolved, summary, name[1])
+                check_branches(config.systematics, resolved, summary, name[1], name[0])
         except InputError as error:
             return error
         return summary
@@ -148,10 +153,12 @@ def inspect_inputs(config: RunConfig, *, progress: bool) -> Inputs:
             presets[dataset] = "pepper" if pepper else "no events"
             continue
         resolved = fit_files(config.selection, of_dataset)
-        _require_alike(of_dataset, resolved, config)
+        _require_alike(dataset, of_dataset, resolved, config)
         if resolved.cuts.triggers and not next(iter(of_dataset.values())).has(resolved.in_file(_WEIGHT)):
             primary_dataset(resolved.cuts, dataset, next(iter(of_dataset)))
-        presets[dataset] = describe_preset(config.selection, resolved, common_evidence(of_dataset.values()))
+        preset = describe_preset(config.selection, resolved, common_evidence(of_dataset.values()))
+        constant = _constant_weights(dataset, next(iter(of_dataset.values())), resolved, config)
+        presets[dataset] = f"{preset}; weight 1: {', '.join(constant)}" if constant else preset
     return Inputs(pepper, usable, skipped, presets)
 
 
@@ -168,7 +175,23 @@ def _check_names(dataset: str, files: Sequence[str]) -> None:
             )
 
 
-def _require_alike(files: Mapping[str, FileSummary], resolved: SelectionConfig, config: RunConfig) -> None:
+def _constant_weights(
+    dataset: str, summary: FileSummary, resolved: SelectionConfig, config: RunConfig
+) -> list[str]:
+    """Sources of weights without effect on a simulated dataset, by `datasets` or `default`."""
+    if not summary.has(resolved.in_file(_WEIGHT)):
+        return []
+    needed = branches_with_default(config.systematics, resolved, dataset)
+    return [
+        name
+        for name, source in config.systematics.weights.items()
+        if not source.includes(dataset) or not summary.has(needed.get(name, ()))
+    ]
+
+
+def _require_alike(
+    dataset: str, files: Mapping[str, FileSummary], resolved: SelectionConfig, config: RunConfig
+) -> None:
     """Refuse files of one dataset that differ in optional branches with an effect on the result.
 
     Trigger paths of data are not among them: the menu changes with time, see `cuts.missing_trigger`.
@@ -189,6 +212,8 @@ def _require_alike(files: Mapping[str, FileSummary], resolved: SelectionConfig, 
     if next(iter(files.values())).has(resolved.in_file(_WEIGHT)):
         paths = dict.fromkeys(path for group in resolved.cuts.triggers.values() for path in group)
         alternatives |= {f"trigger path {path}": ((path,),) for path in paths}
+        for name, branches in branches_with_default(config.systematics, resolved, dataset).items():
+            alternatives[f"weights of the source {name} ({', '.join(sorted(branches))})"] = (branches,)
     for what, choices in alternatives.items():
         having = [
             file

@@ -103,7 +103,8 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
         if config.unfolding.observables:
             metadata["kept"] = inputs.generated
         with complete_file(folder / "histograms.coffea") as temporary:
-            coffea.util.save({**output, "metadata": metadata}, temporary)
+            # A list, so that coffea's `accumulate` adds the outputs of several runs.
+            coffea.util.save({**output, "metadata": [metadata]}, temporary)
         write_report(summary, folder / "results.json")
         write_report(summary, folder / "results.md")
         write_text(folder / "cutflow.json", json.dumps(output["cutflow"], indent=1))
