@@ -49,8 +49,8 @@ _OTHER_TREES = {"Runs", "LuminosityBlocks", "MetaData", "ParameterSets"}
 
 _PARQUET = b"PAR1"
 _IS_PARQUET = (
-    "is Parquet, and events are read from ROOT files alone here; in Python, topreco.reconstruct takes the "
-    "NanoEvents of coffea's NanoEventsFactory.from_parquet"
+    "is Parquet, and topreco's commands read events from ROOT files alone; the library can: "
+    "topreco.reconstruct takes the NanoEvents of coffea's NanoEventsFactory.from_parquet"
 )
 
 XROOTD_TIMEOUT = 60

@@ -306,7 +306,8 @@ def _included(source: WeightSource, branches: Branches, dataset: str | None) -> 
     if name is None and source.datasets:
         raise InputError(
             f"{branches.origin}: a source of weights is limited to the datasets "
-            f"{', '.join(source.datasets)}, and that of the events is not known; give dataset=... or set events.metadata['dataset']"
+            f"{', '.join(source.datasets)}, and that of the events is not known; "
+            "give dataset=... or set events.metadata['dataset']"
         )
     return source.includes(name or "")
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from topreco.config import RunConfig, SelectionConfig, SystematicsConfig
+from topreco.config import FileDetails, RunConfig, SelectionConfig, SystematicsConfig
 from topreco.config.presets import describe_preset
 from topreco.core.errors import TopRecoError
 from topreco.core.progress import progress_bar
@@ -52,22 +52,27 @@ class Inputs:
         Entries of the files that cannot be used, see `topreco.runs.failures.skipped_entry`.
     presets
         Preset and era that the files of each dataset are read with.
+    details
+        What the fileset tells about files, by dataset and file.
     """
 
     pepper: bool
     files: dict[str, dict[str, FileSummary]]
     skipped: list[dict[str, Any]] = field(default_factory=list)
     presets: dict[str, str] = field(default_factory=dict)
+    details: Mapping[str, Mapping[str, FileDetails]] = field(default_factory=dict)
 
     @property
     def generated(self) -> dict[str, dict[str, int]]:
         """Entries, and generated events, of the files that know how many were generated, by dataset."""
         found: dict[str, dict[str, int]] = {}
         for dataset, files in self.files.items():
-            for summary in files.values():
+            for file, summary in files.items():
                 if summary.generated is not None:
                     sums = found.setdefault(dataset, {"entries": 0, "generated": 0})
-                    sums["entries"] += summary.n_entries
+                    about = self.details.get(dataset, {}).get(file, FileDetails())
+                    steps = [(0, summary.n_entries)] if about.steps is None else about.steps
+                    sums["entries"] += sum(stop - start for start, stop in steps)
                     sums["generated"] += summary.generated[0]
         return found
 
@@ -105,8 +110,11 @@ def inspect_inputs(config: RunConfig, *, progress: bool) -> Inputs:
     def inspect(name: tuple[str, str]) -> FileSummary | InputError:
         try:
             if pepper:
-                return inspect_pepper(name[1], config.selection, config.tree)
+                summary = inspect_pepper(name[1], config.selection, config.tree)
+                _check_details(name[1], summary, config.details.get(name[0], {}).get(name[1]))
+                return summary
             summary = inspect_file(name[1], config.tree, (), sizes, renamed=config.selection.branches)
+            _check_details(name[1], summary, config.details.get(name[0], {}).get(name[1]))
             # Official files of zero events have no branches.
             if summary.n_entries:
                 resolved = fit_selection(config.selection, summary.branches, name[1], summary.evidence)
@@ -159,7 +167,7 @@ def inspect_inputs(config: RunConfig, *, progress: bool) -> Inputs:
         preset = describe_preset(config.selection, resolved, common_evidence(of_dataset.values()))
         constant = _constant_weights(dataset, next(iter(of_dataset.values())), resolved, config)
         presets[dataset] = f"{preset}; weight 1: {', '.join(constant)}" if constant else preset
-    return Inputs(pepper, usable, skipped, presets)
+    return Inputs(pepper, usable, skipped, presets, config.details)
 
 
 def _check_names(dataset: str, files: Sequence[str]) -> None:
@@ -173,6 +181,22 @@ def _check_names(dataset: str, files: Sequence[str]) -> None:
                 f"{file}: '::' in a path separates linked URLs, so uproot would open something else; "
                 "rename it or make a symbolic link"
             )
+
+
+def _check_details(file: str, summary: FileSummary, about: FileDetails | None) -> None:
+    """Refuse a file that is another than the fileset tells."""
+    if about is None:
+        return
+    last = max((stop for _, stop in about.steps or ()), default=0)
+    if last > summary.n_entries or about.num_entries not in (None, summary.n_entries):
+        expected = f"num_entries {about.num_entries}" if about.num_entries is not None else f"steps to {last}"
+        raise InputError(
+            f"{file}: has {summary.n_entries} entries, but the fileset has {expected}; make it again"
+        )
+    if about.uuid is not None and about.uuid.replace("-", "") != summary.uuid.hex():
+        raise InputError(
+            f"{file}: is another file than that of the fileset (uuid {about.uuid}); make it again"
+        )
 
 
 def _constant_weights(
