@@ -14,7 +14,7 @@ from coffea.util import load, save
 
 from topreco.config import RunConfig, build_config
 from topreco.core.errors import TopRecoError
-from topreco.input.nano import inspect_file
+from topreco.input.nano import QuietNanoAODSchema, inspect_file
 from topreco.runs.results import load_results
 from topreco.runs.run import run
 
@@ -102,19 +102,21 @@ def test_cycle_numbers(nano_file, emu, tmp_path, tree):
 def test_parquet_is_for_the_library(nano_file, emu, tmp_path, command):
     ak.to_parquet(ak.Array({"run": [1]}), tmp_path / "nano.parquet")
     first, *options = command
-    done = topreco(first, tmp_path / "nano.parquet", *options, "-o", tmp_path / "out")
+    done = topreco(first, tmp_path / "nano.parquet", *options, "-o", tmp_path / "out", "--quiet")
     assert done.returncode == 1
     assert "is Parquet, and topreco's commands read events from ROOT files alone" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
 def test_nano_in_parquet_through_the_library(nano_file, emu, tmp_path):
-    from coffea.nanoevents import NanoAODSchema, NanoEventsFactory
+    from coffea.nanoevents import NanoEventsFactory
 
     import topreco as package
 
     events = uproot.open(nano_file([emu(), emu()]))["Events"]
     names = [name for name in events.keys() if not name.startswith("LHE")]  # noqa: SIM118 - a TTree is no dict
     ak.to_parquet(events.arrays(names), tmp_path / "nano.parquet")
-    nano = NanoEventsFactory.from_parquet(str(tmp_path / "nano.parquet"), schemaclass=NanoAODSchema).events()
+    nano = NanoEventsFactory.from_parquet(
+        str(tmp_path / "nano.parquet"), schemaclass=QuietNanoAODSchema
+    ).events()
     assert package.reconstruct(nano, "loose").ttbar.mass.to_numpy().shape == (2,)

@@ -74,8 +74,9 @@ def plain_fileset(content: Any) -> tuple[Any, set[str], dict[str, dict[str, Any]
     Parameters
     ----------
     content
-        Path of a file with it, or by dataset a list of files or a mapping with the key ``files``: a list, or by
-        file the name of its tree or a mapping with ``object_path``, ``steps``, ``num_entries`` and ``uuid``.
+        Path of a file with it, or by dataset a list of files or a mapping with the key ``files``: a list, or
+        by file the name of its tree or a mapping with ``object_path``, ``steps``, ``num_entries`` and
+        ``uuid``.
         Metadata and forms are not used.
 
     Raises
