@@ -269,7 +269,7 @@ def test_several_methods(command, tmp_path, toy_model, options):
     )
     assert code == 0
     saved = coffea.util.load(folder / "histograms.coffea")
-    assert saved["metadata"]["config"]["methods"] == [str(toy_model), "loose"]
+    assert saved["metadata"][0]["config"]["methods"] == [str(toy_model), "loose"]
     assert list(saved["cutflow"]) == ["2018"]
 
 
@@ -376,7 +376,7 @@ def test_preset_and_era_are_said_and_kept(command, tmp_path, toy_model):
         "histograms.observables=[m_tt]",
     )
     assert (code, f"default: {said}" in out) == (0, True)
-    assert coffea.util.load(folder / "histograms.coffea")["metadata"]["presets"] == {"default": said}
+    assert coffea.util.load(folder / "histograms.coffea")["metadata"][0]["presets"] == {"default": said}
 
 
 def test_preset_in_a_configuration(command, tmp_path):

@@ -6,6 +6,9 @@ Every name is imported when it is first used, since each worker of a job imports
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# Before any fork, so that a forked process knows that it is one.
+import topreco.core.threads as _threads  # noqa: F401
+
 if TYPE_CHECKING:
     from topreco.core import observables
     from topreco.core.errors import TopRecoError

@@ -22,6 +22,7 @@ from topreco.config import (
     TrainConfig,
     ValidationConfig,
     dump_config,
+    is_fileset,
     load_config,
     load_study,
 )
@@ -93,6 +94,24 @@ def _split(arguments: list[str] | None) -> tuple[list[str], list[str]]:
     return files, [a for a in arguments or [] if a not in files]
 
 
+def _fileset(files: list[str], dataset: str) -> Any:
+    """The fileset of file arguments: ROOT files of one dataset, or one JSON or YAML file of coffea's."""
+    filesets = [file for file in files if is_fileset(file)]
+    if filesets and (len(files) > 1 or dataset != "default"):
+        raise TopRecoError(f"{filesets[0]}: a fileset, which names files and datasets, stands alone")
+    return filesets[0] if filesets else {dataset: files} if files else None
+
+
+def _root_files(files: list[str], command: str) -> list[str]:
+    """The files, none of which is a fileset."""
+    for file in files:
+        if is_fileset(file):
+            raise TopRecoError(
+                f"{file}: a fileset, which `topreco run` takes; {command} takes files of one dataset"
+            )
+    return files
+
+
 def _processes(workers: int | None) -> int:
     """Number of processes; by default one per core."""
     return available_cores() if workers is None else workers
@@ -149,6 +168,7 @@ def skim(
     from topreco.input.skimming import make_skim
 
     files, overrides = _split(arguments)
+    _root_files(files, "skim")
     options = {"dataset": dataset, "selection.preset": preset, "selection.era": era}
     settings = load_config(SkimConfig, config, overrides, options)
     check_outputs([output], [config])
@@ -180,6 +200,7 @@ def pepper_write(
     from topreco.reconstruction.load import load
 
     files, overrides = _split(arguments)
+    _root_files(files, "pepper-write")
     options = {"method": method, "column": column, "dataset": dataset}
     settings = load_config(PepperWriteConfig, config, overrides, options)
     loaded = load(settings.method, solvers=settings.solvers)
@@ -304,7 +325,7 @@ def run(
 
     files, overrides = _split(arguments)
     options = {
-        "fileset": {dataset: files} if files else None,
+        "fileset": _fileset(files, dataset),
         "methods": _several(method),
         "selection.preset": preset,
         "selection.era": era,

@@ -11,11 +11,14 @@ import uproot
 from typer.testing import CliRunner
 
 from topreco.cli import app
-from topreco.config import RunConfig, SelectionConfig, build_config
+from topreco.config import RunConfig, SelectionConfig, SystematicsConfig, build_config
 from topreco.core.errors import TopRecoError
 from topreco.input.branches import Branches
-from topreco.input.nano import BadFileError, inspect_file
+from topreco.input.nano import BadFileError, InputError, inspect_file, open_events
+from topreco.input.objects import read_objects
+from topreco.input.selection import select_objects
 from topreco.input.skimming import make_skim
+from topreco.input.systematics import event_weights, generated_weights
 from topreco.runs.inspect import inspect_inputs
 from topreco.runs.run import run
 
@@ -400,3 +403,62 @@ def test_names_beyond_ascii_and_relative_paths(nano_file, emu, toy_model, tmp_pa
 def test_names_that_workers_could_not_open(fileset, message):
     with pytest.raises(TopRecoError, match=message):
         inspect(fileset)
+
+
+def test_theory_weights_by_dataset(nano_file, emu):
+    """Nine weights, eight, none: the source of each dataset, or 1, and all variations are filled."""
+    files = {
+        "tt": [str(nano_file([emu(), emu()], "nine.root", extra={"LHEScaleWeight": weights([9, 9], 2)}))],
+        "ww": [str(nano_file([emu(), emu()], "eight.root", extra={"LHEScaleWeight": weights([8, 8], 3)}))],
+        "dy": [str(nano_file([emu(), emu()], "none.root"))],
+        "short": [str(nano_file([emu(), emu()], "short.root", extra={"LHEScaleWeight": weights([9, 4], 5)}))],
+    }
+    sources = {
+        "scale": {"branches": {"up": "LHEScaleWeight[8]", "down": "LHEScaleWeight[0]"}, "default": 1},
+        "eight": {"branches": {"up": "LHEScaleWeight[7]"}, "datasets": ["w?", "none"]},
+        "flat": {"flat": 0.5, "datasets": ["tt"]},
+    }
+    inputs = inspect(files, systematics={"weights": sources})
+    constant = {name: preset.partition("; weight 1: ")[2] for name, preset in inputs.presets.items()}
+    assert constant == {"tt": "eight", "ww": "flat", "dy": "scale, eight, flat", "short": "eight, flat"}
+    expected = {
+        "tt": {"scale_up": 4, "scale_down": 4, "eight_up": 2, "flat_up": 3},
+        "ww": {"scale_up": 2, "scale_down": 2, "eight_up": 6, "flat_up": 2},
+        "dy": {"scale_up": 2, "scale_down": 2, "eight_up": 2, "flat_up": 2},
+        "short": {"scale_up": 6, "scale_down": 6, "eight_up": 2, "flat_up": 2},
+    }
+    config = build_config(SystematicsConfig, {"weights": sources}, "test")
+    for dataset, (file,) in files.items():
+        events = open_events(file)
+        events.metadata["dataset"] = dataset
+        selection = SelectionConfig()
+        selected = select_objects(read_objects(events, selection), selection, dataset=dataset)
+        found = event_weights(events, read_objects(events, selection), selected, config)
+        generated = dict(generated_weights(events, selection, config))
+        assert len(selected.events) == 2
+        for name, total in expected[dataset].items():
+            assert found[name].sum() == total, (dataset, name)
+            if name in generated:
+                assert generated[name].sum() == total * events.genWeight[0]
+    del events.metadata["dataset"]
+    with pytest.raises(InputError, match=r"limited to the datasets w\?, none.*give dataset="):
+        event_weights(events, read_objects(events, selection), selected, config)
+
+
+def weights(counts, value):
+    return ak.Array([np.full(n, value, np.float32) for n in counts])
+
+
+def test_a_default_weight_is_for_whole_datasets(nano_file, emu):
+    files = [nano_file([emu()], "a.root", extra=theory([9])), nano_file([emu()], "b.root")]
+    source = {"branches": {"up": "LHEScaleWeight[8]"}, "default": 1}
+    with pytest.raises(
+        TopRecoError, match=r"b\.root: no weights of the source scale \(LHEScaleWeight\), but"
+    ):
+        inspect(files, systematics={"weights": {"scale": source}})
+    source["datasets"] = ["ww"]
+    assert len(inspect(files, systematics={"weights": {"scale": source}}).files["tt"]) == 2
+    with pytest.raises(TopRecoError, match="'default' belongs to 'branches'"):
+        inspect(files, systematics={"weights": {"scale": {"flat": 0.1, "default": 1}}})
+    with pytest.raises(TopRecoError, match=r"default.*1.*found 2"):
+        inspect(files, systematics={"weights": {"scale": source | {"default": 2}}})

@@ -12,6 +12,7 @@ from topreco.config.base import (
     shipped_configs,
     shipped_folder,
 )
+from topreco.config.fileset import FileDetails, is_fileset
 from topreco.config.model import (
     AnyModelConfig,
     BackboneConfig,
@@ -83,6 +84,7 @@ __all__ = [
     "DataConfig",
     "ElectronSelection",
     "EncoderConfig",
+    "FileDetails",
     "FitConfig",
     "HeadKind",
     "HistogramConfig",
@@ -124,6 +126,7 @@ __all__ = [
     "dump_config",
     "files_of",
     "find_config",
+    "is_fileset",
     "load_config",
     "load_study",
     "read_yaml",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from topreco.config.base import Config, Fraction, Mass, NonNegative, Positive, PositiveInt
+from topreco.config.fileset import FileDetails, plain_fileset
 from topreco.config.selection import SelectionConfig
 from topreco.config.systematics import SystematicsConfig
 from topreco.core.constants import M_TOP, M_W
@@ -211,7 +212,9 @@ class RunConfig(Config):
     """`topreco run`: files through a coffea Runner to histograms."""
 
     fileset: dict[str, tuple[str, ...]] = {}
-    """Files by dataset name."""
+    """Files by dataset name; also a fileset of coffea, or the name of a JSON or YAML file with one."""
+    details: dict[str, dict[str, FileDetails]] = {}
+    """Ranges of entries and identity of files, by dataset and file, as a fileset of coffea has them."""
     tree: str = "Events"
     methods: tuple[str, ...] = ()
     """Model files, or names that `topreco.load` knows."""
@@ -243,6 +246,20 @@ class RunConfig(Config):
     output_columns: Path | None = None
     """Folder for the results of each event, as friends of the input files."""
     columns_format: Literal["parquet", "root"] = "parquet"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_fileset(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "fileset" not in content:
+            return content
+        fileset, trees, details = plain_fileset(content["fileset"])
+        if "tree" in content:
+            trees.add(str(content["tree"]))
+        trees = {tree.lstrip("/") for tree in trees}
+        if len(trees) > 1:
+            raise ValueError(f"fileset: one tree for all files expected, found {', '.join(sorted(trees))}")
+        read = {"fileset": fileset} | ({"tree": trees.pop()} if trees else {})
+        return {**content, **read, **({"details": details} if details else {})}
 
     @model_validator(mode="after")
     def _cluster_used(self) -> Self:

@@ -1,5 +1,6 @@
 """Configuration of corrections and systematic variations."""
 
+import fnmatch
 import math
 import re
 from pathlib import Path
@@ -161,6 +162,15 @@ class WeightSource(CorrectionConfig):
     or a range of elements `LHEPdfWeight[1:101]`, which makes a variation of each."""
     where: dict[str, Condition] = {}
     """Objects to count: values or a range, by quantity or branch; others have the factor 1."""
+    datasets: tuple[str, ...] = ()
+    """Datasets that it applies to, names or patterns such as TT*; others have the factor 1. Empty: all."""
+    default: Literal[1] | None = None
+    """1: the factor, in all variations, of files without one of the `branches` and of events with too few
+    elements; null: an error."""
+
+    def includes(self, dataset: str) -> bool:
+        """Return True if it applies to a dataset."""
+        return not self.datasets or any(fnmatch.fnmatchcase(dataset, name) for name in self.datasets)
 
     @property
     def elements(self) -> dict[str, tuple[str, int | None]]:
@@ -199,6 +209,8 @@ class WeightSource(CorrectionConfig):
             raise ValueError("'where' chooses objects, and the object is 'event'")
         if self.branches and self.object != "event":
             raise ValueError("'branches' are of the event, so the object must be 'event'")
+        if self.default is not None and not self.branches:
+            raise ValueError("'default' belongs to 'branches', which a file may lack")
         for text in self.branches.values():
             if not _ELEMENT.fullmatch(text):
                 raise ValueError(f"a branch, branch[i] or branch[i:j] expected, found {text!r}")

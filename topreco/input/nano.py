@@ -47,6 +47,12 @@ NOT_RENAMED: Mapping[str, str] = MappingProxyType({})
 _TREES = ("TTree", "ROOT::RNTuple")
 _OTHER_TREES = {"Runs", "LuminosityBlocks", "MetaData", "ParameterSets"}
 
+_PARQUET = b"PAR1"
+_IS_PARQUET = (
+    "is Parquet, and topreco's commands read events from ROOT files alone; the library can: "
+    "topreco.reconstruct takes the NanoEvents of coffea's NanoEventsFactory.from_parquet"
+)
+
 XROOTD_TIMEOUT = 60
 """Seconds after which a request to an XRootD server fails; its client alone waits for many minutes."""
 
@@ -410,6 +416,8 @@ def _open(path: str | Path) -> Any:
         raise TopRecoError(f"{path}: cannot be opened ({first_line(error)}{extra})") from error
     # FSSpec, XRootD and ROOT's own format each raise errors of their own.
     except Exception as error:
+        if repr(_PARQUET) in str(error):
+            raise BadFileError(f"{path}: {_IS_PARQUET}") from error
         raise BadFileError(f"{path}: cannot be opened as a ROOT file ({first_line(error)})") from error
 
 
@@ -425,6 +433,8 @@ def _check_local(path: Path) -> None:
         raise BadFileError(f"{path}: no such file") from error
     except OSError as error:
         raise BadFileError(f"{path}: cannot be read ({error.strerror})") from error
+    if header[:4] == _PARQUET:
+        raise BadFileError(f"{path}: {_IS_PARQUET}")
     if header[:4] != b"root":
         raise BadFileError(
             f"{path}: not a ROOT file, it starts with {header[:4]!r}"
@@ -446,14 +456,16 @@ def _find_tree(
     file: Any, path: str | Path, tree: str, branches: Iterable[str], renamed: Mapping[str, str]
 ) -> Any:
     try:
-        kinds = file.classnames(cycle=False)
-        trees = [name for name, kind in kinds.items() if kind in _TREES]
-        found = file[tree] if tree in trees else None
+        kinds = file.classnames()
+        # A tree with a cycle number (Events;1) must have that one; without, the latest is read.
+        cycles = [name for name, kind in kinds.items() if kind in _TREES]
+        trees = list(dict.fromkeys(name.partition(";")[0] for name in cycles))
+        found = file[tree] if tree.lstrip("/") in (*trees, *cycles) else None
         present = [] if found is None else found.keys()
     except Exception as error:
         raise BadFileError(f"{path}: damaged, tree {tree!r} cannot be read ({first_line(error)})") from error
     if found is None:
-        names_found = ", ".join(map(printable, trees)) or "none"
+        names_found = ", ".join(map(printable, cycles if ";" in tree else trees)) or "none"
         raise BadFileError(f"{path}: no tree {tree!r}; present: {names_found}")
     names = set(present)
     for branch in EVENT_KEY:

@@ -73,7 +73,7 @@ def element_branches(config: SystematicsConfig) -> set[str]:
 
 
 def check_branches(
-    config: SystematicsConfig, selection: SelectionConfig, summary: FileSummary, origin: str
+    config: SystematicsConfig, selection: SelectionConfig, summary: FileSummary, origin: str, dataset: str
 ) -> None:
     """Check that a file has the branches of all sources that apply to it, with as many elements as they take.
 
@@ -87,6 +87,8 @@ def check_branches(
         Content of the file, with the sizes of `element_branches`.
     origin
         The file, for errors.
+    dataset
+        Its dataset, which not all sources of weights may apply to.
 
     Raises
     ------
@@ -103,7 +105,7 @@ def check_branches(
                 if stored not in summary.branches:
                     missing = missing_branch(stored, summary.branches)
                     raise InputError(f"{origin}: {missing} (systematics.objects.{name})")
-    for key, branch, element in _sources_branches(config, sample):
+    for key, branch, element in _sources_branches(config, sample, dataset):
         stored = selection.branches.get(branch, branch)
         if stored not in summary.branches:
             raise InputError(f"{origin}: {missing_branch(stored, summary.branches)} (systematics.{key})")
@@ -114,7 +116,20 @@ def check_branches(
             )
 
 
-def _sources_branches(config: SystematicsConfig, sample: str) -> Iterator[tuple[str, str, int | None]]:
+def branches_with_default(
+    config: SystematicsConfig, selection: SelectionConfig, dataset: str
+) -> dict[str, set[str]]:
+    """Branches, as in the file, of each source of weights that has a default where they are missing."""
+    return {
+        name: {selection.branches.get(branch, branch) for branch, _ in source.elements.values()}
+        for name, source in config.weights.items()
+        if source.default is not None and source.includes(dataset)
+    }
+
+
+def _sources_branches(
+    config: SystematicsConfig, sample: str, dataset: str
+) -> Iterator[tuple[str, str, int | None]]:
     """Key, branch and element that each source for simulation or data reads."""
     for name, source in config.objects.items():
         if source.applies_to in (sample, "both"):
@@ -125,6 +140,8 @@ def _sources_branches(config: SystematicsConfig, sample: str) -> Iterator[tuple[
                 names.add("Jet_rawFactor")
             yield from ((f"objects.{name}", branch, None) for branch in sorted(names))
     for name, weight in config.weights.items() if sample == "simulation" else ():
+        if weight.default is not None or not weight.includes(dataset):
+            continue
         yield from ((f"weights.{name}", branch, None) for branch in sorted(_where_and_inputs(weight)))
         # A range has many elements, and the last one is missing first.
         last = dict(sorted(weight.elements.values(), key=_element_number))
@@ -197,6 +214,7 @@ def event_weights(
     selected: IndexedSelection,
     config: SystematicsConfig,
     *,
+    dataset: str | None = None,
     varied: bool = True,
 ) -> dict[str, FloatArray]:
     """Factors of the weights of selected events.
@@ -212,6 +230,8 @@ def event_weights(
         Selected events, n of them.
     config
         Sources.
+    dataset
+        Name of the dataset, by default that in the metadata of the events.
     varied
         Also give the variations, which are of use for nominal events only.
 
@@ -226,19 +246,22 @@ def event_weights(
     CorrectionError
         If a correction is missing, refuses its inputs or gives a NaN.
     topreco.input.nano.InputError
-        If a branch is missing, cannot be read or has too few elements.
+        If a branch is missing, cannot be read or has too few elements, or a source is limited to datasets and
+        that of the events is not known.
     """
     branches = Branches.of(events, objects.branches.selection)
     sources = config.weights if branches.is_simulation else {}
 
     def factor(source: WeightSource, variation: str) -> FloatArray:
+        if not _included(source, branches, dataset):
+            return np.ones(len(selected.events))
         return _weight(branches, objects, selected, source, variation)
 
     return dict(_products(np.ones(len(selected.events)), sources, factor, varied=varied))
 
 
 def generated_weights(
-    events: Any, selection: SelectionConfig, config: SystematicsConfig
+    events: Any, selection: SelectionConfig, config: SystematicsConfig, *, dataset: str | None = None
 ) -> Iterator[tuple[str, FloatArray]]:
     """Weights of all events of a chunk before the detector, for spectra of generated quantities.
 
@@ -253,6 +276,8 @@ def generated_weights(
         Names of branches, as for `variations`.
     config
         Sources.
+    dataset
+        Name of the dataset, by default that in the metadata of the events.
 
     Yields
     ------
@@ -276,9 +301,23 @@ def generated_weights(
     }
 
     def factor(source: WeightSource, variation: str) -> FloatArray:
-        return _element(branches, index, *source.elements[variation])
+        if not _included(source, branches, dataset):
+            return np.ones(len(index))
+        return _of_event(branches, index, source, variation)
 
     yield from _products(branches.finite("genWeight"), sources, factor)
+
+
+def _included(source: WeightSource, branches: Branches, dataset: str | None) -> bool:
+    """Return True if a source applies to the dataset, which only those limited to some need to know."""
+    name = branches.metadata.get("dataset") if dataset is None else dataset
+    if name is None and source.datasets:
+        raise InputError(
+            f"{branches.origin}: a source of weights is limited to the datasets "
+            f"{', '.join(source.datasets)}, and that of the events is not known; "
+            "give dataset=... or set events.metadata['dataset']"
+        )
+    return source.includes(name or "")
 
 
 def _of_theory(branch: str) -> bool:
@@ -420,7 +459,7 @@ def _weight(
 ) -> FloatArray:
     """Factor of the weight of each selected event, shape (n,)."""
     if source.branches:
-        return _element(branches, selected.index, *source.elements[variation])
+        return _of_event(branches, selected.index, source, variation)
     chosen = selected.events
     particles = None
     if source.object == "event":
@@ -441,6 +480,24 @@ def _weight(
     else:
         factors[counted] = 1 + source.flat if variation == "up" else 1 - source.flat
     return factors.prod(axis=1)
+
+
+def _of_event(branches: Branches, index: IntArray, source: WeightSource, variation: str) -> FloatArray:
+    """Factor from a branch of the events at an index, shape (n,).
+
+    With a default an event has it in all variations or in none: of eight scale weights in place of nine, the
+    first would otherwise vary down what has no counterpart.
+    """
+    factors = np.ones(len(index))
+    complete = np.ones(len(index), dtype=bool)
+    if source.default is not None:
+        for branch, element in source.elements.values():
+            if not branches.has(branch):
+                return factors
+            if element is not None and branches.is_jagged(branch):
+                complete &= branches.counts(branch)[index] > element
+    factors[complete] = _element(branches, index[complete], *source.elements[variation])
+    return factors
 
 
 def _element(branches: Branches, index: IntArray, branch: str, element: int | None) -> FloatArray:

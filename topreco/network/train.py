@@ -19,6 +19,7 @@ from rich.console import Console
 from topreco.config import DataConfig, ModelConfig, PosteriorConfig, QuantilesConfig, TrainConfig
 from topreco.core.errors import needs_extra
 from topreco.core.files import check_outputs, writable_folder
+from topreco.core.threads import torch_threads
 from topreco.network.fit.data import TrainingData, read_training_data, share_training_data
 from topreco.network.fit.loop import Fitted, Session, fit, make_sample
 from topreco.network.fit.state import Paths, read_state, write_state
@@ -364,7 +365,7 @@ def _content(config: TrainConfig) -> dict[str, Any]:
 def _launch(config: TrainConfig, progress: bool) -> tuple[Fabric, Console]:
     """Fabric on the requested devices, which starts the other processes; and where lines are printed."""
     if config.threads is not None:
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(torch_threads(config.threads))
     accelerator = config.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"

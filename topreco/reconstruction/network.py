@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, Posterior, TopPair
+from topreco.core.threads import torch_threads
 from topreco.reconstruction.model_files import ModelFile, modified
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
+    torch.set_num_threads(torch_threads(threads or before))
     try:
         yield
     finally:

@@ -28,7 +28,17 @@ MARKER = "topreco.json"
 """File with the configuration that a folder belongs to."""
 
 _WITHOUT_EFFECT = {
-    *("fileset", "methods", "executor", "workers", "cluster", "ship_model", "chunk_size", "max_chunks"),
+    *(
+        "fileset",
+        "details",
+        "methods",
+        "executor",
+        "workers",
+        "cluster",
+        "ship_model",
+        "chunk_size",
+        "max_chunks",
+    ),
     *("skip_bad_files", "skip_limit", "checkpoint", "output"),
 }
 """Keys without effect on the result of a given chunk, or (methods) with a description of their own."""

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from topreco.config import RunConfig, SelectionConfig, SystematicsConfig
+from topreco.config import FileDetails, RunConfig, SelectionConfig, SystematicsConfig
 from topreco.config.presets import describe_preset
 from topreco.core.errors import TopRecoError
 from topreco.core.progress import progress_bar
@@ -23,7 +23,12 @@ from topreco.input.pepper.hdf5 import is_hdf5
 from topreco.input.pepper.read import inspect_pepper, pepper_format
 from topreco.input.pepper.select import PEPPER_WEIGHTS
 from topreco.input.required import common_evidence, fit_files, fit_selection
-from topreco.input.systematics import check_branches, check_corrections, element_branches
+from topreco.input.systematics import (
+    branches_with_default,
+    check_branches,
+    check_corrections,
+    element_branches,
+)
 from topreco.input.truth import NEEDED_BRANCHES, PEPPER_COLUMNS
 from topreco.runs.failures import skipped_entry
 
@@ -55,22 +60,27 @@ class Inputs:
         Entries of the files that cannot be used, see `topreco.runs.failures.skipped_entry`.
     presets
         Preset and era that the files of each dataset are read with.
+    details
+        What the fileset tells about files, by dataset and file.
     """
 
     pepper: bool
     files: dict[str, dict[str, FileSummary]]
     skipped: list[dict[str, Any]] = field(default_factory=list)
     presets: dict[str, str] = field(default_factory=dict)
+    details: Mapping[str, Mapping[str, FileDetails]] = field(default_factory=dict)
 
     @property
     def generated(self) -> dict[str, dict[str, int]]:
         """Entries, and generated events, of the files that know how many were generated, by dataset."""
         found: dict[str, dict[str, int]] = {}
         for dataset, files in self.files.items():
-            for summary in files.values():
+            for file, summary in files.items():
                 if summary.generated is not None:
                     sums = found.setdefault(dataset, {"entries": 0, "generated": 0})
-                    sums["entries"] += summary.n_entries
+                    about = self.details.get(dataset, {}).get(file, FileDetails())
+                    steps = [(0, summary.n_entries)] if about.steps is None else about.steps
+                    sums["entries"] += sum(stop - start for start, stop in steps)
                     sums["generated"] += summary.generated[0]
         return found
 
@@ -108,12 +118,15 @@ def inspect_inputs(config: RunConfig, *, progress: bool) -> Inputs:
     def inspect(name: tuple[str, str]) -> FileSummary | InputError:
         try:
             if pepper:
-                return inspect_pepper(name[1], config.selection, config.tree)
+                summary = inspect_pepper(name[1], config.selection, config.tree)
+                _check_details(name[1], summary, config.details.get(name[0], {}).get(name[1]))
+                return summary
             summary = inspect_file(name[1], config.tree, (), sizes, renamed=config.selection.branches)
+            _check_details(name[1], summary, config.details.get(name[0], {}).get(name[1]))
             # Official files of zero events have no branches.
             if summary.n_entries:
                 resolved = fit_selection(config.selection, summary.branches, name[1], summary.evidence)
-                check_branches(config.systematics, resolved, summary, name[1])
+                check_branches(config.systematics, resolved, summary, name[1], name[0])
         except InputError as error:
             return error
         return summary
@@ -160,12 +173,14 @@ def inspect_inputs(config: RunConfig, *, progress: bool) -> Inputs:
             presets[dataset] = "no events"
             continue
         resolved = fit_files(config.selection, of_dataset)
-        _require_alike(of_dataset, resolved, config)
+        _require_alike(dataset, of_dataset, resolved, config)
         _require_weights(of_dataset, resolved, config)
         if resolved.cuts.triggers and not next(iter(of_dataset.values())).has(resolved.in_file(_WEIGHT)):
             primary_dataset(resolved.cuts, dataset, next(iter(of_dataset)))
-        presets[dataset] = describe_preset(config.selection, resolved, common_evidence(of_dataset.values()))
-    return Inputs(pepper, usable, skipped, presets)
+        preset = describe_preset(config.selection, resolved, common_evidence(of_dataset.values()))
+        constant = _constant_weights(dataset, next(iter(of_dataset.values())), resolved, config)
+        presets[dataset] = f"{preset}; weight 1: {', '.join(constant)}" if constant else preset
+    return Inputs(pepper, usable, skipped, presets, config.details)
 
 
 def _check_names(dataset: str, files: Sequence[str]) -> None:
@@ -181,7 +196,39 @@ def _check_names(dataset: str, files: Sequence[str]) -> None:
             )
 
 
-def _require_alike(files: Mapping[str, FileSummary], resolved: SelectionConfig, config: RunConfig) -> None:
+def _check_details(file: str, summary: FileSummary, about: FileDetails | None) -> None:
+    """Refuse a file that is another than the fileset tells."""
+    if about is None:
+        return
+    last = max((stop for _, stop in about.steps or ()), default=0)
+    if last > summary.n_entries or about.num_entries not in (None, summary.n_entries):
+        expected = f"num_entries {about.num_entries}" if about.num_entries is not None else f"steps to {last}"
+        raise InputError(
+            f"{file}: has {summary.n_entries} entries, but the fileset has {expected}; make it again"
+        )
+    if about.uuid is not None and about.uuid.replace("-", "") != summary.uuid.hex():
+        raise InputError(
+            f"{file}: is another file than that of the fileset (uuid {about.uuid}); make it again"
+        )
+
+
+def _constant_weights(
+    dataset: str, summary: FileSummary, resolved: SelectionConfig, config: RunConfig
+) -> list[str]:
+    """Sources of weights without effect on a simulated dataset, by `datasets` or `default`."""
+    if not summary.has(resolved.in_file(_WEIGHT)):
+        return []
+    needed = branches_with_default(config.systematics, resolved, dataset)
+    return [
+        name
+        for name, source in config.systematics.weights.items()
+        if not source.includes(dataset) or not summary.has(needed.get(name, ()))
+    ]
+
+
+def _require_alike(
+    dataset: str, files: Mapping[str, FileSummary], resolved: SelectionConfig, config: RunConfig
+) -> None:
     """Refuse files of one dataset that differ in optional branches with an effect on the result."""
     alternatives: dict[str, tuple[Collection[str], ...]] = {
         "generator weights (genWeight)": (_WEIGHT,),
@@ -196,10 +243,13 @@ def _require_alike(files: Mapping[str, FileSummary], resolved: SelectionConfig, 
         alternatives |= {
             f"branches for the change of MET ({', '.join(names)})": (names,) for names in _OF_TYPE1
         }
-    _require_all_or_none(
-        files,
-        {what: [resolved.in_file(names) for names in choices] for what, choices in alternatives.items()},
-    )
+    in_file: dict[str, Collection[Collection[str]]] = {
+        what: [resolved.in_file(names) for names in choices] for what, choices in alternatives.items()
+    }
+    if next(iter(files.values())).has(resolved.in_file(_WEIGHT)):
+        for name, branches in branches_with_default(config.systematics, resolved, dataset).items():
+            in_file[f"weights of the source {name} ({', '.join(sorted(branches))})"] = (branches,)
+    _require_all_or_none(files, in_file)
 
 
 def _require_weights(files: Mapping[str, FileSummary], resolved: SelectionConfig, config: RunConfig) -> None:

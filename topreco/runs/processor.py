@@ -138,7 +138,9 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         weights: dict[str, FloatArray] = {}
         for name, objects in variations(branches, self.selection, self.systematics):
             found = select_objects(objects, self.selection, dataset=dataset)
-            factors = event_weights(branches, objects, found, self.systematics, varied=name == NOMINAL)
+            factors = event_weights(
+                branches, objects, found, self.systematics, dataset=dataset, varied=name == NOMINAL
+            )
             weight = found.events.weight
             corrected = dataclasses.replace(found.events, weight=weight * factors.pop(NOMINAL))
             selected[name] = dataclasses.replace(found, events=corrected)

@@ -1,6 +1,6 @@
 """Results of a run: its statistics, and the histograms that it saved."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,10 +112,14 @@ def load_histograms(path: str | Path) -> Mapping[str, Any]:
 def load_results(path: str | Path) -> Mapping[str, Any]:
     """Histograms, cutflow and metadata saved by `run`, from its folder or its ``histograms.coffea``.
 
+    The file may be the sum of several, by ``coffea.processor.accumulate`` and ``coffea.util.save``. Its
+    ``metadata`` are then a list of the runs' own, and here those of the first with ``kept`` of all.
+
     Raises
     ------
     TopRecoError
-        If there is no such file or it was not written by `run`.
+        If there is no such file, it was not written by `run`, or the phase spaces of the unfolding of several
+        runs differ.
     """
     path = Path(path)
     file = path / "histograms.coffea" if path.is_dir() else path
@@ -127,4 +131,26 @@ def load_results(path: str | Path) -> Mapping[str, Any]:
     # A damaged pickle raises almost anything.
     except Exception as error:
         raise TopRecoError(f"{file}: not the histograms of `topreco run` ({type(error).__name__})") from error
+    # Another Runner saves none.
+    if isinstance(content.get("metadata"), list):
+        return {**content, "metadata": _merged(content["metadata"], file)}
     return content
+
+
+def _merged(runs: Sequence[Mapping[str, Any]], file: Path) -> dict[str, Any]:
+    """Metadata of several runs: those of the first, with the numbers of events of all."""
+    spaces = [run.get("config", {}).get("unfolding", {}).get("phase_space") for run in runs]
+    if any(space != spaces[0] for space in spaces):
+        raise TopRecoError(
+            f"{file}: the sum of runs with different unfolding.phase_space ({spaces[0]} and "
+            f"{next(space for space in spaces if space != spaces[0])}), whose matrices cannot be added"
+        )
+    kept: dict[str, dict[str, int]] = {}
+    presets: dict[str, str] = {}
+    for run in runs:
+        presets |= run.get("presets", {})
+        for dataset, numbers in run.get("kept", {}).items():
+            sums = kept.setdefault(dataset, dict.fromkeys(numbers, 0))
+            for name, number in numbers.items():
+                sums[name] += number
+    return {**runs[0], "presets": presets} | ({"kept": kept} if kept else {})

@@ -104,7 +104,8 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
         if config.unfolding.observables:
             metadata["kept"] = inputs.generated
         with complete_file(folder / "histograms.coffea") as temporary:
-            coffea.util.save({**output, "metadata": metadata}, temporary)
+            # A list, so that coffea's `accumulate` adds the outputs of several runs.
+            coffea.util.save({**output, "metadata": [metadata]}, temporary)
         write_report(summary, folder / "results.json")
         write_report(summary, folder / "results.md")
         write_text(folder / "cutflow.json", json.dumps(output["cutflow"], indent=1))
@@ -119,12 +120,17 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
     """The configuration for workers that run in another folder; what only this process writes stays."""
     sections = {name: getattr(config, name).absolute() for name in ("selection", "solvers", "systematics")}
-    fileset = {
-        dataset: tuple(file if is_remote(file) else str(Path(file).absolute()) for file in files)
-        for dataset, files in config.fileset.items()
+
+    def absolute(file: str) -> str:
+        return file if is_remote(file) else str(Path(file).absolute())
+
+    fileset = {dataset: tuple(map(absolute, files)) for dataset, files in config.fileset.items()}
+    details = {
+        dataset: {absolute(file): about for file, about in files.items()}
+        for dataset, files in config.details.items()
     }
     return config.model_copy(
-        update={"fileset": fileset}
+        update={"fileset": fileset, "details": details}
         | {name: section for name, section in sections.items() if section is not getattr(config, name)}
     )
 
@@ -133,7 +139,10 @@ def _claim_columns(folder: Path, config: RunConfig, description: Mapping[str, An
     """Make sure that the folder of each dataset contains no rows of other files, chunks or cuts."""
     chunks = {"chunk_size": config.chunk_size, "max_chunks": config.max_chunks}
     for dataset, summaries in inputs.files.items():
-        files = {file: summary.uuid.hex() for file, summary in summaries.items()}
+        files: dict[str, Any] = {file: summary.uuid.hex() for file, summary in summaries.items()}
+        for file, about in config.details.get(dataset, {}).items():
+            if about.steps is not None and file in files:
+                files[file] = [files[file], *map(list, about.steps)]
         claim_folder(
             folder / folder_name(dataset), {**description, **chunks, "files": files}, "output_columns"
         )
@@ -216,7 +225,13 @@ def _chunks(inputs: Inputs, config: RunConfig) -> list[WorkItem]:
     for dataset, files in inputs.files.items():
         of_dataset: list[WorkItem] = []
         for file, summary in files.items():
-            if summary.n_entries:
+            about = config.details.get(dataset, {}).get(file)
+            if about is not None and about.steps is not None:
+                of_dataset += [
+                    WorkItem(dataset, file, config.tree, start, stop, summary.uuid, {})
+                    for start, stop in about.steps
+                ]
+            elif summary.n_entries:
                 known = {"numentries": summary.n_entries, "uuid": summary.uuid}
                 if summary.evidence.runs is not None:
                     known[RUNS_OF_FILE] = summary.evidence.runs

@@ -247,7 +247,7 @@ def _copy_root(source: Path, target: Path, config: PepperWriteConfig, column: st
     with uproot.open(source) as old, uproot.recreate(target, compression=old.file.compression) as new:
         for name, kind in old.classnames(cycle=False).items():
             if kind == "TTree":
-                added = (column, tops) if name == config.tree else None
+                added = (column, tops) if name == config.tree.strip("/").partition(";")[0] else None
                 _copy_tree(old[name], new, name, config.step_size, added, source)
             elif kind != "TDirectory":
                 try:
