@@ -31,6 +31,10 @@ class _Cache(FunctionCache):  # type: ignore[misc]
             self.disable()
 
 
+def _no_extensions() -> None:
+    """Import nothing."""
+
+
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Decorator that compiles a function with `numba.njit`, its machine code cached where that is possible.
 
@@ -46,6 +50,9 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(function: Callable[..., Any]) -> Any:
         compiled = numba.njit(**options)(function)
+        # Before it compiles or looks up anything, numba imports the extensions of all installed packages, those
+        # of awkward and vector for half a second. These functions take arrays of numpy alone.
+        compiled._compilation_chain_init_hook = _no_extensions  # noqa: SLF001 - the place for this
         with suppress(RuntimeError):
             compiled._cache = _Cache(function)  # noqa: SLF001 - `enable_caching` takes numba's own class
         return compiled
