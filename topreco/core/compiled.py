@@ -1,10 +1,11 @@
 """Numba that works where nothing can be cached."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numba
+from numba.core import entrypoints
 from numba.core.caching import FunctionCache
 
 
@@ -18,7 +19,8 @@ class _Cache(FunctionCache):  # type: ignore[misc]
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Machine code for a signature, or None if it is not there or cannot be read."""
         try:
-            return super().load_overload(sig, target_context)
+            with _without_extensions():
+                return super().load_overload(sig, target_context)
         except Exception:  # noqa: BLE001 - a damaged pickle raises anything
             self.disable()
             return None
@@ -32,7 +34,22 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
 
 def _no_extensions() -> None:
-    """Import nothing."""
+    """Import no extension before the first call, see `_without_extensions`."""
+
+
+@contextmanager
+def _without_extensions() -> Iterator[None]:
+    """Keep numba from importing the extensions of all installed packages.
+
+    Those of awkward and vector take half a second. The functions here take arrays of numpy alone; functions of
+    others, compiled in the same process, import them as ever.
+    """
+    done = entrypoints._already_initialized  # noqa: SLF001 - numba has no public switch
+    entrypoints._already_initialized = True  # noqa: SLF001
+    try:
+        yield
+    finally:
+        entrypoints._already_initialized = done  # noqa: SLF001
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -50,9 +67,7 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(function: Callable[..., Any]) -> Any:
         compiled = numba.njit(**options)(function)
-        # Before it compiles or looks up anything, numba imports the extensions of all installed packages, those
-        # of awkward and vector for half a second. These functions take arrays of numpy alone.
-        compiled._compilation_chain_init_hook = _no_extensions  # noqa: SLF001 - the place for this
+        compiled._compilation_chain_init_hook = _no_extensions  # noqa: SLF001 - the place for it
         with suppress(RuntimeError):
             compiled._cache = _Cache(function)  # noqa: SLF001 - `enable_caching` takes numba's own class
         return compiled
