@@ -41,10 +41,11 @@ def _no_extensions() -> None:
 def _without_extensions() -> Iterator[None]:
     """Keep numba from importing the extensions of all installed packages.
 
-    Those of awkward and vector take half a second. The functions here take arrays of numpy alone; functions of
-    others, compiled in the same process, import them as ever.
+    Those of awkward and vector take half a second. The functions here take arrays of numpy alone; a user's
+    functions, compiled in the same process, import them as ever.
     """
-    done = entrypoints._already_initialized  # noqa: SLF001 - numba has no public switch
+    # Numba has no public switch; where it lacks this one, setting it does nothing.
+    done = getattr(entrypoints, "_already_initialized", False)
     entrypoints._already_initialized = True  # noqa: SLF001
     try:
         yield

@@ -166,7 +166,7 @@ def to_json(value: Any) -> str:
 
 
 def _indented(value: Any, line: str) -> str:
-    """What `json.dumps` gives with ``indent=1``, for which it leaves its C code and takes many times as long."""
+    """What `json.dumps` gives with ``indent=1``, for which it would leave its C code."""
     inner = f"{line} "
     if not (isinstance(value, dict | list) and value):
         return _encoder(",").encode(value)

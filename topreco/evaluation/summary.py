@@ -235,9 +235,7 @@ def _mean(
     return float(found.value[0]) + reference(contents.axis("moments", "truth").edges), float(found.error[0])
 
 
-def _about_line(
-    contents: _Contents, moments: Mapping[str, Array], b: float, residuals: Array
-) -> Line | None:
+def _about_line(contents: _Contents, moments: Mapping[str, Array], b: float, residuals: Array) -> Line | None:
     """Distribution of the residual about the response line of slope b; None if there is no line."""
     if not math.isfinite(b):
         return None
