@@ -26,6 +26,7 @@ from topreco.config import (
     load_config,
     load_study,
 )
+from topreco.core.collection import kept_for_good
 from topreco.core.errors import OUT_OF_MEMORY, TopRecoError, first_line, is_out_of_memory
 from topreco.core.files import check_outputs, folder_name
 from topreco.core.threads import available_cores
@@ -319,9 +320,10 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Reconstruct files through a coffea Runner: histograms, metrics, cutflow and figures."""
-    from topreco.evaluation.report import print_report
-    from topreco.input.cutflow import Cutflow
-    from topreco.runs.run import run as run_processor
+    with kept_for_good():
+        from topreco.evaluation.report import print_report
+        from topreco.input.cutflow import Cutflow
+        from topreco.runs.run import run as run_processor
 
     files, overrides = _split(arguments)
     options = {
@@ -339,7 +341,8 @@ def run(
         typer.echo(f"{name}: {result.presets[name]}\n")
     print_report(result.summary, observables=_HEADLINE, console=_console())
     if plots:
-        from topreco.evaluation.figures import save_all
+        with kept_for_good():
+            from topreco.evaluation.figures import save_all
 
         save_all(result.histograms, result.folder / "plots", workers=_processes(None), summary=result.summary)
     typer.echo(result.statistics)
@@ -398,8 +401,9 @@ def validate(
     """Validate methods (dilepton by default) on simulated skims: a page with figures, all numbers as JSON."""
     import shlex
 
-    from topreco.validation.validate import parse_joined, parse_masses
-    from topreco.validation.validate import validate as run_validation
+    with kept_for_good():
+        from topreco.validation.validate import parse_joined, parse_masses
+        from topreco.validation.validate import validate as run_validation
 
     skims, overrides = _split(arguments)
     page = run_validation(
@@ -451,10 +455,11 @@ def plot(
     workers: WorkersOption = None,
 ) -> None:
     """Draw saved histograms of one run, or of several together: the usual figures, or all of them."""
-    from topreco.evaluation.figures import FORMATS, save_all
-    from topreco.evaluation.histograms import add_up
-    from topreco.evaluation.style import Label
-    from topreco.runs.results import load_histograms
+    with kept_for_good():
+        from topreco.evaluation.figures import FORMATS, save_all
+        from topreco.evaluation.histograms import add_up
+        from topreco.evaluation.style import Label
+        from topreco.runs.results import load_histograms
 
     if output is None and len(sources) > 1:
         raise TopRecoError("--output: needed for the figures of several runs")

@@ -99,3 +99,16 @@ def test_functions_inside_others_compile_too(folder, monkeypatch):
     )
     assert njit()(outer)(3) == 7
     assert list(folder.rglob("*.nb?")) == []
+
+
+def test_functions_of_others_have_the_extensions_of_numba():
+    code = """
+import sys, numba, numpy as np
+from topreco.evaluation.fill import _add_rows
+for _ in range(2):
+    _add_rows(np.zeros((1, 1)), np.zeros(1, np.intp), np.ones((1, 1)))
+import vector
+print(numba.njit(lambda v: v.rho)(vector.obj(x=3.0, y=4.0)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "5.0\n"

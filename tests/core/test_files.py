@@ -102,6 +102,13 @@ def test_plain_data_for_json():
     assert to_json({"µ": 1}).endswith('"µ": 1\n}\n')
 
 
+@pytest.mark.parametrize(
+    "content", [{}, [], {"a": [], "b": {}}, [[], [1, {"c": None, "d": [True, "x\n"]}]], {"k": {"v": 1.5}}, 3]
+)
+def test_json_is_indented_as_by_the_standard_library(content: object) -> None:
+    assert to_json(content) == json.dumps(content, indent=1) + "\n"
+
+
 def test_digest_of_a_file(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()

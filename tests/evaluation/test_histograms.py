@@ -9,11 +9,11 @@ from topreco.config import HistogramConfig
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import CHANNELS, TopPair
+from topreco.core.files import to_json
 from topreco.core.observables import OBSERVABLE_GROUPS, OBSERVABLES, m_tt
 from topreco.core.statistics import Metrics, summarise_arrays
 from topreco.evaluation.fill import fill
 from topreco.evaluation.histograms import add_up, book, histograms_of, observables_of, variations_of
-from topreco.evaluation.report import to_json
 from topreco.evaluation.summary import summarise
 
 FEW = HistogramConfig(observables=("m_tt", "pt_top", "y_top"))

@@ -7,9 +7,10 @@ from rich.console import Console
 
 from topreco.config import HistogramConfig
 from topreco.core.errors import TopRecoError
+from topreco.core.files import to_json
 from topreco.evaluation.fill import fill
 from topreco.evaluation.histograms import book
-from topreco.evaluation.report import format_estimate, print_report, to_json, to_markdown, write_report
+from topreco.evaluation.report import format_estimate, print_report, to_markdown, write_report
 from topreco.evaluation.summary import summarise
 
 CONFIG = HistogramConfig(observables=("m_tt", "y_top"))

@@ -1,12 +1,13 @@
 """Numba that works where nothing can be cached."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core import entrypoints
 from numba.core.caching import FunctionCache
 
 
@@ -30,7 +31,8 @@ class _Cache(FunctionCache):  # type: ignore[misc]
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Machine code for a signature, or None if it is not there or cannot be read."""
         try:
-            return super().load_overload(sig, target_context)
+            with _without_extensions():
+                return super().load_overload(sig, target_context)
         except Exception:  # noqa: BLE001 - a damaged pickle raises anything
             self.disable()
             return None
@@ -52,6 +54,26 @@ def _sources(folder: Path) -> tuple[tuple[str, int, int], ...]:
     return tuple((name, state.st_size, state.st_mtime_ns) for name, state in found)
 
 
+def _no_extensions() -> None:
+    """Import no extension before the first call, see `_without_extensions`."""
+
+
+@contextmanager
+def _without_extensions() -> Iterator[None]:
+    """Keep numba from importing the extensions of all installed packages.
+
+    Those of awkward and vector take half a second. The functions here take arrays of numpy alone; a user's
+    functions, compiled in the same process, import them as ever.
+    """
+    # Numba has no public switch; where it lacks this one, setting it does nothing.
+    done = getattr(entrypoints, "_already_initialized", False)
+    entrypoints._already_initialized = True  # noqa: SLF001
+    try:
+        yield
+    finally:
+        entrypoints._already_initialized = done  # noqa: SLF001
+
+
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Decorator that compiles a function with `numba.njit`, its machine code cached where that is possible.
 
@@ -67,6 +89,7 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(function: Callable[..., Any]) -> Any:
         compiled = numba.njit(**options)(function)
+        compiled._compilation_chain_init_hook = _no_extensions  # noqa: SLF001 - the place for it
         with suppress(RuntimeError):
             compiled._cache = _Cache(function)  # noqa: SLF001 - `enable_caching` takes numba's own class
         return compiled

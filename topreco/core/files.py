@@ -147,20 +147,43 @@ def write_text(path: str | Path, text: str) -> None:
 
 def plain(value: Any) -> Any:
     """Plain JSON data from nested mappings, named tuples, sequences and paths; NaN and ∞ become None."""
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return plain(value._asdict())
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
     return str(value) if isinstance(value, PurePath) else value
 
 
 def to_json(value: Any) -> str:
-    """Text of a JSON file with the `plain` data of a value."""
-    return json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """Text of a JSON file with the `plain` data of a value, indented by one space per level."""
+    return _indented(plain(value), "\n") + "\n"
+
+
+def _indented(value: Any, line: str) -> str:
+    """What `json.dumps` gives with ``indent=1``, for which it would leave its C code."""
+    inner = f"{line} "
+    if not (isinstance(value, dict | list) and value):
+        return _encoder(",").encode(value)
+    items = value.values() if isinstance(value, dict) else value
+    if not any(isinstance(item, dict | list) for item in items):
+        text = _encoder(f",{inner}").encode(value)
+        return f"{text[0]}{inner}{text[1:-1]}{line}{text[-1]}"
+    parts = [_indented(item, inner) for item in items]
+    if isinstance(value, list):
+        return f"[{inner}{f',{inner}'.join(parts)}{line}]"
+    named = (f"{_encoder(',').encode(str(key))}: {part}" for key, part in zip(value, parts, strict=True))
+    return f"{{{inner}{f',{inner}'.join(named)}{line}}}"
+
+
+@lru_cache
+def _encoder(separator: str) -> json.JSONEncoder:
+    return json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(separator, ": "))
 
 
 def sha256_of(path: str | Path) -> str:

@@ -21,7 +21,6 @@ References
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -255,11 +254,18 @@ def _central_r(moments: Mapping[str, Array], mean: Array) -> list[Array]:
 # ---- response: correlation, slope, linearised width ------------------------------------------------------
 
 
-class _Response:
-    """Moments of truth u and prediction v: Σw, means, variances and covariance."""
+class Response:
+    """Moments of truth u and prediction v: Σw, means, variances and covariance.
+
+    Parameters
+    ----------
+    moments
+        Sums by name, of any one shape.
+    """
 
     def __init__(self, moments: Mapping[str, Array]) -> None:
         self.moments = moments
+        self._ww: dict[tuple[int, int], Array] = {}
         self.norm = w = _norm(moments)
         self.u, self.v = u, v = moments["wu"] / w, moments["wv"] / w
         self.var_u = _central(moments["wuu"] / w, u * u)
@@ -276,11 +282,10 @@ class _Response:
         """Slope of the response, NaN where the truth does not vary."""
         return self.cov / np.where(self.var_u > 0, self.var_u, np.nan)
 
-    @cached_property
-    def ww(self) -> dict[tuple[int, int], Array]:
-        """Sums Σ w²(u − ū)^i(v − v̄)^j, which only errors need."""
-        return {
-            (i, j): sum(
+    def ww(self, i: int, j: int) -> Array:
+        """Sum Σ w²(u − ū)^i(v − v̄)^j, which only errors need."""
+        if (i, j) not in self._ww:
+            self._ww[i, j] = sum(
                 (
                     math.comb(i, a)
                     * math.comb(j, b)
@@ -292,69 +297,64 @@ class _Response:
                 ),
                 start=np.zeros(()),
             )
-            for i in range(5)
-            for j in range(5 - i)
-        }
+        return self._ww[i, j]
 
     def variance(self, terms: Mapping[tuple[int, int], Any]) -> Array:
         """Variance Σ w²ψ² of a statistic with ψ = Σ_ij terms[i, j] (u − ū)^i (v − v̄)^j / Σw."""
         total = sum(
-            (a * b * self.ww[i + k, j + m] for (i, j), a in terms.items() for (k, m), b in terms.items()),
+            (a * b * self.ww(i + k, j + m) for (i, j), a in terms.items() for (k, m), b in terms.items()),
             start=np.zeros(()),
         )
         return total / self.norm**2
 
 
-def mean(moments: Mapping[str, Array], of: Literal["truth", "pred"]) -> Estimate:
+def mean(x: Response, of: Literal["truth", "pred"]) -> Estimate:
     """Mean of the truth or of the prediction in the response coordinate, ψ = (x − x̄)/Σw.
 
     Parameters
     ----------
-    moments
-        Sums by name, of any one shape.
+    x
+        Moments of truth and prediction.
     of
         Which of the two.
     """
-    x = _Response(moments)
     name, power = ("wu", (1, 0)) if of == "truth" else ("wv", (0, 1))
-    return _estimate(moments, moments[name] / x.norm, _not_negative(x.variance({power: 1})))
+    return _estimate(x.moments, x.moments[name] / x.norm, _not_negative(x.variance({power: 1})))
 
 
-def correlation(moments: Mapping[str, Array]) -> Estimate:
+def correlation(x: Response) -> Estimate:
     """Correlation ρ of prediction and truth.
 
     With ũ and ṽ standardised, ψ = [ũṽ − ρ(ũ² + ṽ²)/2]/Σw.
 
     Parameters
     ----------
-    moments
-        Sums by name, of any one shape.
+    x
+        Moments of truth and prediction.
     """
-    x = _Response(moments)
     rho = _divide(x.cov, x.sigma)
     variance = x.variance(
         {(1, 1): _divide(1, x.sigma), (2, 0): _divide(-rho / 2, x.var_u), (0, 2): _divide(-rho / 2, x.var_v)}
     )
-    return _estimate(moments, rho, _not_negative(variance))
+    return _estimate(x.moments, rho, _not_negative(variance))
 
 
-def slope(moments: Mapping[str, Array]) -> Estimate:
+def slope(x: Response) -> Estimate:
     """Slope b = cov(p, t)/var(t) of the response.
 
     ψ = (u − ū)[(v − v̄) − b(u − ū)]/(var(u) Σw).
 
     Parameters
     ----------
-    moments
-        Sums by name, of any one shape.
+    x
+        Moments of truth and prediction.
     """
-    x = _Response(moments)
     var_u = np.where(x.var_u > 0, x.var_u, np.nan)
     b = x.slope
-    return _estimate(moments, b, _not_negative(x.variance({(1, 1): 1 / var_u, (2, 0): -b / var_u})))
+    return _estimate(x.moments, b, _not_negative(x.variance({(1, 1): 1 / var_u, (2, 0): -b / var_u})))
 
 
-def rms_linearised(moments: Mapping[str, Array]) -> Estimate:
+def rms_linearised(x: Response) -> Estimate:
     """Standard deviation of the residual about the response line, divided by the slope.
 
     L² = var(v)/b² − var(u), and with ψ_b the influence of the slope b,
@@ -362,10 +362,9 @@ def rms_linearised(moments: Mapping[str, Array]) -> Estimate:
 
     Parameters
     ----------
-    moments
-        Sums by name, of any one shape.
+    x
+        Moments of truth and prediction.
     """
-    x = _Response(moments)
     var_u = np.where(x.var_u > 0, x.var_u, np.nan)
     b = np.where(x.cov != 0, x.cov, np.nan) / var_u
     scaled = x.var_v / b**2
@@ -378,7 +377,7 @@ def rms_linearised(moments: Mapping[str, Array]) -> Estimate:
             (2, 0): 2 * scaled / var_u - 1,
         }
     )
-    return _estimate(moments, _root(square), _divide(_not_negative(variance), 4 * square))
+    return _estimate(x.moments, _root(square), _divide(_not_negative(variance), 4 * square))
 
 
 def _not_negative(variance: Array) -> Array:
@@ -770,7 +769,8 @@ def collect(
         Efficiency in each set, shape (k,).
     """
     n_eff = effective_number(moments)
-    columns = [f(moments) for f in (rb, res, correlation, slope, rms_linearised)]
+    x = Response(moments)
+    columns = [rb(moments), res(moments), correlation(x), slope(x), rms_linearised(x)]
     found: list[Metrics] = []
     for i, (residual, line) in enumerate(zip(residuals, lines, strict=True)):
         bias, spread, rho, b, rms = ((float(c.value[i]), float(c.error[i])) for c in columns)
@@ -817,7 +817,7 @@ def summarise_arrays(pred: Array, truth: Array, weight: Array | None = None, *, 
     """
     x = _Sample.of(pred, truth, weight, relative=relative)
     moments = x.sums(MOMENTS)
-    b = float(slope(moments).value[0])
+    b = float(Response(moments).slope[0])
     line = Line(Cumulative.from_values(x.pred - b * x.truth, x.weight), 0.0) if math.isfinite(b) else None
     return collect(moments, [Cumulative.from_values(x.residual, x.weight)], [line], x.efficiency)[0]
 
@@ -850,7 +850,7 @@ def metric_values(pred: Array, truth: Array, weight: Array | None = None, *, rel
         pred, truth = pred.ravel(), truth.ravel()
     x = _Sample.of(pred, truth, weight, relative=relative)
     moments = x.sums(_VALUE_MOMENTS)
-    response, (w, bias, _, spread) = _Response(moments), _spread(moments)
+    response, (w, bias, _, spread) = Response(moments), _spread(moments)
     values = (bias, spread, _root(moments["wrr"] / w), _divide(response.cov, response.sigma), response.slope)
     return MetricValues(*(float(value[0]) for value in (*values, x.efficiency.value)))
 

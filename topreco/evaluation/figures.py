@@ -3,6 +3,7 @@
 import fnmatch
 import logging
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -48,6 +49,8 @@ USUAL_KINDS_OF_METHODS = ("migration", "variations")
 
 _FIGURES_PER_PROCESS = 24
 """A process takes as long to start as it takes to draw about so many figures."""
+_COMPRESSION = {"compress_type": zlib.Z_RLE}
+"""A third faster than zlib's default, for files of figures that are a sixth larger."""
 _TILE = 400
 """Height of a figure on the overview, in pixels."""
 
@@ -299,7 +302,7 @@ def _overview(rows: Sequence[Sequence[Path]], path: Path) -> Path:
             sheet.paste(tile, (left, _TILE * i))
             left += tile.width
     with complete_file(path) as temporary:
-        sheet.save(temporary, format="png")
+        sheet.save(temporary, format="png", **_COMPRESSION)
     return path
 
 
@@ -327,9 +330,12 @@ def save(figure: Figure, stem: str | Path, *, formats: Sequence[str] = FORMATS) 
     for suffix in formats:
         path = Path(f"{stem}.{suffix}")
         # Without a date, the same histograms give the same file.
-        metadata = {"CreationDate": None} if suffix == "pdf" else None
+        options: dict[str, dict[str, Any]] = {
+            "pdf": {"metadata": {"CreationDate": None}},
+            "png": {"pil_kwargs": _COMPRESSION},
+        }
         with complete_file(path) as temporary, figure_style():
-            figure.savefig(temporary, format=suffix, metadata=metadata)
+            figure.savefig(temporary, format=suffix, **options.get(suffix, {}))
         paths.append(path)
     return paths
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import hist
 import numpy as np
-from scipy.sparse import csc_array
 
 from topreco.config import NOMINAL
+from topreco.core.compiled import njit
 from topreco.core.events import BoolArray, DileptonEvents, FloatArray, TopPair, Truth
 from topreco.core.method import Method
 from topreco.core.observables import OBSERVABLES, Observable
@@ -422,7 +422,15 @@ def _sums(index: Sequence[Array], contents: Array, shape: tuple[int, ...]) -> Ar
     if k <= len(COUNTS):
         columns = [np.bincount(flat, weights=column, minlength=size) for column in contents.T]
         return np.stack(columns, axis=-1).reshape(*shape, k)
-    # A column per event with a one in its cell: the product adds in the order of events, as bincount does.
-    n = len(flat)
-    belongs = csc_array((np.ones(n), flat, np.arange(n + 1)), shape=(size, n))
-    return (belongs @ contents).reshape(*shape, k)
+    sums = np.zeros((size, k))
+    _add_rows(sums, flat, np.ascontiguousarray(contents, float))
+    return sums.reshape(*shape, k)
+
+
+@njit(nogil=True)
+def _add_rows(sums: Array, cells: Array, contents: Array) -> None:  # pragma: no cover - compiled
+    """Add each row of contents (n, k) to the row of sums (size, k) of its cell, in the order of events."""
+    for i in range(len(cells)):
+        row = cells[i]
+        for j in range(contents.shape[1]):
+            sums[row, j] += contents[i, j]

@@ -1,6 +1,5 @@
 """A `Summary` as tables for the terminal, as Markdown and as JSON."""
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from topreco.core.files import plain, write_text
+from topreco.core.files import to_json, write_text
 from topreco.core.observables import OBSERVABLES
 from topreco.evaluation.summary import ALL_CHANNELS, Result, Summary
 
@@ -215,17 +214,6 @@ def terminal_table(
     for cells in rows:
         table.add_row(*cells)
     return table
-
-
-def to_json(summary: Summary) -> str:
-    """A summary as JSON, with the names of the classes' fields as keys and null for undefined numbers.
-
-    Parameters
-    ----------
-    summary
-        Results of `summary.summarise`.
-    """
-    return json.dumps(plain(summary), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_report(summary: Summary, path: str | Path) -> None:

@@ -205,7 +205,8 @@ def _result(contents: _Contents, grid: list[int]) -> Result:
     total = {key: values.sum(keepdims=True) for key, values in moments.items()}
     residuals = contents.counts("residual")
     edges = contents.axis("residual", "residual").edges
-    line = _about_line(contents, moments, total, residuals)
+    response = metrics.Response(total)
+    line = _about_line(contents, moments, float(response.slope[0]), residuals)
     overall = metrics.collect(total, [Cumulative.from_histogram(residuals.sum(axis=0), edges)], [line], share)
 
     migration = contents.counts("migration")
@@ -215,8 +216,8 @@ def _result(contents: _Contents, grid: list[int]) -> Result:
         int(events["selected"]["n"]),
         int(events["solved"]["n"]),
         overall[0],
-        _mean(contents, total, "truth"),
-        _mean(contents, total, "pred"),
+        _mean(contents, response, "truth"),
+        _mean(contents, response, "pred"),
         _bins(contents, "") if moments["n_selected"].any() else (),
         _bins(contents, "_m_tt") if moments["n_selected"].any() else (),
         _migration(migration, fine, coarse, overall[0].n_eff),
@@ -225,20 +226,17 @@ def _result(contents: _Contents, grid: list[int]) -> Result:
 
 
 def _mean(
-    contents: _Contents, total: Mapping[str, Array], of: Literal["truth", "pred"]
+    contents: _Contents, response: metrics.Response, of: Literal["truth", "pred"]
 ) -> tuple[float, float]:
     """Mean and its error; NaN for relative residuals, where it would be a mean of logarithms."""
     if OBSERVABLES[contents.name].relative:
         return math.nan, math.nan
-    found = metrics.mean(total, of)
+    found = metrics.mean(response, of)
     return float(found.value[0]) + reference(contents.axis("moments", "truth").edges), float(found.error[0])
 
 
-def _about_line(
-    contents: _Contents, moments: Mapping[str, Array], total: Mapping[str, Array], residuals: Array
-) -> Line | None:
-    """Distribution of the residual about the response line; None if there is no line."""
-    b = float(metrics.slope(total).value[0])
+def _about_line(contents: _Contents, moments: Mapping[str, Array], b: float, residuals: Array) -> Line | None:
+    """Distribution of the residual about the response line of slope b; None if there is no line."""
     if not math.isfinite(b):
         return None
     relative = OBSERVABLES[contents.name].relative

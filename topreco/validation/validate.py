@@ -1,7 +1,6 @@
 """`topreco validate`: reconstruct, measure, and write page and numbers."""
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from topreco.config import ValidationConfig, files_of
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents
-from topreco.core.files import check_outputs, complete_file, plain
+from topreco.core.files import check_outputs, complete_file, to_json
 from topreco.core.method import Method
 from topreco.core.skim import Skim
 from topreco.core.versions import versions
@@ -139,8 +138,7 @@ def validate(
             results["background"] = {m.name: compare_background(table, other, m.name) for m in own}
         if scanned:
             results["mass_scan"] = _scan(apply, scanned, own)
-        text = json.dumps(plain(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        numbers.write_text(text, encoding="utf-8")
+        numbers.write_text(to_json(results), encoding="utf-8")
         comparison = results["response"]
         markdown.write_text(comparison_markdown(comparison, config.reference), encoding="utf-8")
         table_file.write_text(comparison_csv(comparison), encoding="utf-8")
