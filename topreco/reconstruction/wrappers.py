@@ -5,15 +5,16 @@ from pathlib import Path
 
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, FloatArray, TopPair
-from topreco.core.fourvector import mass
 from topreco.core.method import NamedCallable, as_method, fingerprint_of
+from topreco.core.observables import OBSERVABLES, pair_values
 from topreco.reconstruction.recalibration import ResponseCurve
 
 
 class Recalibrated:
     """A method with the response of its m_tt recalibrated: both tops times one factor per event.
 
-    Angles, rapidities and quantiles, which are those of the truth, stay as they are.
+    The method's own values of masses and transverse momenta get the same factor. Angles, rapidities and
+    quantiles, which are those of the truth, stay as they are.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ class Recalibrated:
     def __call__(self, events: DileptonEvents) -> TopPair:
         """Top-quark pairs of the method, recalibrated; valid where the method's are."""
         pair = self.method(events)
-        factor = self.curve.factor(mass(pair.system))
+        factor = self.curve.factor(pair_values(pair, events.lepton_p4, ["m_tt"])["m_tt"])
 
         def scaled(column: FloatArray | None) -> FloatArray | None:
             return None if column is None else column * factor.reshape(-1, *[1] * (column.ndim - 1))
@@ -52,6 +53,11 @@ class Recalibrated:
             pair,
             p4=pair.p4 * factor[:, None, None],
             ttbar=scaled(pair.ttbar),
+            observables=pair.observables
+            and {
+                name: values * factor if OBSERVABLES[name].unit else values
+                for name, values in pair.observables.items()
+            },
             uncertainty=scaled(pair.uncertainty),
         )
 

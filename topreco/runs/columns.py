@@ -19,7 +19,7 @@ from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import CHANNELS, QUANTILE_LEVELS, DileptonEvents, FloatArray, IntArray, TopPair
 from topreco.core.files import complete_file, folder_name, unique_stem
-from topreco.core.observables import OBSERVABLES
+from topreco.core.observables import OBSERVABLES, pair_values
 
 _LEGS = ("top", "antitop")
 
@@ -119,8 +119,9 @@ def event_columns(events: DileptonEvents, pairs: Mapping[str, TopPair]) -> dict[
     columns
         Arrays of shape (n,): run, luminosityBlock, event, channel ("ee", "emu", "mumu"), weight, and for each
         method ``<method>_valid``, ``<method>_top_pt`` … ``<method>_antitop_mass`` and
-        ``<method>_<observable>``, in GeV and single precision, NaN where not valid. Characters of a method's
-        name that no identifier has become ``_``.
+        ``<method>_<observable>``, in GeV and single precision, NaN where not valid. An observable is the
+        method's own value where it has one, else that of its tops. Characters of a method's name that no
+        identifier has become ``_``.
 
     Raises
     ------
@@ -144,13 +145,12 @@ def event_columns(events: DileptonEvents, pairs: Mapping[str, TopPair]) -> dict[
         columns[f"{prefix}_valid"] = pair.valid
         # Values that a method left in its arrays for events without a prediction are not kept.
         tops = np.where(pair.valid[:, None, None], pair.p4, np.nan)
-        system = np.where(pair.valid[:, None], pair.system, np.nan)
         values: dict[str, FloatArray] = {
             f"{leg}_{coordinate}": value
             for i, leg in enumerate(_LEGS)
             for coordinate, value in fourvector.to_pt_eta_phi_mass(tops[:, i]).items()
         }
-        values |= {key: known.compute(tops, system, leptons) for key, known in OBSERVABLES.items()}
+        values |= pair_values(pair, leptons, OBSERVABLES)
         values |= _uncertainty(pair)
         columns |= {f"{prefix}_{key}": value.astype(np.float32) for key, value in values.items()}
     return columns
