@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from topreco.core.errors import TopRecoError
-from topreco.core.events import DileptonEvents, FloatArray, TopPair
-from topreco.core.method import NamedCallable, as_method, fingerprint_of
+from topreco.core.events import DileptonEvents, FloatArray, Posterior, TopPair
+from topreco.core.method import NamedCallable, as_method, as_sampler, fingerprint_of, gives_samples
 from topreco.core.observables import OBSERVABLES, pair_values
 from topreco.reconstruction.recalibration import ResponseCurve
 
@@ -105,3 +105,20 @@ class QualityCut:
         if pair.quality is None:
             raise TopRecoError(f"min_quality: method {self.name!r} gives no quality of its events")
         return dataclasses.replace(pair, valid=pair.valid & (pair.quality >= self.minimum))
+
+    @property
+    def has_samples(self) -> bool:
+        """True if the method gives samples."""
+        return gives_samples(self.method)
+
+    def sample(self, events: DileptonEvents, n_samples: int | None = None) -> Posterior:
+        """Samples of the method, those of events of any quality.
+
+        Parameters
+        ----------
+        events
+            Selected events.
+        n_samples
+            Number of samples of each event; None takes the method's own number.
+        """
+        return as_sampler(self.method).sample(events, n_samples)
