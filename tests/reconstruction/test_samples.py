@@ -12,10 +12,11 @@ from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import QUANTILE_LEVELS, Posterior, TopPair, toy_events
 from topreco.core.method import Sampler, as_method, as_sampler, gives_samples
-from topreco.core.observables import OBSERVABLES
-from topreco.core.posterior import mean_tops, sample_mean, sample_values
+from topreco.core.observables import OBSERVABLES, pair_values
+from topreco.core.posterior import mean_tops, sample_mean, sample_mode, sample_values
 from topreco.reconstruction.analytic import ANALYTIC_METHODS
-from topreco.reconstruction.wrappers import QualityCut, Recalibrated
+from topreco.reconstruction.load import load_methods
+from topreco.reconstruction.wrappers import Median, Mode, QualityCut, Recalibrated
 from topreco.solvers.smearing import DRAWN_OBSERVABLES
 
 SMEARED = ("sonnenschein", "ellipse")
@@ -137,3 +138,83 @@ def test_samples_of_wrapped_methods():
         assert not gives_samples(without)
     # Samples of another response than that of the predictions would mislead.
     assert not gives_samples(Recalibrated(own, None))
+
+
+# ---- summaries -------------------------------------------------------------------------------------------
+
+
+def test_summaries(events):
+    config = SolverConfig(n_draws=N_DRAWS)
+    mean, median, mode = (
+        topreco.load("sonnenschein", threads=1, solvers=config, quantiles=False, summary=summary)
+        for summary in ("mean", "median", "mode")
+    )
+    assert len({each.fingerprint for each in (mean, median, mode)}) == 3
+    assert {each.name for each in (mean, median, mode)} == {"sonnenschein"}
+    assert all(isinstance(each, topreco.Method) and gives_samples(each) for each in (median, mode))
+    plain, pair = mean(events), median(events)
+    assert plain.observables is None
+    np.testing.assert_array_equal(pair.p4, plain.p4)
+    assert set(pair.observables) == set(DRAWN_OBSERVABLES)
+    values = pair_values(pair, events.lepton_p4, OBSERVABLES)
+    expected = pair_values(plain, events.lepton_p4, OBSERVABLES)
+    for name, column in values.items():
+        wanted = pair.quantiles[name][:, 2] if name in DRAWN_OBSERVABLES else expected[name]
+        np.testing.assert_array_equal(column, wanted, err_msg=name)
+    posterior = mode.sample(events)
+    pair = mode(events)
+    of_samples = sample_values(posterior, events.lepton_p4, OBSERVABLES)
+    for name in OBSERVABLES:
+        wanted = sample_mode(of_samples[name], posterior.weight)
+        np.testing.assert_array_equal(pair.observables[name], wanted, err_msg=name)
+    assert np.isfinite(pair.observables["m_tt"][pair.valid]).all()
+    assert len(mode(events[:0])) == 0
+
+
+def test_modes_do_not_depend_on_blocks(events, monkeypatch):
+    mode = Mode(method("sonnenschein"))
+    whole = mode(events[:50]).observables
+    monkeypatch.setattr("topreco.reconstruction.wrappers._BLOCK", 7)
+    for name, column in mode(events[:50]).observables.items():
+        np.testing.assert_array_equal(column, whole[name])
+
+
+def test_a_method_without_a_posterior_keeps_its_values(events, toy_model):
+    for source in ("loose", "ellipse_closest", toy_model):
+        plain = topreco.load(source, threads=1, quantiles=False)(events)
+        for summary in ("median", "mode"):
+            pair = topreco.load(source, threads=1, summary=summary)(events)
+            assert pair.observables is None
+            np.testing.assert_array_equal(pair.p4, plain.p4)
+    with pytest.raises(TopRecoError, match="samples: method 'loose' gives none"):
+        Mode(topreco.load("loose"))
+
+
+def test_medians_take_the_place_of_means():
+    quantiles = np.tile([1.0, 2.0, 3.0, 5.0, 8.0], (4, 1))
+
+    class Posteriors(Own):
+        def __call__(self, events):
+            own = {"m_tt": np.full(len(events), 4.0), "pt_tt": np.full(len(events), 9.0)}
+            return dataclasses.replace(
+                super().__call__(events), observables=own, quantiles={"m_tt": quantiles}
+            )
+
+    pair = Median(Posteriors())(toy_events(4))
+    assert pair.observables["m_tt"].tolist() == [3.0] * 4
+    assert pair.observables["pt_tt"].tolist() == [9.0] * 4
+
+
+def test_methods_of_ones_own_keep_their_values():
+    """The summary belongs to what is loaded, as the other settings do."""
+    own, loaded = load_methods([Own(), "ellipse"], threads=1, summary="median")
+    assert own(toy_events(3)).observables is None
+    assert isinstance(loaded, Median)
+    cut = load_methods(["ellipse"], threads=1, summary="median", min_quality={"ellipse": 0.1})[0]
+    assert isinstance(cut, QualityCut)
+    assert isinstance(cut.method, Median)
+
+
+def test_unknown_summaries():
+    with pytest.raises(TopRecoError, match="summary: 'best' found, allowed are mean, median, mode"):
+        topreco.load("loose", summary="best")

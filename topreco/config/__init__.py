@@ -36,6 +36,7 @@ from topreco.config.running import (
     SimulationConfig,
     SkimConfig,
     SolverConfig,
+    Summary,
     UnfoldingConfig,
     ValidationConfig,
 )
@@ -107,6 +108,7 @@ __all__ = [
     "SolverConfig",
     "SpurionConfig",
     "StudyConfig",
+    "Summary",
     "SystematicsConfig",
     "TokensConfig",
     "TrainConfig",

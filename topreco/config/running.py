@@ -139,6 +139,10 @@ class SkimConfig(Config):
     """Entries read at a time."""
 
 
+Summary = Literal["mean", "median", "mode"]
+"""What a method with a posterior says of an observable."""
+
+
 class SolverConfig(Config):
     """Analytic methods: the constraints, and how the detector's resolution is smeared over."""
 
@@ -163,6 +167,9 @@ class ValidationConfig(Config):
 
     solvers: SolverConfig = SolverConfig()
     """Settings of the analytic methods; `m_top` is also the mass that tops are compared with."""
+    summary: Summary = "mean"
+    """Values of observables: what methods say, which for posteriors is the mean; the medians of the quantiles
+    that a method gives; or the modes of its samples. Methods without them keep their values."""
     histograms: HistogramConfig = HistogramConfig()
     """`bins` replaces the edges of the validated observables."""
     observables: tuple[str, ...] = ()
@@ -218,6 +225,9 @@ class RunConfig(Config):
     min_quality: dict[str, float] = {}
     """Smallest quality of an event that counts as solved, by name of the method: for networks with quantiles
     −0.1 keeps events whose m_tt is known to 10 %."""
+    summary: Summary = "mean"
+    """Values of observables: what methods say, which for posteriors is the mean; the medians of the quantiles
+    that a method gives; or the modes of its samples. Methods without them keep their values."""
     solvers: SolverConfig = SolverConfig()
     """Settings of the analytic methods."""
     selection: SelectionConfig = SelectionConfig()

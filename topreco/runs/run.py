@@ -73,6 +73,7 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
         ship=config.ship_model,
         # Histograms do not need them.
         quantiles=columns is not None or bool(config.min_quality),
+        summary=config.summary,
         min_quality=config.min_quality,
     )
     instance = DileptonProcessor(
