@@ -253,6 +253,8 @@ class RunConfig(Config):
     output_columns: Path | None = None
     """Folder for the results of each event, as friends of the input files."""
     columns_format: Literal["parquet", "root"] = "parquet"
+    columns_samples: Annotated[int, Field(ge=0)] = 0
+    """Samples of the tops of each event in `output_columns`, from each method that gives some."""
 
     @model_validator(mode="after")
     def _cluster_used(self) -> Self:
@@ -267,6 +269,15 @@ class RunConfig(Config):
             raise ValueError(
                 "cluster.address: belongs to a Dask scheduler that runs already; executor dask and no other "
                 "key of cluster expected beside it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_written(self) -> Self:
+        if self.columns_samples and self.output_columns is None:
+            raise ValueError(
+                f"columns_samples: {self.columns_samples} found without output_columns, where samples are "
+                "written; name its folder (--output-columns)"
             )
         return self
 

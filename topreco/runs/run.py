@@ -65,7 +65,9 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
     inputs = inspect_inputs(config, progress=progress)
     columns = None
     if config.output_columns is not None:
-        columns = ColumnWriter(config.output_columns.absolute(), config.columns_format)
+        columns = ColumnWriter(
+            config.output_columns.absolute(), config.columns_format, config.columns_samples
+        )
     methods = load_methods(
         config.methods,
         threads=1,
