@@ -11,7 +11,6 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import QUANTILE_LEVELS, DileptonEvents, FloatArray, Posterior, TopPair
 from topreco.core.method import NamedCallable, as_method, as_sampler, fingerprint_of, gives_samples
 from topreco.core.observables import OBSERVABLES, pair_values
-from topreco.core.posterior import sample_mode, sample_values
 from topreco.reconstruction.recalibration import ResponseCurve
 
 
@@ -205,6 +204,9 @@ class Mode(_Wrapper):
         return dataclasses.replace(self.method(events), observables=observables)
 
     def _modes(self, events: DileptonEvents) -> dict[str, FloatArray]:
+        # Here, since it imports numba, which a name of the package must not.
+        from topreco.core.posterior import sample_mode, sample_values
+
         posterior = self.sample(events)
         values = sample_values(posterior, events.lepton_p4, OBSERVABLES)
         return {name: sample_mode(of_samples, posterior.weight) for name, of_samples in values.items()}
