@@ -16,6 +16,7 @@ from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import toy_events
 from topreco.core.pairing import b_candidates
+from topreco.core.spin import spin_coefficients
 from topreco.input.nano import QuietNanoAODSchema, open_events
 from topreco.input.pepper.read import iterate_pepper
 from topreco.input.pepper.select import select_pepper
@@ -149,6 +150,83 @@ def test_uncertainties_are_aligned(events):
     np.testing.assert_array_equal(tops.quality, np.where(valid, -quantiles[:, 2], np.nan))
     np.testing.assert_array_equal(tops.quantiles.m_tt, np.where(valid[:, None], quantiles, np.nan))
     assert "quality" not in topreco.reconstruct(events, "ellipse_unsmeared").fields
+
+
+def test_values_of_observables_are_aligned(events):
+    c_hel, chosen = np.linspace(-1, 1, len(events)), np.arange(len(events)) % 3 != 0
+    leptons = records(events.lepton_p4)
+    leptons = ak.zip({"lepton_plus": leptons[:, 0], "lepton_minus": leptons[:, 1]}, depth_limit=1)
+
+    class Method:
+        name = "own"
+
+        def __call__(self, events):
+            p4 = fourvector.from_three_momentum(2 * events.lepton_p4[..., 1:], 172.5)
+            own = {"c_hel": c_hel[: len(events)], "m_tt": np.full(len(events), 500.0)}
+            return topreco.TopPair(p4, chosen[: len(events)], observables=own)
+
+    tops = topreco.reconstruct(events, Method())
+    assert set(tops.observables.fields) == {"c_hel", "m_tt"}
+    np.testing.assert_array_equal(tops.observables.c_hel, np.where(chosen, c_hel, np.nan))
+    assert "observables" not in topreco.reconstruct(events, "ellipse_unsmeared").fields
+    # From records as from the pair itself.
+    pair = Method()(events)
+    found = spin_coefficients(tops, leptons, events.weight)
+    for name, expected in spin_coefficients(pair, events.lepton_p4, events.weight).items():
+        assert found[name] == pytest.approx(expected, rel=1e-5, abs=1e-6), name
+    assert found["D"].value == pytest.approx(-3 * np.average(c_hel[chosen]))
+
+
+def with_key(objects, events):
+    key = {"run": events.run, "luminosityBlock": events.luminosity_block, "event": events.event}
+    return objects | key
+
+
+def test_samples_are_aligned(events):
+    model = topreco.load("sonnenschein", threads=1, solvers=SolverConfig(n_draws=8))
+    posterior, pair = model.sample(events, 8), model(events)
+    assert 0 < pair.valid.sum() < len(events)
+    for given in (events, with_key(own_objects(events), events)):
+        tops = topreco.reconstruct(given, model, samples=8)
+        samples = tops.samples
+        assert isinstance(samples.top, vector.Momentum)
+        assert set(ak.num(samples.top)) == set(ak.num(samples.weight)) == {8}
+        expected = np.where(pair.valid[:, None, None, None], posterior.samples, np.nan)
+        for i, leg in enumerate(("top", "antitop")):
+            for name in ("pt", "eta", "phi", "mass"):
+                wanted = getattr(fourvector, name)(expected[:, :, i])
+                np.testing.assert_allclose(samples[leg, name], wanted, rtol=1e-4, atol=1e-4)
+        total = ak.to_numpy(ak.sum(samples.weight, axis=1))
+        np.testing.assert_allclose(total, np.where(pair.valid, 1, np.nan), rtol=1e-12)
+        # The mean is the prediction, and numbers of events go with all of their samples.
+        mean = ak.nansum(samples.weight * samples.top.px, axis=1)
+        np.testing.assert_allclose(mean[pair.valid], tops.top.px[pair.valid], rtol=1e-4, atol=1e-3)
+        assert ak.num(samples.top.deltaR(tops.top)).to_list() == [8] * len(events)
+        assert isinstance(tops[pair.valid].samples.antitop, vector.Momentum)
+    assert "samples" not in topreco.reconstruct(events, model).fields
+    assert len(topreco.reconstruct(events[:0], model, samples=8).samples.top) == 0
+
+
+def test_samples_of_events_that_are_not_selected(events):
+    model = topreco.load("sonnenschein", threads=1, solvers=SolverConfig(n_draws=8))
+    objects = with_key(own_objects(events), events)
+    keep = np.arange(len(events)) % 4 > 0
+    jets = ak.concatenate([objects["jets"][i : i + 1, : None if k else 1] for i, k in enumerate(keep)])
+    whole = topreco.reconstruct(objects, model, samples=8)
+    tops = topreco.reconstruct(objects | {"jets": jets}, model, samples=8)
+    np.testing.assert_array_equal(tops.valid, whole.valid & keep)
+    np.testing.assert_array_equal(tops.samples.top.pt[keep], whole.samples.top.pt[keep])
+    assert ak.all(np.isnan(tops.samples.top.pt[~keep]))
+    assert ak.all(np.isnan(tops.samples.weight[~keep]))
+
+
+def test_samples_that_cannot_be(events, toy_model):
+    with pytest.raises(TopRecoError, match=r"^samples: method 'loose' gives none; .* expected$"):
+        topreco.reconstruct(events, "loose", samples=8)
+    with pytest.raises(TopRecoError, match=r"^samples: method 'toy' gives none"):
+        topreco.reconstruct(events, toy_model, samples=8)
+    with pytest.raises(TopRecoError, match="samples: 0 found, a number of 1 or more expected"):
+        topreco.reconstruct(events, "sonnenschein", samples=0)
 
 
 def test_a_method_that_loses_events(events):

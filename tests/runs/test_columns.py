@@ -10,9 +10,9 @@ import uproot
 
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
-from topreco.core.events import CHANNELS, TopPair, toy_events
+from topreco.core.events import CHANNELS, Posterior, TopPair, toy_events
 from topreco.core.files import folder_name
-from topreco.core.observables import OBSERVABLES
+from topreco.core.observables import OBSERVABLES, pair_values
 from topreco.runs.columns import ColumnWriter, event_columns
 
 
@@ -69,7 +69,7 @@ def test_every_column(tmp_path, events, pairs, file_format):
                     rtol=1e-5,
                 )
         for key, observable in OBSERVABLES.items():
-            expected = observable.compute(tops, tops.sum(axis=1), leptons)
+            expected = np.where(pair.valid, observable.compute(tops, tops.sum(axis=1), leptons), np.nan)
             np.testing.assert_allclose(table[f"{prefix}_{key}"], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -85,6 +85,72 @@ def test_uncertainties(tmp_path, events, pairs, file_format):
         expected = np.where(valid, quantiles[:, i], np.nan)
         np.testing.assert_allclose(table[f"net_m_tt_{label}"], expected, rtol=1e-6)
     np.testing.assert_allclose(table.net_quality, np.where(valid, -quantiles[:, 2], np.nan), rtol=1e-6)
+
+
+@pytest.fixture
+def posterior(events):
+    rng = np.random.default_rng(8)
+    samples = fourvector.from_three_momentum(rng.normal(0, 100, (len(events), 6, 2, 3)), 172.5)
+    log_weight = rng.normal(size=(len(events), 6))
+    samples[:, 2], log_weight[:, 2] = np.nan, -np.inf
+    return Posterior(samples, log_weight)
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "root"])
+def test_samples(tmp_path, events, pairs, posterior, file_format):
+    posteriors = {"some": posterior}
+    entry = write(tmp_path, events, pairs, file_format, posteriors=posteriors)
+    table = read(tmp_path / entry["path"])
+    valid = pairs["some"].valid[:, None]
+    for i, leg in enumerate(("top", "antitop")):
+        for j, axis in enumerate(("px", "py", "pz")):
+            column = table[f"some_samples_{leg}_{axis}"]
+            assert str(column.type) == "20 * 6 * float32" or file_format == "parquet"
+            expected = np.where(valid, posterior.samples[:, :, i, 1 + j], np.nan)
+            np.testing.assert_array_equal(ak.to_numpy(column), expected.astype(np.float32))
+    weight = ak.to_numpy(table.some_samples_weight)
+    np.testing.assert_allclose(weight, np.where(valid, posterior.weight, np.nan), rtol=1e-6)
+    assert not [name for name in table.fields if name.startswith("good_one_samples")]
+    # All else is as without samples.
+    plain = read(tmp_path / write(tmp_path, events, pairs, file_format, source={"dataset": "x"})["path"])
+    for name in plain.fields:
+        if name != "dataset" and table[name].to_list() != plain[name].to_list():
+            np.testing.assert_array_equal(table[name].to_numpy(), plain[name].to_numpy())
+    none = {name: pair[:0] for name, pair in pairs.items()}
+    empty = write(
+        tmp_path,
+        events[:0],
+        none,
+        file_format,
+        posteriors={"some": posterior[:0]},
+        source={"entrystart": 200, "entrystop": 300},
+    )
+    rows = read(tmp_path / empty["path"])
+    assert len(rows) == 0
+    assert "6 *" in str(rows.some_samples_weight.type)
+
+
+def test_observables_of_the_samples_from_columns(tmp_path, events, pairs, posterior):
+    """As the documentation reads them."""
+    entry = write(tmp_path, events, pairs, posteriors={"some": posterior})
+    rows = read(tmp_path / entry["path"])
+
+    def momentum(leg):
+        xyz = [ak.to_numpy(rows[f"some_samples_{leg}_{axis}"]) for axis in ("px", "py", "pz")]
+        return fourvector.from_three_momentum(np.stack(xyz, axis=-1), 172.5)
+
+    m_tt = fourvector.mass(momentum("top") + momentum("antitop"))
+    expected = fourvector.mass(posterior.samples.sum(axis=2))
+    valid = pairs["some"].valid
+    np.testing.assert_allclose(m_tt[valid], expected[valid], rtol=1e-5)
+
+
+def test_values_of_the_method(events, pairs):
+    own = {"c_hel": np.full(len(events), 0.5)}
+    columns = event_columns(events, {"x": dataclasses.replace(pairs["some"], observables=own)})
+    expected = pair_values(pairs["some"], events.lepton_p4, ["m_tt"])["m_tt"]
+    np.testing.assert_allclose(columns["x_m_tt"], expected, rtol=1e-6)
+    np.testing.assert_array_equal(columns["x_c_hel"], np.where(pairs["some"].valid, 0.5, np.nan))
 
 
 def test_formats_agree(tmp_path, events, pairs):

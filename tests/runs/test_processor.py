@@ -5,6 +5,7 @@ import importlib.util
 import shutil
 from pathlib import Path
 
+import awkward as ak
 import cloudpickle
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from topreco.config import (
     HistogramConfig,
     ObjectSource,
     SelectionConfig,
+    SolverConfig,
     SystematicsConfig,
     UnfoldingConfig,
 )
@@ -30,6 +32,7 @@ from topreco.input.systematics import variations
 from topreco.input.truth import read_truth
 from topreco.measurement.unfolding import read_response
 from topreco.reconstruction.load import load
+from topreco.runs.columns import ColumnWriter
 from topreco.runs.processor import DileptonProcessor
 
 pytestmark = pytest.mark.sim
@@ -401,3 +404,34 @@ def test_responses_without_observables_are_the_same(simulated, toy_model, unfold
     assert set(alone) == {"events", *new}
     for name in new:
         assert alone[name] == unfoldable["histograms"][name], name
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "root"])
+def test_samples_in_columns(simulated, tmp_path, file_format):
+    solvers = SolverConfig(n_draws=20)
+    instance = DileptonProcessor(
+        ["loose", "sonnenschein"],
+        histograms=HistogramConfig(observables=("m_tt",)),
+        solvers=solvers,
+        columns=ColumnWriter(tmp_path, file_format, 20),
+    )
+    entries = run(simulated, instance)["columns"]
+    read = ak.from_parquet if file_format == "parquet" else lambda p: uproot.open(p)["Friends"].arrays()
+    rows = ak.concatenate([read(tmp_path / entry["path"]) for entry in entries])
+    valid = ak.to_numpy(rows.sonnenschein_valid)
+    assert 0 < valid.sum() <= len(rows)
+    weight = ak.to_numpy(rows.sonnenschein_samples_weight)
+    np.testing.assert_allclose(weight.sum(axis=1), np.where(valid, 1, np.nan), rtol=1e-5)
+    # As many draws as the prediction is the mean of.
+    mean = ak.nansum(rows.sonnenschein_samples_weight * rows.sonnenschein_samples_top_px, axis=1)
+    expected = rows.sonnenschein_top_pt * np.cos(rows.sonnenschein_top_phi)
+    np.testing.assert_allclose(mean[valid], expected[valid], rtol=1e-4, atol=1e-2)
+    assert not [name for name in rows.fields if name.startswith("loose_samples")]
+
+
+def test_samples_that_no_method_gives(tmp_path):
+    with pytest.raises(
+        TopRecoError,
+        match="columns_samples: 8 found, but none of the methods gives samples: loose, ellipse_c",
+    ):
+        DileptonProcessor(["loose", "ellipse_closest"], columns=ColumnWriter(tmp_path, samples=8))

@@ -463,3 +463,29 @@ def test_a_model_that_workers_cannot_see(configured, toy_model, nominal, tmp_pat
 def test_impossible_clusters(configured, overrides, message):
     with pytest.raises(ConfigError, match=message):
         configured(*overrides)
+
+
+def test_samples_need_a_folder(configured):
+    with pytest.raises(ConfigError, match="columns_samples: 8 found without output_columns"):
+        configured("columns_samples=8")
+
+
+def test_summaries_belong_to_the_configuration(simulated, tmp_path):
+    """Another summary is another result, which no checkpoint may mix."""
+    counts = {}
+    for summary in ("mean", "median"):
+        config = RunConfig(
+            fileset={"tt": (str(simulated),)},
+            methods=("sonnenschein",),
+            summary=summary,
+            solvers={"n_draws": 10},
+            histograms={"observables": ("m_tt",)},
+            output=tmp_path / summary,
+            checkpoint=tmp_path / "checkpoints",
+        )
+        if summary == "median":
+            with pytest.raises(TopRecoError, match="summary"):
+                run(config, progress=False)
+            config = config.model_copy(update={"checkpoint": None})
+        counts[summary] = run(config, progress=False).histograms["spectrum/m_tt"]
+    assert counts["mean"] != counts["median"]

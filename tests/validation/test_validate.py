@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from topreco.cli import app
+from topreco.config import SolverConfig, ValidationConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.skim import read_skims
 from topreco.runs.columns import event_columns
@@ -97,6 +98,23 @@ def test_workers_change_nothing_but_the_speed(skims, tmp_path):
 
 
 @pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_page")
+def test_summaries(write_skim, tmp_path):
+    """The median in place of the mean, and metrics that belong to it."""
+    skim = write_skim(tmp_path / "one.parquet", 300, 1)
+    found = {}
+    for summary in ("mean", "median", "mode"):
+        config = ValidationConfig(summary=summary, solvers=SolverConfig(n_draws=10))
+        folder = tmp_path / summary
+        validate([skim], folder, methods=["sonnenschein", "loose"], config=config, progress=False)
+        found[summary] = json.loads((folder / "results.json").read_text())
+        assert found[summary]["metadata"]["config"]["summary"] == summary
+    metrics = {name: of["response"]["m_tt"] for name, of in found.items()}
+    assert len({json.dumps(of["sonnenschein"]) for of in metrics.values()}) == 3
+    assert metrics["mean"]["loose"] == metrics["median"]["loose"] == metrics["mode"]["loose"]
+    assert found["median"]["methods"]["sonnenschein"] == {"kind": "analytic"}
+
+
 def test_command(skims, tmp_path):
     arguments = [
         *("validate", *map(str, skims), "--methods", "ellipse_unsmeared", "-o", str(tmp_path / "out")),

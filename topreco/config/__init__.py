@@ -40,6 +40,7 @@ from topreco.config.running import (
     SimulationConfig,
     SkimConfig,
     SolverConfig,
+    Summary,
     UnfoldingConfig,
     ValidationConfig,
 )
@@ -114,6 +115,7 @@ __all__ = [
     "SolverConfig",
     "SpurionConfig",
     "StudyConfig",
+    "Summary",
     "SystematicsConfig",
     "TokensConfig",
     "TrainConfig",

@@ -140,6 +140,10 @@ class SkimConfig(Config):
     """Entries read at a time."""
 
 
+Summary = Literal["mean", "median", "mode"]
+"""What a method with a posterior says of an observable."""
+
+
 class SolverConfig(Config):
     """Analytic methods: the constraints, and how the detector's resolution is smeared over."""
 
@@ -164,6 +168,9 @@ class ValidationConfig(Config):
 
     solvers: SolverConfig = SolverConfig()
     """Settings of the analytic methods; `m_top` is also the mass that tops are compared with."""
+    summary: Summary = "mean"
+    """Values of observables: what methods say, which for posteriors is the mean; the medians of the quantiles
+    that a method gives; or the modes of its samples. Methods without them keep their values."""
     histograms: HistogramConfig = HistogramConfig()
     """`bins` replaces the edges of the validated observables."""
     observables: tuple[str, ...] = ()
@@ -221,6 +228,9 @@ class RunConfig(Config):
     min_quality: dict[str, float] = {}
     """Smallest quality of an event that counts as solved, by name of the method: for networks with quantiles
     −0.1 keeps events whose m_tt is known to 10 %."""
+    summary: Summary = "mean"
+    """Values of observables: what methods say, which for posteriors is the mean; the medians of the quantiles
+    that a method gives; or the modes of its samples. Methods without them keep their values."""
     solvers: SolverConfig = SolverConfig()
     """Settings of the analytic methods."""
     selection: SelectionConfig = SelectionConfig()
@@ -246,6 +256,8 @@ class RunConfig(Config):
     output_columns: Path | None = None
     """Folder for the results of each event, as friends of the input files."""
     columns_format: Literal["parquet", "root"] = "parquet"
+    columns_samples: Annotated[int, Field(ge=0)] = 0
+    """Samples of the tops of each event in `output_columns`, from each method that gives some."""
 
     @model_validator(mode="before")
     @classmethod
@@ -274,6 +286,15 @@ class RunConfig(Config):
             raise ValueError(
                 "cluster.address: belongs to a Dask scheduler that runs already; executor dask and no other "
                 "key of cluster expected beside it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_written(self) -> Self:
+        if self.columns_samples and self.output_columns is None:
+            raise ValueError(
+                f"columns_samples: {self.columns_samples} found without output_columns, where samples are "
+                "written; name its folder (--output-columns)"
             )
         return self
 

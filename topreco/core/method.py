@@ -75,6 +75,43 @@ class Sampler(Method, Protocol):
         """
 
 
+def gives_samples(method: NamedCallable) -> bool:
+    """Whether a method is a `Sampler` that has samples.
+
+    A class some of whose methods have none says so by the attribute ``has_samples``.
+    """
+    return callable(getattr(method, "sample", None)) and bool(getattr(method, "has_samples", True))
+
+
+def as_sampler(method: NamedCallable) -> Sampler:
+    """Return the method itself, if it gives samples.
+
+    Raises
+    ------
+    TopRecoError
+        If it gives none.
+    """
+    if not gives_samples(method):
+        raise TopRecoError(
+            f"samples: method {method.name!r} gives none; a network of the task 'posterior' or a smeared "
+            "analytic method such as 'sonnenschein' expected"
+        )
+    return cast("Sampler", method)
+
+
+def checked_samples(n_samples: int) -> int:
+    """Return the number of samples, if it is positive.
+
+    Raises
+    ------
+    TopRecoError
+        If it is not.
+    """
+    if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 1:
+        raise TopRecoError(f"samples: {n_samples!r} found, a number of 1 or more expected")
+    return n_samples
+
+
 def as_method(method: NamedCallable) -> Method:
     """Complete a callable with a name to a `Method`; a complete one is returned as it is.
 
@@ -115,8 +152,15 @@ class _Completed:
         own = fingerprint_of(self.name, kind.__module__, kind.__qualname__)
         return getattr(self.method, "fingerprint", own)
 
+    @property
+    def has_samples(self) -> bool:
+        return gives_samples(self.method)
+
     def __call__(self, events: DileptonEvents) -> TopPair:
         return self.method(events)
+
+    def sample(self, events: DileptonEvents, n_samples: int | None = None) -> Posterior:
+        return as_sampler(self.method).sample(events, n_samples)
 
 
 def fingerprint_of(*parts: Any) -> str:

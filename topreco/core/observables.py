@@ -10,7 +10,7 @@ the result is an awkward array. `docs/OBSERVABLES.md` lists every observable wit
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError, nearest
-from topreco.core.events import FloatArray
+from topreco.core.events import BoolArray, FloatArray, TopPair
 
 AXES = ("k", "r", "n")
 """Names of the axes of `spin_basis`, in their order."""
@@ -590,6 +590,62 @@ def observable_names(names: Iterable[str]) -> tuple[str, ...]:
             )
         found |= dict.fromkeys(OBSERVABLE_GROUPS.get(name, (name,)))
     return tuple(found)
+
+
+def compute_observables(
+    names: Iterable[str], tops: FloatArray, system: FloatArray, leptons: FloatArray, valid: BoolArray
+) -> dict[str, FloatArray]:
+    """Observables of four-momenta, in double precision, each of shape (n,).
+
+    Parameters
+    ----------
+    names
+        Observables.
+    tops, system, leptons
+        Four-momenta (E, px, py, pz) in GeV as for `Observable.compute`.
+    valid
+        Events to compute, shape (n,); the others are NaN.
+    """
+    momenta = [np.asarray(p4[valid], np.float64) for p4 in (tops, system, leptons)]
+    found = {}
+    # A method's overflowing momenta are events without a value, not a reason to warn.
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        for name in dict.fromkeys(names):
+            values = np.full(len(valid), np.nan)
+            values[valid] = OBSERVABLES[name].compute(*momenta)
+            found[name] = values
+    return found
+
+
+def pair_values(pair: TopPair, leptons: FloatArray, names: Iterable[str]) -> dict[str, FloatArray]:
+    """Observables as a method predicts them: its own value where it has one, else that of its four-momenta.
+
+    Whatever fills, writes or unfolds an observable takes it from here.
+
+    Parameters
+    ----------
+    pair
+        Prediction of a method for n events.
+    leptons
+        Four-momenta (E, px, py, pz) in GeV of ℓ⁺ and ℓ⁻, shape (n, 2, 4).
+    names
+        Observables.
+
+    Returns
+    -------
+    values
+        By name in the order given, in double precision, NaN where not valid, each of shape (n,).
+    """
+    names = tuple(dict.fromkeys(names))
+    own: Mapping[str, FloatArray] = pair.observables or {}
+    absent = [name for name in names if name not in own]
+    computed = compute_observables(absent, pair.p4, pair.system, leptons, pair.valid) if absent else {}
+    return {
+        name: np.where(pair.valid, np.asarray(own[name], np.float64), np.nan)
+        if name in own
+        else computed[name]
+        for name in names
+    }
 
 
 def _known_observable(name: str) -> Observable:

@@ -5,15 +5,23 @@ frames of their tops, both on the axes k, r and n of `topreco.core.observables.s
 that experiments publish have the axes −k, −r and −n for t̄, so that C = −C′.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
-from topreco.core.events import PRODUCTIONS, FloatArray, Truth
-from topreco.core.observables import AXES, accepts_awkward, lepton_directions, spin_basis, spin_cosines
+from topreco.core.events import PRODUCTIONS, BoolArray, FloatArray, TopPair, Truth
+from topreco.core.observables import (
+    AXES,
+    OBSERVABLE_GROUPS,
+    accepts_awkward,
+    lepton_directions,
+    pair_values,
+    spin_basis,
+    spin_cosines,
+)
 
 # ---- coefficients ----------------------------------------------------------------------------------------
 
@@ -25,8 +33,7 @@ class SpinCoefficient(NamedTuple):
     error: float
 
 
-@accepts_awkward()
-def spin_coefficients(tops: Any, leptons: Any, weight: Any = None) -> dict[str, SpinCoefficient]:
+def spin_coefficients(tops: Any, leptons: Any = None, weight: Any = None) -> dict[str, SpinCoefficient]:
     """Polarisations, spin correlations and entanglement markers as weighted means over events [1]_.
 
     With cosθ₁ⁱ and cosθ₂ⁱ of `topreco.core.observables.spin_cosines`:
@@ -43,7 +50,9 @@ def spin_coefficients(tops: Any, leptons: Any, weight: Any = None) -> dict[str, 
     Parameters
     ----------
     tops
-        Four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4).
+        Four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4). From a `TopPair`, or the records of
+        `topreco.reconstruct`, means are taken of the method's own values of the observables ``cos_1k`` …
+        ``cos_1k_2k`` … ``c_hel``, ``c_han`` and ``c_flip_r`` …, where it has them.
     leptons
         Four-momenta in GeV of ℓ⁺, which goes with t, and ℓ⁻, shape (n, 2, 4).
     weight
@@ -53,7 +62,7 @@ def spin_coefficients(tops: Any, leptons: Any, weight: Any = None) -> dict[str, 
     -------
     coefficients
         By name; NaN where the sum of weights is not positive, with an error of NaN for fewer than two events.
-        Events without all six cosines do not count, nor do those of weight 0.
+        Events without all of the observables do not count, nor do those of weight 0.
 
     Raises
     ------
@@ -69,34 +78,61 @@ def spin_coefficients(tops: Any, leptons: Any, weight: Any = None) -> dict[str, 
     .. [3] CMS Collaboration, Measurements of polarization and spin correlation and observation of
        entanglement in top quark pairs using lepton+jets events at √s = 13 TeV, arXiv:2409.11067.
     """
-    cosines = spin_cosines(tops, leptons)
-    w = np.ones(len(cosines)) if weight is None else np.asarray(weight, np.float64)
-    if w.shape != (len(cosines),):
-        raise TopRecoError(f"spin_coefficients: {len(cosines)} events but weights of shape {w.shape}")
+    own, valid = None, None
+    if isinstance(tops, TopPair):
+        tops, own, valid = tops.p4, tops.observables, tops.valid
+    elif "observables" in getattr(tops, "fields", ()):
+        own = {name: np.asarray(tops.observables[name]) for name in tops.observables.fields}
+    # Records may hold the leptons too.
+    given = (tops,) if leptons is None else (tops, leptons)
+    values = _spin_observables(*given, valid=valid, own=own)
+    n = len(values["c_hel"])
+    w = np.ones(n) if weight is None else np.asarray(weight, np.float64)
+    if w.shape != (n,):
+        raise TopRecoError(f"spin_coefficients: {n} events but weights of shape {w.shape}")
     if unusable := int((~np.isfinite(w)).sum()):
         raise TopRecoError(f"spin_coefficients: {unusable} of {len(w)} weights are not finite")
-    known = np.isfinite(cosines).all(axis=(1, 2))
+    known = np.isfinite(list(values.values())).all(axis=0)
     w = w[known]
-    return {name: _mean(values, w) for name, values in _coefficients_of_events(cosines[known])}
+    of_events = _coefficients_of_events({name: column[known] for name, column in values.items()})
+    return {name: _mean(column, w) for name, column in of_events}
 
 
-def _coefficients_of_events(cosines: FloatArray) -> Iterator[tuple[str, FloatArray]]:
+_C_FLIPPED = {"k": "c_han", "r": "c_flip_r", "n": "c_flip_n"}
+_SPIN = ("c_hel", *_C_FLIPPED.values(), *OBSERVABLE_GROUPS["polarisation"], *OBSERVABLE_GROUPS["correlation"])
+
+
+@accepts_awkward()
+def _spin_observables(
+    tops: Any, leptons: Any, *, valid: BoolArray | None, own: Mapping[str, FloatArray] | None
+) -> dict[str, FloatArray]:
+    """Observables whose means the coefficients are, NaN where not valid, each of shape (n,)."""
+    valid = np.ones(len(tops), np.bool_) if valid is None else valid
+    if own:
+        return pair_values(TopPair(tops, valid, observables=own), leptons, _SPIN)
+    # One evaluation of the cosines for all of them.
+    cosines = np.where(valid[:, None, None], spin_cosines(tops, leptons), np.nan)
+    products = cosines[:, 0, :, None] * cosines[:, 1, None, :]
+    values = {f"cos_{leg + 1}{a}": cosines[:, leg, i] for leg in range(2) for i, a in enumerate(AXES)}
+    values |= {f"cos_1{a}_2{b}": products[:, i, j] for i, a in enumerate(AXES) for j, b in enumerate(AXES)}
+    # The axes of the second leg are reversed.
+    values["c_hel"] = -np.trace(products, axis1=1, axis2=2)
+    return values | {_C_FLIPPED[axis]: values["c_hel"] + 2 * products[:, i, i] for i, axis in enumerate(AXES)}
+
+
+def _coefficients_of_events(values: Mapping[str, FloatArray]) -> Iterator[tuple[str, FloatArray]]:
     """Name of each coefficient, and per event the values whose mean it is, shape (n,)."""
-    for leg in range(2):
-        for i, axis in enumerate(AXES):
-            yield f"B_{leg + 1}{axis}", 3 * cosines[:, leg, i]
-    c = -9 * cosines[:, 0, :, None] * cosines[:, 1, None, :]
-    for i, first in enumerate(AXES):
-        for j, second in enumerate(AXES):
-            yield f"C_{first}{second}", c[:, i, j]
-    for i, j in ((1, 0), (2, 1), (2, 0)):
-        one, other = f"C_{AXES[i]}{AXES[j]}", f"C_{AXES[j]}{AXES[i]}"
-        yield f"{one}+{other}", c[:, i, j] + c[:, j, i]
-        yield f"{one}-{other}", c[:, i, j] - c[:, j, i]
-    d = -np.trace(c, axis1=1, axis2=2) / 3
-    yield "D", d
-    for i, axis in enumerate(AXES):
-        yield f"D_{axis}", -d - 2 * c[:, i, i] / 3
+    for name in OBSERVABLE_GROUPS["polarisation"]:
+        yield name.replace("cos_", "B_"), 3 * values[name]
+    c = {f"{a}{b}": -9 * values[f"cos_1{a}_2{b}"] for a in AXES for b in AXES}
+    for axes, column in c.items():
+        yield f"C_{axes}", column
+    for a, b in ("rk", "nr", "nk"):
+        yield f"C_{a}{b}+C_{b}{a}", c[a + b] + c[b + a]
+        yield f"C_{a}{b}-C_{b}{a}", c[a + b] - c[b + a]
+    yield "D", -3 * values["c_hel"]
+    for axis, name in _C_FLIPPED.items():
+        yield f"D_{axis}", 3 * values[name]
 
 
 def _mean(values: FloatArray, weight: FloatArray) -> SpinCoefficient:

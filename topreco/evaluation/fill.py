@@ -12,7 +12,7 @@ from topreco.config import NOMINAL
 from topreco.core.compiled import njit
 from topreco.core.events import BoolArray, DileptonEvents, FloatArray, TopPair, Truth
 from topreco.core.method import Method
-from topreco.core.observables import OBSERVABLES, Observable
+from topreco.core.observables import OBSERVABLES, Observable, compute_observables, pair_values
 from topreco.core.statistics import (
     MOMENTS,
     Array,
@@ -304,32 +304,17 @@ def _fill_truth(
 
 def predicted_values(names: Iterable[str], events: DileptonEvents, pair: TopPair) -> dict[str, Array]:
     """Observables of the prediction of a method, NaN where there is none, each of shape (n,)."""
-    return _values(names, pair.p4, pair.system, events.lepton_p4, pair.valid)
+    return pair_values(pair, events.lepton_p4, names)
 
 
 def true_values(names: Iterable[str], truth: Truth) -> dict[str, Array]:
     """Observables of the generated tops, NaN where there are none, each of shape (n,)."""
-    return _values(names, truth.tops, truth.tops.sum(axis=1), truth.lepton, truth.valid)
+    return compute_observables(names, truth.tops, truth.tops.sum(axis=1), truth.lepton, truth.valid)
 
 
 def true_of_booked(histograms: Mapping[str, hist.Hist], truth: Truth) -> dict[str, Array]:
     """Generated observables that `fill` needs for these histograms, the same for every method."""
     return true_values((*observables_of(histograms), "m_tt"), truth)
-
-
-def _values(
-    names: Iterable[str], tops: Array, system: Array, leptons: Array, valid: Array
-) -> dict[str, Array]:
-    """Observables of valid events, NaN elsewhere, each of shape (n,)."""
-    momenta = [np.asarray(p4[valid], np.float64) for p4 in (tops, system, leptons)]
-    found = {}
-    # A method's overflowing momenta are events without a value, not a reason to warn.
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        for name in dict.fromkeys(names):
-            values = np.full(len(valid), np.nan)
-            values[valid] = OBSERVABLES[name].compute(*momenta)
-            found[name] = values
-    return found
 
 
 class Filler:

@@ -10,14 +10,16 @@ import numpy as np
 
 from topreco.config import SolverConfig
 from topreco.core.errors import TopRecoError
-from topreco.core.events import BoolArray, DileptonEvents, FloatArray, TopPair
+from topreco.core.events import BoolArray, DileptonEvents, FloatArray, Posterior, TopPair
 from topreco.core.files import sha256_of
-from topreco.core.method import fingerprint_of
+from topreco.core.fourvector import from_three_momentum
+from topreco.core.method import as_sampler, checked_samples, fingerprint_of
 from topreco.core.threads import checked_threads
 from topreco.reconstruction.model_files import modified
 
 if TYPE_CHECKING:
     from topreco.solvers.response import DetectorResponse
+    from topreco.solvers.smearing import Smeared
 
 
 class AnalyticMethod:
@@ -94,10 +96,51 @@ class AnalyticMethod:
         """Top-quark pairs; not valid where the method has no solution or there are no b candidates."""
         return ANALYTIC_METHODS[self.method].solve(self, events)
 
+    @property
+    def has_samples(self) -> bool:
+        """True if the method smears: its draws are samples."""
+        return ANALYTIC_METHODS[self.method].smeared
 
-def _smeared(solver: Any, method: AnalyticMethod, events: DileptonEvents) -> TopPair:
-    """Weighted mean over smeared copies of each event; quality is the sum of weights."""
-    from topreco.solvers.smearing import DRAWN_OBSERVABLES, smear_and_solve
+    def sample(self, events: DileptonEvents, n_samples: int | None = None) -> Posterior:
+        """Tops of each draw that has a solution, and the weight P(m_ℓ⁺b) P(m_ℓ⁻b̄) of the draw.
+
+        The weighted mean of their momenta is that of the method's own prediction, which has as many draws as
+        the settings say. Draws are not measurements: their spread shows how well the event determines its
+        tops, and is no posterior in the strict sense.
+
+        Parameters
+        ----------
+        events
+            Selected events.
+        n_samples
+            Number of draws; None takes that of the settings.
+
+        Returns
+        -------
+        posterior
+            Tops on shell; a draw without a solution is NaN and has no weight.
+
+        Raises
+        ------
+        TopRecoError
+            If the method does not smear, or the number is not positive.
+        """
+        as_sampler(self)
+        n = self.config.n_draws if n_samples is None else checked_samples(n_samples)
+        result = _smear(self, events, n_draws=n, samples=True)
+        return Posterior(from_three_momentum(result.momenta, self.config.m_top), result.log_weight)
+
+
+def _smear(
+    method: AnalyticMethod,
+    events: DileptonEvents,
+    *,
+    n_draws: int,
+    quantiles: bool = False,
+    samples: bool = False,
+) -> "Smeared":
+    """Smeared copies of each event, solved."""
+    from topreco.solvers.smearing import smear_and_solve
 
     config = method.config
     keys = (events.run, events.luminosity_block, events.event)
@@ -106,18 +149,27 @@ def _smeared(solver: Any, method: AnalyticMethod, events: DileptonEvents) -> Top
             f"method {method.name!r}: the key (run, luminosityBlock, event) is constant, the same for all "
             f"{len(events)} events, which would all be smeared alike; give each event a number of its own"
         )
-    result = smear_and_solve(
+    solver: Any = method.method
+    return smear_and_solve(
         events,
         method.response,
         method=solver,
-        n_draws=config.n_draws,
+        n_draws=n_draws,
         seed=config.seed,
         pairing=config.pairing,
         m_top=config.m_top,
         reset_energy=config.reset_energy,
         threads=method.n_threads,
-        quantiles=method.quantiles,
+        quantiles=quantiles,
+        samples=samples,
     )
+
+
+def _smeared(method: AnalyticMethod, events: DileptonEvents) -> TopPair:
+    """Weighted mean over smeared copies of each event; quality is the sum of weights."""
+    from topreco.solvers.smearing import DRAWN_OBSERVABLES
+
+    result = _smear(method, events, n_draws=method.config.n_draws, quantiles=method.quantiles)
     by_name = None
     if method.quantiles:
         by_name = {name: result.quantiles[:, i] for i, name in enumerate(DRAWN_OBSERVABLES)}
@@ -221,13 +273,13 @@ _SMEARING = ("m_top", "n_draws", "pairing", "reset_energy", "seed")
 ANALYTIC_METHODS: dict[str, _Kind] = {
     "sonnenschein": _Kind(
         "algebraic solution of Sonnenschein, averaged over smeared copies of each event",
-        partial(_smeared, "sonnenschein"),
+        _smeared,
         _SMEARING,
         smeared=True,
     ),
     "ellipse": _Kind(
         "intersections of the neutrinos' ellipses, averaged over smeared copies of each event",
-        partial(_smeared, "ellipse"),
+        _smeared,
         _SMEARING,
         smeared=True,
     ),

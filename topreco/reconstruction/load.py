@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
-from topreco.config import SolverConfig
+from topreco.config import SolverConfig, Summary
 from topreco.core.errors import TopRecoError
-from topreco.core.method import Method, NamedCallable, as_method
+from topreco.core.method import Method, NamedCallable, as_method, gives_samples
 from topreco.reconstruction.analytic import ANALYTIC_METHODS, AnalyticMethod
 from topreco.reconstruction.model_files import DESCRIPTIONS, shipped_models
 from topreco.reconstruction.network import network_method
 from topreco.reconstruction.onnx import onnx_method
-from topreco.reconstruction.wrappers import QualityCut
+from topreco.reconstruction.wrappers import Median, Mode, QualityCut
 
 
 def methods() -> dict[str, str]:
@@ -27,6 +28,7 @@ def load(
     solvers: SolverConfig | None = None,
     ship: bool = False,
     quantiles: bool = True,
+    summary: Summary = "mean",
 ) -> Method:
     """Method by model file, or by the name of a shipped model or an analytic method.
 
@@ -45,6 +47,10 @@ def load(
         Pickle a model file with its content, for workers that cannot see the file.
     quantiles
         Evaluate the uncertainty of each event, too, of methods that have it, for about 1.4 times the time.
+    summary
+        Values of observables in `TopPair.observables`: "mean" for what the method says; "median" for the
+        medians of its quantiles, which are evaluated then; "mode" for the modes of its samples. A method
+        without quantiles or without samples keeps its values.
 
     Returns
     -------
@@ -58,6 +64,24 @@ def load(
     """
     if not isinstance(source, str | Path):
         raise TopRecoError(f"method {source!r}: a name or a model file expected")
+    if summary not in get_args(Summary):
+        raise TopRecoError(f"summary: {summary!r} found, allowed are {', '.join(get_args(Summary))}")
+    found = _load(source, name, threads, solvers, ship=ship, quantiles=quantiles or summary == "median")
+    if summary == "mode" and gives_samples(found):
+        return Mode(found)
+    return Median(found) if summary == "median" else found
+
+
+def _load(
+    source: str | Path,
+    name: str | None,
+    threads: int | None,
+    solvers: SolverConfig | None,
+    *,
+    ship: bool,
+    quantiles: bool,
+) -> Method:
+    """The method itself."""
     if str(source) in ANALYTIC_METHODS:
         return AnalyticMethod(str(source), solvers, name=name, threads=threads, quantiles=quantiles)
     if Path(source).suffix == ".onnx":
@@ -77,6 +101,7 @@ def load_methods(
     solvers: SolverConfig | None = None,
     ship: bool = False,
     quantiles: bool = True,
+    summary: Summary = "mean",
     min_quality: Mapping[str, float] | None = None,
 ) -> list[Method]:
     """Complete methods with names of their own.
@@ -93,6 +118,8 @@ def load_methods(
         Pickle the model files that are loaded with their content.
     quantiles
         Evaluate the uncertainty of each event, too, of models that are loaded and have it.
+    summary
+        Values of observables of the methods that are loaded, as in `load`.
     min_quality
         Smallest quality of an event that counts as solved, by name of the method.
 
@@ -107,7 +134,7 @@ def load_methods(
         If a method cannot be loaded, two have the same name, or `min_quality` names none of them.
     """
     loaded = [
-        load(m, threads=threads, solvers=solvers, ship=ship, quantiles=quantiles)
+        load(m, threads=threads, solvers=solvers, ship=ship, quantiles=quantiles, summary=summary)
         if isinstance(m, str | Path)
         else as_method(m)
         for m in methods

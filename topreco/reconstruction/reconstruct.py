@@ -9,8 +9,8 @@ import numpy as np
 from topreco.config import SelectionConfig
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
-from topreco.core.events import DileptonEvents, FloatArray, IntArray, TopPair
-from topreco.core.method import NamedCallable, as_method
+from topreco.core.events import DileptonEvents, FloatArray, IntArray, Posterior, TopPair
+from topreco.core.method import Method, NamedCallable, as_method, as_sampler, checked_samples
 from topreco.input.own import ACCEPTED, dilepton_events
 from topreco.reconstruction.load import load
 
@@ -24,6 +24,7 @@ def reconstruct(
     *,
     selection: SelectionConfig | None = None,
     dataset: str | None = None,
+    samples: int | None = None,
     threads: int | None = 1,
 ) -> Any:
     """Four-momenta of t and t̄ of each event, as an awkward array aligned with the events.
@@ -50,6 +51,9 @@ def reconstruct(
         `era` set both), its number of jets to keep and `m_lb_max` count.
     dataset
         Name of the dataset, part of an event's key; by default that of `events.metadata`.
+    samples
+        Number of samples of the tops that an event may have come from, of a method that gives some; None for
+        no samples.
     threads
         Threads of each call of a method that is loaded here, see `topreco.core.threads`.
 
@@ -58,25 +62,32 @@ def reconstruct(
     tops
         Record array of the length of `events`: ``top``, ``antitop`` and ``ttbar`` are `Momentum4D` of
         `vector` (pt, eta, phi, mass in GeV, and all that follows), NaN unless ``valid``; ``selected`` is
-        False for events that were not selected. Where the method knows them, ``quality``
-        (larger is better) and ``quantiles``: for each observable the quantiles of its true value at
-        `topreco.core.events.QUANTILE_LEVELS`, five numbers per event.
+        False for events that were not selected. Where the method knows them, ``observables``: values of
+        observables that are better than those of the four-momenta, by their names in
+        `topreco.core.observables.OBSERVABLES`; ``quality`` (larger is better); and ``quantiles``: for each
+        observable the quantiles of its true value at `topreco.core.events.QUANTILE_LEVELS`, five numbers per
+        event. With `samples` also the record ``samples``: ``top`` and ``antitop``, `Momentum4D` of each event
+        and sample, and ``weight``, whose sum is 1 in each event. A sample that does not exist is NaN and has
+        the weight 0; where the event is not valid, weights are NaN too.
 
     Raises
     ------
     TopRecoError
-        If the events are none of these, a field is missing, or the model cannot be used.
+        If the events are none of these, a field is missing, or the model cannot be used or gives no samples.
     """
     import awkward as ak
 
     method = load(model, threads=threads) if isinstance(model, str | Path) else as_method(model)
+    if samples is not None:
+        as_sampler(method)
+        checked_samples(samples)
     config = selection or SelectionConfig()
     if isinstance(events, DileptonEvents):
-        return _aligned(method(events), np.arange(len(events)), len(events))
+        return _reconstruct(method, events, np.arange(len(events)), len(events), samples)
     dataset = dataset or (getattr(events, "metadata", None) or {}).get("dataset", "default")
     if isinstance(events, ak.Array) and (select := _selector(events)) is not None:
         selected = select(events, config, dataset=dataset)
-        return _aligned(method(selected.events), selected.index, len(events))
+        return _reconstruct(method, selected.events, selected.index, len(events), samples)
     if isinstance(events, ak.Array) and _FLAT & set(events.layout.fields):
         raise TopRecoError(
             "reconstruct: the events have branches and no collections; open with NanoAODSchema"
@@ -84,7 +95,7 @@ def reconstruct(
     if not isinstance(events, Mapping | ak.Array):
         raise TopRecoError(f"reconstruct: {ACCEPTED} expected, {type(events).__name__} found")
     chosen, index = dilepton_events(events, config, dataset=dataset, needs_key=method.uses_event_key)
-    return _aligned(method(chosen), index, len(events["jets"]))
+    return _reconstruct(method, chosen, index, len(events["jets"]), samples)
 
 
 def _selector(events: Any) -> Any:
@@ -98,15 +109,25 @@ def _selector(events: Any) -> Any:
     return select if {"Electron", "Muon", "Jet"} <= set(events.layout.fields) else None
 
 
-def _aligned(pair: TopPair, index: IntArray, n: int) -> Any:
-    """The pairs as awkward records at their positions among n events."""
+def _reconstruct(
+    method: Method, events: DileptonEvents, index: IntArray, n: int, n_samples: int | None
+) -> Any:
+    """Pairs and samples of selected events, as awkward records at their positions among n events."""
+    pair = method(events)
+    posterior = None if n_samples is None else as_sampler(method).sample(events, n_samples)
+    for what, found in (("top-quark pair", pair), ("set of samples", posterior)):
+        if found is not None and len(found) != len(index):
+            raise TopRecoError(
+                f"method: one {what} for each of {len(index)} events expected, {len(found)} found"
+            )
+    return _aligned(pair, posterior, index, n)
+
+
+def _aligned(pair: TopPair, posterior: Posterior | None, index: IntArray, n: int) -> Any:
+    """Pairs and samples as awkward records at their positions among n events."""
     import awkward as ak
     import vector
 
-    if len(pair) != len(index):
-        raise TopRecoError(
-            f"method: one top-quark pair for each of {len(index)} events expected, {len(pair)} found"
-        )
     selected = np.zeros(n, dtype=bool)
     selected[index] = True
     valid = np.zeros(n, dtype=bool)
@@ -133,9 +154,19 @@ def _aligned(pair: TopPair, index: IntArray, n: int) -> Any:
     }
     if pair.quality is not None:
         columns["quality"] = numbers(pair.quality)
-    if pair.quantiles:
-        quantiles = {name: numbers(values) for name, values in pair.quantiles.items()}
-        columns["quantiles"] = ak.zip(quantiles, depth_limit=1)
+    for field in ("observables", "quantiles"):
+        if by_name := getattr(pair, field):
+            columns[field] = ak.zip({name: numbers(x) for name, x in by_name.items()}, depth_limit=1)
+    if posterior is not None:
+        # As lists, with which numbers of events broadcast; regular arrays would align with the samples.
+        columns["samples"] = ak.zip(
+            {
+                "top": ak.from_regular(momentum(posterior.samples[:, :, 0])),
+                "antitop": ak.from_regular(momentum(posterior.samples[:, :, 1])),
+                "weight": ak.from_regular(numbers(posterior.weight)),
+            },
+            depth_limit=1,
+        )
     return ak.zip(
         columns,
         depth_limit=1,

@@ -17,9 +17,17 @@ import numpy as np
 from topreco.config import NOMINAL
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
-from topreco.core.events import CHANNELS, QUANTILE_LEVELS, DileptonEvents, FloatArray, IntArray, TopPair
+from topreco.core.events import (
+    CHANNELS,
+    QUANTILE_LEVELS,
+    DileptonEvents,
+    FloatArray,
+    IntArray,
+    Posterior,
+    TopPair,
+)
 from topreco.core.files import complete_file, folder_name, unique_stem
-from topreco.core.observables import OBSERVABLES
+from topreco.core.observables import OBSERVABLES, pair_values
 
 _LEGS = ("top", "antitop")
 
@@ -34,10 +42,13 @@ class ColumnWriter:
         Where, as an absolute path that every worker can write to.
     file_format
         Parquet, or a ROOT file with the tree ``Friends``.
+    samples
+        Number of samples of each event to write, from methods that give some.
     """
 
     folder: Path
     file_format: Literal["parquet", "root"] = "parquet"
+    samples: int = 0
 
     def write(
         self,
@@ -45,6 +56,7 @@ class ColumnWriter:
         index: IntArray,
         events: DileptonEvents,
         pairs: Mapping[str, TopPair],
+        posteriors: Mapping[str, Posterior] | None = None,
         *,
         variation: str = NOMINAL,
     ) -> dict[str, Any]:
@@ -61,6 +73,8 @@ class ColumnWriter:
             The selected events.
         pairs
             Predictions by the name of the method.
+        posteriors
+            Samples by the name of the method, of those that give some.
         variation
             Name of the systematic variation.
 
@@ -83,7 +97,7 @@ class ColumnWriter:
             folder_name(variation),
             f"{unique_stem(file)}-{start}-{stop}.{self.file_format}",
         )
-        columns = event_columns(events, pairs)
+        columns = event_columns(events, pairs, posteriors)
         labels = {"dataset": dataset, "variation": variation, "file": file}
         entry = start + np.asarray(index, dtype=np.int64)
         try:
@@ -104,7 +118,11 @@ class ColumnWriter:
         }
 
 
-def event_columns(events: DileptonEvents, pairs: Mapping[str, TopPair]) -> dict[str, Any]:
+def event_columns(
+    events: DileptonEvents,
+    pairs: Mapping[str, TopPair],
+    posteriors: Mapping[str, Posterior] | None = None,
+) -> dict[str, Any]:
     """Columns that are stored for each event.
 
     Parameters
@@ -113,14 +131,18 @@ def event_columns(events: DileptonEvents, pairs: Mapping[str, TopPair]) -> dict[
         Selected events.
     pairs
         Predictions by the name of the method.
+    posteriors
+        Samples by the name of the method, of those that give some.
 
     Returns
     -------
     columns
         Arrays of shape (n,): run, luminosityBlock, event, channel ("ee", "emu", "mumu"), weight, and for each
         method ``<method>_valid``, ``<method>_top_pt`` … ``<method>_antitop_mass`` and
-        ``<method>_<observable>``, in GeV and single precision, NaN where not valid. Characters of a method's
-        name that no identifier has become ``_``.
+        ``<method>_<observable>``, in GeV and single precision, NaN where not valid. An observable is the
+        method's own value where it has one, else that of its tops. Characters of a method's name that no
+        identifier has become ``_``. With k samples also ``<method>_samples_top_px`` …
+        ``<method>_samples_antitop_pz`` and ``<method>_samples_weight``, of shape (n, k).
 
     Raises
     ------
@@ -144,14 +166,15 @@ def event_columns(events: DileptonEvents, pairs: Mapping[str, TopPair]) -> dict[
         columns[f"{prefix}_valid"] = pair.valid
         # Values that a method left in its arrays for events without a prediction are not kept.
         tops = np.where(pair.valid[:, None, None], pair.p4, np.nan)
-        system = np.where(pair.valid[:, None], pair.system, np.nan)
         values: dict[str, FloatArray] = {
             f"{leg}_{coordinate}": value
             for i, leg in enumerate(_LEGS)
             for coordinate, value in fourvector.to_pt_eta_phi_mass(tops[:, i]).items()
         }
-        values |= {key: known.compute(tops, system, leptons) for key, known in OBSERVABLES.items()}
+        values |= pair_values(pair, leptons, OBSERVABLES)
         values |= _uncertainty(pair)
+        if posteriors and name in posteriors:
+            values |= _samples(pair, posteriors[name])
         columns |= {f"{prefix}_{key}": value.astype(np.float32) for key, value in values.items()}
     return columns
 
@@ -166,18 +189,40 @@ def _uncertainty(pair: TopPair) -> dict[str, FloatArray]:
     return {name: np.where(pair.valid, values, np.nan) for name, values in found.items()}
 
 
+def _samples(pair: TopPair, posterior: Posterior) -> dict[str, FloatArray]:
+    """Columns with samples, whose energies follow from the mass: NaN without a prediction, shape (n, k)."""
+    found = {
+        f"samples_{leg}_{axis}": posterior.samples[:, :, i, 1 + j]
+        for i, leg in enumerate(_LEGS)
+        for j, axis in enumerate(("px", "py", "pz"))
+    }
+    found["samples_weight"] = posterior.weight
+    return {name: np.where(pair.valid[:, None], values, np.nan) for name, values in found.items()}
+
+
 def _write_parquet(path: Path, labels: Mapping[str, str], columns: Mapping[str, Any]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     n = len(columns["entry"])
     arrays = {name: pa.array([label] * n, pa.string()) for name, label in labels.items()}
-    # A column of strings without any rows would have no type.
-    arrays |= {
-        name: pa.array(values, pa.string()) if values.dtype == object else pa.array(values)
-        for name, values in columns.items()
-    }
-    pq.write_table(pa.table(arrays), path, compression="zstd")
+
+    def array(values: Any) -> Any:
+        if values.ndim > 1:
+            return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+        # A column of strings without any rows would have no type.
+        return pa.array(values, pa.string() if values.dtype == object else None)
+
+    arrays |= {name: array(values) for name, values in columns.items()}
+    # A dictionary of samples, of which no two are the same, is larger than they are.
+    lists = [name for name, values in columns.items() if values.ndim > 1]
+    pq.write_table(
+        pa.table(arrays),
+        path,
+        compression="zstd",
+        use_dictionary=[name for name in arrays if name not in lists],
+        use_byte_stream_split=[f"{name}.list.element" for name in lists],
+    )
 
 
 def _write_root(path: Path, labels: Mapping[str, str], columns: Mapping[str, Any]) -> None:
@@ -189,7 +234,10 @@ def _write_root(path: Path, labels: Mapping[str, str], columns: Mapping[str, Any
     with uproot.recreate(path) as file:
         tree = file.mktree(
             "Friends",
-            {name: "string" if values.dtype == object else values.dtype for name, values in arrays.items()},
+            {
+                name: "string" if values.dtype == object else np.dtype((values.dtype, values.shape[1:]))
+                for name, values in arrays.items()
+            },
         )
         if n:
             tree.extend({name: ak.Array(list(v)) if v.dtype == object else v for name, v in arrays.items()})

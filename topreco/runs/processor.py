@@ -17,8 +17,8 @@ from topreco.config import (
     UnfoldingConfig,
 )
 from topreco.core.errors import TopRecoError
-from topreco.core.events import DileptonEvents, FloatArray, IntArray, TopPair, Truth
-from topreco.core.method import Method
+from topreco.core.events import DileptonEvents, FloatArray, IntArray, Posterior, TopPair, Truth
+from topreco.core.method import Method, as_sampler, gives_samples
 from topreco.evaluation.fill import fill_methods
 from topreco.evaluation.histograms import book
 from topreco.evaluation.responses import book_responses, fill_generated, fill_responses
@@ -62,7 +62,8 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
     Raises
     ------
     TopRecoError
-        If a method cannot be loaded, two have the same name, or a correction cannot be used.
+        If a method cannot be loaded, two have the same name, none gives the samples that `columns` is to
+        write, or a correction cannot be used.
     """
 
     def __init__(
@@ -82,6 +83,11 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         self.histograms = histograms or HistogramConfig()
         self.systematics = (systematics or SystematicsConfig()).absolute()
         self.columns = columns
+        if columns is not None and columns.samples and not any(map(gives_samples, self.methods)):
+            raise TopRecoError(
+                f"columns_samples: {columns.samples} found, but none of the methods gives samples: "
+                f"{', '.join(method.name for method in self.methods)}"
+            )
         self.unfolding = unfolding or UnfoldingConfig()
         # Errors belong here, not in the first worker.
         book(self.histograms)
@@ -125,10 +131,25 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         output: dict[str, Any] = {"histograms": histograms, "cutflow": {dataset: cutflow}}
         if self.columns is not None:
             output["columns"] = [
-                self.columns.write(branches.metadata, found.index, found.events, pairs[name], variation=name)
+                self.columns.write(
+                    branches.metadata,
+                    found.index,
+                    found.events,
+                    pairs[name],
+                    self._samples(found.events, self.columns.samples),
+                    variation=name,
+                )
                 for name, found in selected.items()
             ]
         return output
+
+    def _samples(self, events: DileptonEvents, n: int) -> dict[str, Posterior]:
+        """Samples of each event, by the name of each method that gives some."""
+        return {
+            method.name: as_sampler(method).sample(events, n)
+            for method in self.methods
+            if n and gives_samples(method)
+        }
 
     def _select_variations(
         self, branches: Branches, dataset: str

@@ -66,7 +66,9 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
     inputs = inspect_inputs(config, progress=progress)
     columns = None
     if config.output_columns is not None:
-        columns = ColumnWriter(config.output_columns.absolute(), config.columns_format)
+        columns = ColumnWriter(
+            config.output_columns.absolute(), config.columns_format, config.columns_samples
+        )
     methods = load_methods(
         config.methods,
         threads=1,
@@ -74,6 +76,7 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
         ship=config.ship_model,
         # Histograms do not need them.
         quantiles=columns is not None or bool(config.min_quality),
+        summary=config.summary,
         min_quality=config.min_quality,
     )
     instance = DileptonProcessor(

@@ -85,6 +85,12 @@ class Smeared(NamedTuple):
     quantiles
         Weighted quantiles over the draws at `QUANTILE_LEVELS` of the `DRAWN_OBSERVABLES`, shape (n, 6, 5);
         of shape (n, 0, 5) unless requested.
+    momenta
+        Momenta (px, py, pz) of t and t̄ in each draw in GeV, NaN where it has no solution, shape
+        (n, draws, 2, 3); of shape (n, 0, 2, 3) unless requested.
+    log_weight
+        Logarithm of the weight of each draw in 1/GeV², −∞ where it has no solution, shape (n, draws); of
+        shape (n, 0) unless requested.
     """
 
     p4: Floats
@@ -93,6 +99,8 @@ class Smeared(NamedTuple):
     spread: Floats
     b_candidates: Ints
     quantiles: Floats
+    momenta: Floats
+    log_weight: Floats
 
 
 class _Settings(NamedTuple):
@@ -105,6 +113,7 @@ class _Settings(NamedTuple):
     m_w: float
     reset_energy: bool
     quantiles: bool
+    samples: bool
 
 
 class _Response(NamedTuple):
@@ -330,6 +339,7 @@ def _solve_pair(
     mean: Floats,
     variance: Floats,
     drawn: Floats,
+    kept: Floats,
 ) -> tuple[float, int]:
     """One event with one pair of jets.
 
@@ -351,6 +361,9 @@ def _solve_pair(
         Output: the weighted mean and variance of the tops, shape (2, 4).
     drawn
         Output, if requested: weight and observables of each draw with a solution, shape (draws, 7).
+    kept
+        Output, if requested: weight and momenta of t and t̄ of each draw, the weight 0 and NaN where it has no
+        solution, shape (draws, 7).
 
     Returns
     -------
@@ -368,6 +381,9 @@ def _solve_pair(
     neutrinos = np.empty((MAX_SOLUTIONS, 2, 4))
     if not _prepare(nominal, is_muon, response, frames, cells):
         return 0.0, 0
+    if settings.samples:
+        kept[:] = math.nan
+        kept[:, 0] = 0.0
     total, n_solved = 0.0, 0
     m_w_plus = m_w_minus = M_W if math.isnan(settings.m_w) else settings.m_w
     draw_w = settings.n_draws > 0 and math.isnan(settings.m_w)
@@ -393,6 +409,11 @@ def _solve_pair(
         if settings.quantiles:
             drawn[n_solved, 0] = weight
             _observables(p4, neutrinos, nominal, drawn[n_solved, 1:])
+        if settings.samples:
+            kept[draw, 0] = weight
+            for leg in range(2):
+                for k in range(1, 4):
+                    kept[draw, 3 * leg + k] = p4[leg, k] + p4[2 + leg, k] + neutrinos[0, leg, k]
         n_solved += 1
         before = total
         total += weight
@@ -492,6 +513,10 @@ def _solve_event(i: int, chunk: _Chunk, response: _Response, settings: _Settings
     drawn = np.empty((n_drawn, 1 + _N_DRAWN))
     if settings.quantiles:
         out.quantiles[i] = math.nan
+    kept = np.empty((out.log_weight.shape[1], 7))
+    if settings.samples:
+        out.momenta[i] = math.nan
+        out.log_weight[i] = -math.inf
     nominal = np.empty((4, 4))
     mean, variance = np.empty((2, 4)), np.empty((2, 4))
     nominal[_LEPTON_PLUS], nominal[_LEPTON_MINUS] = chunk.lepton_plus[i], chunk.lepton_minus[i]
@@ -519,7 +544,7 @@ def _solve_event(i: int, chunk: _Chunk, response: _Response, settings: _Settings
                 nominal[_B], nominal[_BBAR] = chunk.jets[i, jet], chunk.jets[i, jet_bar]
                 weight, n_solved = _solve_pair(
                     nominal, chunk.is_muon[i], mx, my, chunk.keys[i],
-                    response, settings, mean, variance, drawn,
+                    response, settings, mean, variance, drawn, kept,
                 )  # fmt: skip
                 if weight > best:
                     best = weight
@@ -529,6 +554,9 @@ def _solve_event(i: int, chunk: _Chunk, response: _Response, settings: _Settings
                     out.b_candidates[i, 0], out.b_candidates[i, 1] = jet, jet_bar
                     if settings.quantiles:
                         _weighted_quantiles(drawn[:n_solved], weight, out.quantiles[i])
+                    if settings.samples:
+                        out.momenta[i] = kept[:, 1:].copy().reshape((-1, 2, 3))
+                        out.log_weight[i] = np.log(kept[:, 0])
         if best > 0.0:
             return
 
@@ -631,6 +659,7 @@ def smear_and_solve(
     reset_energy: bool = True,
     threads: int = 1,
     quantiles: bool = False,
+    samples: bool = False,
 ) -> Smeared:
     """Tops of dileptonic events, averaged over the detector response.
 
@@ -662,6 +691,8 @@ def smear_and_solve(
         Number of threads; the result does not depend on it.
     quantiles
         Find the quantiles of observables over the draws, too.
+    samples
+        Keep momenta and weight of every draw, too.
 
     Returns
     -------
@@ -683,8 +714,9 @@ def smear_and_solve(
         m_w=math.nan if m_w is None else float(m_w),
         reset_energy=reset_energy,
         quantiles=quantiles,
+        samples=samples,
     )
-    n = len(events)
+    n, n_kept = len(events), max(n_draws, 1) if samples else 0
     out = Smeared(
         np.empty((n, 2, 4)),
         np.empty(n),
@@ -692,6 +724,8 @@ def smear_and_solve(
         np.empty((n, 2, 4)),
         np.empty((n, 2), np.int64),
         np.empty((n, _N_DRAWN if quantiles else 0, _N_LEVELS)),
+        np.empty((n, n_kept, 2, 3)),
+        np.empty((n, n_kept)),
     )
     tables = _tables(response)
 

@@ -39,6 +39,7 @@ from topreco.core.observables import OBSERVABLES
 from topreco.core.skim import Skim
 from topreco.core.statistics import fraction, summarise_arrays
 from topreco.core.threads import available_cores
+from topreco.evaluation.fill import predicted_values, true_values
 from topreco.network.inference import predict
 from topreco.network.model_file import load_model
 from topreco.network.train import MAY_DIFFER, WHERE_DATA_ARE, train
@@ -356,10 +357,10 @@ def _columns(
         "right_tops": right_tops(pair.p4, truth.tops),
         "right_pairing": right_pairing(pair.p4, events.lepton_p4, truth.b),
     }
+    predicted, true = predicted_values(observables, events, pair), true_values(observables, truth)
     for name in observables:
-        compute = OBSERVABLES[name].compute
-        columns[f"pred {name}"] = compute(pair.p4, pair.system, events.lepton_p4)
-        columns[f"true {name}"] = compute(truth.tops, truth.tops.sum(axis=1), truth.lepton)
+        columns[f"pred {name}"] = predicted[name]
+        columns[f"true {name}"] = true[name]
     return columns
 
 

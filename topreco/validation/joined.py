@@ -32,8 +32,9 @@ class JoinedMethod:
     name
         Name of the method, and prefix of its columns: ``<name>_top_pt``, ``_top_eta``, ``_top_phi``,
         ``_top_mass`` and the same of ``antitop``, in GeV, as `topreco.runs.columns` writes them. Without a
-        prefix they are looked for, too. So are ``valid``, ``quality`` and quantiles such as ``m_tt_q500``,
-        which may be missing.
+        prefix they are looked for, too. So are ``valid``, ``quality``, observables such as ``m_tt``, which
+        count in place of those of the four-momenta, and quantiles such as ``m_tt_q500``; all of these may
+        be missing.
     path
         File, or folder of files. Its rows are found by the columns run, luminosityBlock and event, and by
         dataset if it has that. Of several variations only the nominal one is used.
@@ -124,6 +125,7 @@ class JoinedMethod:
         return TopPair(
             p4=np.where(valid[:, None, None], p4, np.nan),
             valid=valid,
+            observables={name: column(name) for name in OBSERVABLES if name in names} or None,
             quality=column("quality") if "quality" in names else None,
             quantiles=quantiles or None,
         )
@@ -171,7 +173,7 @@ def _columns(name: str, path: Path, present: set[str]) -> dict[str, str]:
             )
             raise TopRecoError(f"{path}: column {column!r}{without} is missing, which {name!r} needs")
     quantiles = [column for columns in _quantile_columns().values() for column in columns]
-    optional = {column: f"{prefix}{column}" for column in ("valid", "quality", *quantiles)}
+    optional = {column: f"{prefix}{column}" for column in ("valid", "quality", *OBSERVABLES, *quantiles)}
     optional["dataset"] = "dataset"
     return wanted | {short: column for short, column in optional.items() if column in present}
 

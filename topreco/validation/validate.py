@@ -92,7 +92,7 @@ def validate(
         raise TopRecoError("mass scan: at least two masses expected, found one")
     others = [JoinedMethod(name, path) for name, path in (joined or {}).items()]
     # One thread each, so that neither results nor speed depend on the number of processes.
-    loaded = load_methods([*methods, *others], threads=1, solvers=config.solvers)
+    loaded = load_methods([*methods, *others], threads=1, solvers=config.solvers, summary=config.summary)
     if not loaded:
         raise TopRecoError("no methods; names or model files expected")
 
@@ -277,7 +277,6 @@ def _describe_method(method: Method, table: EventTable, splits: Sequence[HeldOut
     """Identity of a method, its head, and the number of events that its training may have used."""
     if isinstance(method, JoinedMethod):
         return {"kind": "joined", "file": method.path.name}
-    # A quality cut has the path, but not the metadata.
     path, metadata = getattr(method, "path", None), getattr(method, "metadata", {})
     if path is None:
         return {"kind": "analytic"}
