@@ -97,7 +97,9 @@ def test_events_beyond_the_prior_are_not_valid():
     assert not pair.valid.any()
     assert np.isnan(pair.p4).all()
     assert np.isnan(pair.observables["m_tt"]).all()
-    assert (effective_samples(FromSamples(Trained(), prior=Prior.flat(345, 345.001)).sample(EVENTS)) == 0).all()
+    assert (
+        effective_samples(FromSamples(Trained(), prior=Prior.flat(345, 345.001)).sample(EVENTS)) == 0
+    ).all()
 
 
 def test_chunks_change_nothing(monkeypatch):
