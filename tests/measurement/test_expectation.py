@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from topreco.core.errors import TopRecoError
-from topreco.measurement.expectation import bin_probabilities, expectation_maximisation
+from topreco.measurement.expectation import bin_probabilities, expectation_maximisation, training_of
+from topreco.measurement.unfolding import ResponseMatrix, Sums
 
 
 def test_probabilities_by_hand():
@@ -235,6 +236,21 @@ def test_merged_bins_are_sums():
     assert found.covariance[1, 1] == pytest.approx(fine.covariance[2:4, 2:4].sum())
     with pytest.raises(TopRecoError, match=r"coarse edges are 1, 2\.5"):
         fine.merged(edges, [1, 2.5])
+
+
+def test_training_of_a_response_matrix():
+    def unit(values):
+        return Sums(np.asarray(values, float), np.asarray(values, float))
+
+    matrix = [[0, 0, 0, 0], [1, 6, 2, 0], [0, 3, 9, 0], [0, 0, 0, 4]]
+    measured, nothing = unit(np.sum(matrix, axis=0)), unit(np.zeros(4))
+    response = ResponseMatrix(
+        "m_tt", np.arange(3.0), np.arange(3.0), unit(matrix), measured, nothing, unit([0, 1, 2, 0]),
+        unit([0, 90, 48, 8]),
+    )  # fmt: skip
+    training, efficiency = training_of(response)
+    np.testing.assert_array_equal(training, [0, 9, 12, 4])
+    np.testing.assert_allclose(efficiency, [np.nan, 0.1, 0.25, 0.5])
 
 
 def test_errors():

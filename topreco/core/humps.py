@@ -18,6 +18,9 @@ MIN_PROBABILITY = 0.1
 """Smallest probability of a hump: a few samples far away are a tail."""
 
 _STEPS = 30
+_MIN_NUMBER = 16 * (1 - 1e-9)
+_CHUNK = 500
+"""Events at a time: every pair of twelve jets for 64 samples takes 0.1 MB per event."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +59,9 @@ def two_humps(values: FloatArray, weight: FloatArray, *, threshold: float | None
 
         2√3 (1 + 2/√N + 6/N),    N = (Σw)²/Σw²,
 
-    4.65 for 64 samples of equal weight, is passed by about 1 % of events whose samples are uniform, in an
+    4.65 for 64 samples of equal weight, is passed by at most 1 % of events whose samples are uniform, in an
     interval, in a cube or along one of six axes, and by fewer if they are normal; calibrated for N from 16 to
-    256. Exponential tails pass it as often, but more often below N = 32.
+    256. Exponential tails pass it as often, but more often below N = 32. Below N = 16 it is infinite.
 
     Parameters
     ----------
@@ -94,7 +97,8 @@ def _limit(weight: FloatArray) -> FloatArray:
     squares = (weight**2).sum(axis=1)
     number = weight.sum(axis=1) ** 2 / np.where(squares > 0, squares, np.inf)
     with np.errstate(divide="ignore"):
-        return 2 * np.sqrt(3.0) * (1 + 2 / np.sqrt(number) + 6 / number)
+        limit = 2 * np.sqrt(3.0) * (1 + 2 / np.sqrt(number) + 6 / number)
+    return np.where(number < _MIN_NUMBER, np.inf, limit)
 
 
 def two_solutions(posterior: Posterior, *, threshold: float | None = None) -> tuple[Humps, FloatArray]:
@@ -233,13 +237,24 @@ def assign_b(posterior: Posterior, leptons: FloatArray, jets: FloatArray, allowe
     allowed
         Jets that may be b, such as `DileptonEvents.jet_mask`, or the tagged ones; shape (n, J).
     """
-    n, k = posterior.log_weight.shape
+    n = len(posterior)
     number = jets.shape[1]
     if allowed.shape != (n, number) or leptons.shape != (n, 2, 4):
         raise TopRecoError(
             f"assign_b: leptons {leptons.shape} and allowed jets {allowed.shape} found, {(n, 2, 4)} and "
             f"{(n, number)} expected"
         )
+    parts = [slice(start, start + _CHUNK) for start in range(0, n, _CHUNK)] or [slice(0)]
+    probability = np.concatenate([_pairs(posterior[i], leptons[i], jets[i], allowed[i]) for i in parts])
+    b = np.stack(np.unravel_index(probability.argmax(axis=1), (number, number)), axis=1)
+    found = probability.any(axis=1, keepdims=True)
+    return Assignment(probability.reshape(n, number, number), np.where(found, b, -1))
+
+
+def _pairs(posterior: Posterior, leptons: FloatArray, jets: FloatArray, allowed: BoolArray) -> FloatArray:
+    """Probability of each ordered pair of jets, shape (n, J²)."""
+    n, k = posterior.log_weight.shape
+    number = jets.shape[1]
     weight = posterior.weight
     top = np.where((weight > 0)[..., None, None], posterior.samples, 0.0)[:, :, :, None]
     chi2 = np.full((n, k, 2, number), np.inf)
@@ -256,9 +271,7 @@ def assign_b(posterior: Posterior, leptons: FloatArray, jets: FloatArray, allowe
     probability = np.zeros((n, number * number))
     np.add.at(probability, (np.arange(n)[:, None] + 0 * best, best), np.where(exists, weight, 0.0))
     total = probability.sum(axis=1, keepdims=True)
-    probability = np.divide(probability, total, out=np.zeros_like(probability), where=total > 0)
-    b = np.stack(np.unravel_index(probability.argmax(axis=1), (number, number)), axis=1)
-    return Assignment(probability.reshape(n, number, number), np.where(total > 0, b, -1))
+    return np.divide(probability, total, out=np.zeros_like(probability), where=total > 0)
 
 
 def subtract_decay(tops: FloatArray, leptons: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:

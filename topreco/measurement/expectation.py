@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from topreco.core.errors import TopRecoError
 from topreco.core.statistics import Array, bin_starts, merge_bins
+from topreco.measurement.unfolding import ResponseMatrix
 
 TOLERANCE = 0.01
 """Change of χ² per bin below which the iteration stops.
@@ -228,6 +229,28 @@ def expectation_maximisation(
         changes=tuple(changes),
         unused=unused,
     )
+
+
+def training_of(response: ResponseMatrix) -> tuple[Array, Array]:
+    """Spectrum of selected events and efficiency for `expectation_maximisation`, of a response matrix.
+
+    A run over simulation like that of the training fills it; its truth edges are those of the bins. The data
+    must be selected alike. Events that the method does not solve are in neither, as they have no samples.
+
+    Parameters
+    ----------
+    response
+        Of the observable; see `docs/UNFOLDING.md`.
+
+    Returns
+    -------
+    training, efficiency
+        By bin of truth with flow, shape (J,); the efficiency is that of events with samples, NaN without
+        generated events.
+    """
+    solved, generated = response.response.summed(1).value, response.generated.value
+    efficiency = np.where(generated > 0, solved / np.where(generated > 0, generated, 1.0), np.nan)
+    return solved, efficiency
 
 
 def _step(spectrum: Array, likelihood: Array, weight: Array) -> Array:
