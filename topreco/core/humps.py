@@ -223,9 +223,9 @@ def assign_b(posterior: Posterior, leptons: FloatArray, jets: FloatArray, allowe
 
         χ² = (ln s / 0.2)² + (m_ν² / (m_W²/2))²
 
-    is that of the sample; the weight of the samples of each pair is its probability. 0.2 is the spread of ln s
-    of jets in simulation; m_W²/2 is wide, so that s decides unless the neutrino is far off its mass. Nothing
-    was tuned.
+    is that of the sample; the weight of the samples of each pair is its probability. 0.2 is the spread of
+    ln s of jets in simulation; m_W²/2 is wide, so that s decides unless the neutrino is far off its mass.
+    Nothing was tuned.
 
     Parameters
     ----------
