@@ -6,8 +6,10 @@ import uproot
 
 from topreco.config import SelectionConfig
 from topreco.core import fourvector
+from topreco.core.constants import FLAG_IS_LAST_COPY
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, dataset_id
+from topreco.core.prior import M_TT_EDGES, PT_TOP_EDGES, sum_spectra
 from topreco.core.skim import Skim
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import InputError, open_events
@@ -189,3 +191,57 @@ def test_official_files_of_zero_events_and_copies(nano_file, emu, tmp_path):
     copy.write_bytes(full.read_bytes())
     with pytest.raises(InputError, match=r"copy\.root: a copy of .*full\.root"):
         skim([full, copy], tmp_path)
+
+
+def test_spectra_of_generated_events(nano_file, random_events, tmp_path):
+    def particle(pdg_id, mother, pt=0.0, phi=0.0, mass=0.0):
+        values = {"pdgId": pdg_id, "genPartIdxMother": mother, "pt": pt, "phi": phi, "mass": mass}
+        return values | {"statusFlags": 1 << FLAG_IS_LAST_COPY}
+
+    def record(pt, lepton):
+        legs = [particle(6 * sign, -1, pt, np.pi * (sign < 0), 170.0) for sign in (1, -1)]
+        for i, sign in enumerate((1, -1)):
+            at = len(legs)
+            legs += [particle(24 * sign, i), particle(-sign * lepton, at), particle(sign * (lepton + 1), at)]
+        return legs
+
+    # The last quarter has other decays.
+    records = [
+        event | {"GenPart": record(100.0 + i, 13 if i < 150 else 3)} for i, event in enumerate(random_events)
+    ]
+    one = skim([nano_file(records, "all.root")], tmp_path, step_size=70)
+    metadata = Skim(one.output).metadata
+    spectra = sum_spectra([metadata])
+    events, truth = Skim(one.output).read()
+    weight = np.array([event["genWeight"] for event in random_events[:150]])
+    assert spectra.complete
+    assert spectra.generated.sum() == pytest.approx(weight.sum())
+    assert spectra.selected.sum() == pytest.approx(events.weight[truth.dileptonic].sum())
+    assert 0 < truth.dileptonic.sum() < len(events)
+    # With m_t = 172.5 GeV, though the tops have 170.
+    pt = 100.0 + np.arange(150)
+    both = [2 * np.hypot(172.5, pt), pt]
+    expected = np.histogramdd(both, [M_TT_EDGES, PT_TOP_EDGES], weights=weight)[0]
+    np.testing.assert_allclose(spectra.generated, expected)
+
+    # Files add up, and one with a part of its events makes the sum incomplete.
+    parts = [
+        make_skim([nano_file(part, f"{i}.root", **runs)], tmp_path / f"{i}.parquet", DEFAULT, progress=False)
+        for i, (part, runs) in enumerate(
+            [(records[:60], {"runs": (60, 60.0)}), (records[60:], {"runs": (999, 1.0)})]
+        )
+    ]
+    total = sum_spectra(Skim(part.output).metadata for part in parts)
+    np.testing.assert_allclose(total.generated, spectra.generated, atol=1e-9)
+    np.testing.assert_allclose(total.selected, spectra.selected, atol=1e-9)
+    assert not total.complete
+    with pytest.raises(TopRecoError, match="skim the unselected files"):
+        _ = total.efficiency
+    scaled = sum_spectra([metadata, metadata], scales=[0.5, 2.0])
+    np.testing.assert_allclose(scaled.generated, 2.5 * spectra.generated)
+    assert sum_spectra([metadata, {}]) is None
+
+
+def test_data_have_no_spectra(nano_file, emu, tmp_path):
+    data = skim([nano_file([emu()], drop=("GenPart", "genWeight"))], tmp_path)
+    assert sum_spectra([Skim(data.output).metadata]) is None

@@ -202,3 +202,13 @@ def _ordered(values: FloatArray, weight: FloatArray) -> tuple[FloatArray, FloatA
     share = np.take_along_axis(weight, order, axis=1)
     total = share.sum(axis=1, keepdims=True)
     return np.take_along_axis(values, order, axis=1), share / np.where(total > 0, total, 1.0)
+
+
+def effective_samples(posterior: Posterior) -> FloatArray:
+    """Effective number of samples (Σw)²/Σw² of each event, 0 without a posterior, shape (n,).
+
+    It falls where a prior leaves the weight to few samples. Their mean has an error as of this many.
+    """
+    squares = (posterior.weight**2).sum(axis=1)
+    with np.errstate(divide="ignore"):
+        return np.where(squares > 0, 1 / squares, 0.0)

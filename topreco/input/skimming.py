@@ -1,13 +1,14 @@
 """NanoAOD or pepper files to one skim of selected events, a chunk at a time."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from topreco.config import SelectionConfig, files_of
 from topreco.config.presets import describe_preset
 from topreco.core.events import dataset_id
 from topreco.core.files import check_outputs, write_text
+from topreco.core.prior import METADATA_KEY, Spectra
 from topreco.core.progress import progress_bar
 from topreco.core.skim import SkimWriter
 from topreco.core.versions import versions
@@ -79,8 +80,9 @@ def make_skim(
     """Select events of NanoAOD or pepper files, and write them to a skim.
 
     The kind of the first file decides for all. Memory holds one chunk and one row group, so files may be
-    larger than it. Truth is stored when the files have it. ``<output>.cutflow.json`` contains the cutflow.
-    Neither file appears before it is complete.
+    larger than it. Truth is stored when the files have it, and then the metadata have the `Spectra` of all
+    generated and of the selected events, which a `topreco.core.prior.Prior` needs.
+    ``<output>.cutflow.json`` contains the cutflow. Neither file appears before it is complete.
 
     Parameters
     ----------
@@ -152,6 +154,7 @@ def make_skim(
     cutflow = Cutflow()
     n_selected = n_generated = 0
     sum_gen_weights = 0.0
+    spectra = Spectra() if has_truth and simulated else None
     with SkimWriter(output) as writer, progress_bar("events", n_read, show=progress) as advance:
         for file, summary in summaries.items():
             of_file = Cutflow()
@@ -166,7 +169,15 @@ def make_skim(
             for events in chunks:
                 chunk = Branches(events, config)
                 selection = (select_pepper if pepper else select)(chunk, config, dataset=dataset)
-                truth = read_truth(chunk[selection.index]) if has_truth else None
+                truth = None
+                if spectra is not None:
+                    generated = read_truth(chunk)
+                    truth = generated[selection.index]
+                    spectra += Spectra.of(
+                        generated, chunk.finite("genWeight"), truth, selection.events.weight
+                    )
+                elif has_truth:
+                    truth = read_truth(chunk[selection.index])
                 writer.write(selection.events, truth)
                 of_file += selection.cutflow
                 n_selected += len(selection.events)
@@ -191,6 +202,9 @@ def make_skim(
             "cutflow": cutflow.to_dict(),
             "versions": versions(),
         }
+        if spectra is not None:
+            spectra = replace(spectra, complete=n_generated == n_read)
+            writer.metadata[METADATA_KEY] = spectra.to_dict()
     write_text(cutflow_file, cutflow.to_json() + "\n")
     return SkimSummary(
         output,
