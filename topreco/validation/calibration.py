@@ -20,7 +20,7 @@ References
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -266,6 +266,48 @@ class PosteriorScores:
     crps: dict[str, Array]
     energy: Array
     sample: Array
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[PosteriorScores]") -> "PosteriorScores":
+        """Scores of the events of several parts, in their order.
+
+        Parameters
+        ----------
+        parts
+            At least one, all of the same quantities.
+        """
+        return cls._combined(parts, np.concatenate)
+
+    def spread(self, chosen: Array) -> "PosteriorScores":
+        """Scores of all events, NaN for those that were not chosen, in single precision.
+
+        Parameters
+        ----------
+        chosen
+            True for the events of these scores, shape (n,).
+        """
+
+        def fill(columns: Sequence[Array]) -> Array:
+            values = np.full((len(chosen), *columns[0].shape[1:]), np.nan, np.float32)
+            values[chosen] = columns[0]
+            return values
+
+        return self._combined([self], fill)
+
+    @classmethod
+    def _combined(
+        cls, parts: "Sequence[PosteriorScores]", combine: Callable[[Sequence[Array]], Array]
+    ) -> "PosteriorScores":
+        def joined(columns: Sequence[dict[str, Array]]) -> dict[str, Array]:
+            return {name: combine([column[name] for column in columns]) for name in columns[0]}
+
+        return cls(
+            combine([part.number for part in parts]),
+            joined([part.rank for part in parts]),
+            joined([part.crps for part in parts]),
+            combine([part.energy for part in parts]),
+            combine([part.sample for part in parts]),
+        )
 
 
 def true_components(tops: Array, axes: Array) -> dict[str, Array]:
