@@ -224,7 +224,10 @@ def _measure(
     methods = list(table.predictions)
     return {
         "response": {
-            name: {method: perform(table, method, name, config.histograms) for method in methods}
+            name: {
+                method: perform(table, method, name, config.histograms, detailed=name in shown)
+                for method in methods
+            }
             for name in observables
         },
         "uncertainty": {
