@@ -1,10 +1,14 @@
 """Toy skims with made-up truth, and toy methods that know nothing but the leptons."""
 
+from pathlib import Path
+from typing import ClassVar
+
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from topreco.core import fourvector
-from topreco.core.events import TopPair, Truth, toy_events
+from topreco.core.events import Posterior, TopPair, Truth, dataset_id, toy_events
 from topreco.core.observables import m_tt
 from topreco.core.skim import SkimWriter
 
@@ -37,6 +41,33 @@ def _write_skim(path, n, seed, *, m_top=172.5, with_truth=True, first=0):
     return path
 
 
+class _Sampler:
+    """The exact posterior of the toy events: twice the leptons, and 30 GeV in each component.
+
+    With another width it is too narrow or too wide. It counts as a network, since it has a path.
+    """
+
+    uses_event_key = True
+    metadata: ClassVar[dict] = {}
+
+    def __init__(self, name, width=1.0):
+        self.name, self.width, self.path = name, width, Path(f"{name}.safetensors")
+        self.fingerprint = f"{name} {width}"
+
+    def sample(self, events, n_samples=None):
+        n, k = len(events), n_samples or 16
+        uniforms = np.stack([events.uniform(i) for i in range(6 * k)], axis=1).reshape(n, k, 2, 3)
+        # Of the name, so that two methods have samples of their own.
+        shift = events.uniform(dataset_id(self.name)).reshape(n, 1, 1, 1)
+        noise = norm.ppf((uniforms + shift) % 1).clip(-6, 6)
+        momenta = 2 * events.lepton_p4[:, None, :, 1:] + 30 * self.width * noise
+        return Posterior(fourvector.from_three_momentum(momenta, 172.5), np.zeros((n, k)))
+
+    def __call__(self, events):
+        p4 = fourvector.from_three_momentum(2 * events.lepton_p4[..., 1:], 172.5)
+        return TopPair(p4=p4, valid=np.ones(len(events), bool))
+
+
 class _Leptons:
     """Twice the leptons, on shell; every seventh event is not solved."""
 
@@ -65,6 +96,12 @@ def no_page(monkeypatch):
 @pytest.fixture(scope="session")
 def leptons():
     return _Leptons()
+
+
+@pytest.fixture(scope="session")
+def sampler():
+    """Class of methods with samples."""
+    return _Sampler
 
 
 @pytest.fixture(scope="session")

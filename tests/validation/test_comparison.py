@@ -27,7 +27,7 @@ from topreco.config import (
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import PRODUCTIONS, dataset_id
-from topreco.core.observables import OBSERVABLE_GROUPS, m_tt
+from topreco.core.observables import OBSERVABLE_GROUPS, OBSERVABLES, m_tt
 from topreco.core.skim import Skim, SkimWriter, read_skims
 from topreco.core.spin import event_spin_weight
 from topreco.core.statistics import Metrics
@@ -76,7 +76,11 @@ def compared(skim, toy_model, tmp_path_factory):
 
 def test_every_observable_is_compared(compared):
     response = results(compared)["response"]
-    assert set(response) == {*OBSERVABLE_GROUPS["default"], *OBSERVABLE_GROUPS["polarisation"]}
+    assert set(response) == set(OBSERVABLES)
+    assert set(results(compared)["metadata"]["shown"]) == {
+        *OBSERVABLE_GROUPS["default"],
+        *OBSERVABLE_GROUPS["polarisation"],
+    }
     for methods in response.values():
         assert list(methods) == ["toy", "sonnenschein"]
         for of in methods.values():

@@ -130,7 +130,7 @@ def test_unknown_thresholds_are_no_numbers(table):
     unknown = replace(known, quality=np.full_like(known.quality, np.nan))
     table = replace(table, predictions={"leptons": unknown})
     assert np.isnan(quality_minima(unknown, table.events["weight"], (1, 0.5))).all()
-    found = {"quality": {"leptons": by_quality(table, "leptons", ["m_tt"])}, "response": {}}
+    found = {"quality": {"leptons": by_quality(table, "leptons", ["m_tt"])}, "metadata": {"shown": ()}}
     assert {row[1] for row in _quality(found)["table"].rows} == {"–"}
     kept = by_quality(replace(table, predictions={"leptons": known}), "leptons", ["m_tt"])
     numbers = [row[1] for row in _quality(found | {"quality": {"leptons": kept}})["table"].rows]

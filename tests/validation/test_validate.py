@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from topreco.cli import app
 from topreco.config import SolverConfig, ValidationConfig
 from topreco.core.errors import TopRecoError
+from topreco.core.observables import OBSERVABLES
 from topreco.core.skim import read_skims
 from topreco.runs.columns import event_columns
 from topreco.validation.gather import OBSERVED
@@ -54,7 +55,8 @@ def page(report):
 def test_every_part_is_there(results):
     assert results["metadata"]["n_events"] == 750
     assert [skim["n_events"] for skim in results["metadata"]["skims"]] == [450, 300]
-    assert set(results["response"]) == set(OBSERVED)
+    assert set(results["response"]) == set(OBSERVABLES)
+    assert results["metadata"]["shown"] == list(OBSERVED)
     assert set(results["response"]["m_tt"]) == {"leptons", "sonnenschein_unsmeared"}
     assert set(results["uncertainty"]["m_tt"]) == {"leptons"}
     assert results["quality"]["sonnenschein_unsmeared"] == {}

@@ -174,7 +174,8 @@ class ValidationConfig(Config):
     histograms: HistogramConfig = HistogramConfig()
     """`bins` replaces the edges of the validated observables."""
     observables: tuple[str, ...] = ()
-    """Observables to validate besides m_tt, pt_top, y_top and c_hel, or groups of them as in `histograms`."""
+    """Observables with figures besides m_tt, pt_top, y_top and c_hel, or groups of them as in `histograms`.
+    The numbers of all observables are in the tables."""
     test_split: tuple[Path, ...] = ()
     """Model files; only events that the split of their trainings has set apart are used."""
     spin_correlation: Literal["add", "remove"] | Annotated[float, Field(allow_inf_nan=False)] | None = None
@@ -184,6 +185,12 @@ class ValidationConfig(Config):
     """Spin correlation D of the sample before cuts: 0 for Pythia's own tops, −0.24 with that of QCD."""
     reference: str = "sonnenschein"
     """Method with whose widths `comparison.md` compares those of the others, if it is among them."""
+    posterior: Literal["auto"] | bool = "auto"
+    """Examine the calibration of the methods that give samples; true is an error if there is none."""
+    samples: Annotated[int, Field(ge=2)] = 64
+    """Samples of each event for that."""
+    posterior_events: PositiveInt | None = 20_000
+    """About as many events are sampled, chosen by a hash of their key; null samples all."""
 
     @field_validator("observables")
     @classmethod

@@ -13,6 +13,7 @@ from topreco.core.observables import OBSERVABLES
 from topreco.evaluation.draw import METRICS, plot_metric, plot_residual
 from topreco.evaluation.style import COLOURS, MARKERS, canvas, figure_style
 from topreco.evaluation.summary import Bin
+from topreco.validation.calibration import COVERAGE_LEVELS, N_BINS, Calibration
 from topreco.validation.extras import MassScan, Shape
 from topreco.validation.gather import EventTable
 from topreco.validation.spin import SpinLinearity
@@ -119,6 +120,62 @@ def draw_coverage(methods: Mapping[str, Mapping[str, Coverage]], label: str) -> 
         axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 100])
         axes.set_xlabel(label)
         axes.set_ylabel("Truth in the interval [%]")
+
+    return _draw(draw)
+
+
+def draw_ranks(methods: Mapping[str, Calibration], observable: str) -> Figure:
+    """Distribution of the rank of the truth among the samples; the band is the error of a uniform one.
+
+    Parameters
+    ----------
+    methods
+        Calibration by method.
+    observable
+        Name of the observable.
+    """
+
+    def draw(axes: Any) -> None:
+        edges = np.linspace(0, 1, N_BINS + 1)
+        error = max(np.nan_to_num([of.density_error for of in methods.values()]))
+        axes.axhspan(1 - error, 1 + error, color="0.85", zorder=0)
+        axes.axhline(1, color="0.6", linewidth=1.5, zorder=0)
+        for i, (method, of) in enumerate(methods.items()):
+            axes.stairs(of.density, edges, label=method, **_line(i))
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.35 * max(axes.get_ylim()[1], 1.2))
+        axes.set_xlabel(f"Rank of the true {OBSERVABLES[observable].label} among the samples")
+        axes.set_ylabel("Density of events")
+
+    return _draw(draw)
+
+
+def draw_expected_coverage(methods: Mapping[str, Calibration], observable: str) -> Figure:
+    """Coverage of the central intervals of all levels, minus their level.
+
+    Parameters
+    ----------
+    methods
+        Calibration by method.
+    observable
+        Name of the observable.
+    """
+    order = np.argsort(COVERAGE_LEVELS)
+
+    def draw(axes: Any) -> None:
+        level = np.array(COVERAGE_LEVELS)[order]
+        for i, (method, of) in enumerate(methods.items()):
+            share, error = (np.array(x)[order] for x in (of.coverage, of.coverage_error))
+            style = _marker(i) | {"linestyle": _LINES[i % len(_LINES)]}
+            axes.errorbar(
+                100 * level, 100 * (share - level), 100 * np.nan_to_num(error), label=method, **style
+            )
+        axes.axhline(0, color="0.6", linewidth=1.5, zorder=0)
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, -3), max(high, 3) + 0.35 * (max(high, 3) - min(low, -3)))
+        axes.set_xlim(0, 100)
+        axes.set_xlabel(f"Content of the central interval of {OBSERVABLES[observable].label} [%]")
+        axes.set_ylabel("Truth in it − content [%]")
 
     return _draw(draw)
 

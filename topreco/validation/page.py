@@ -11,21 +11,32 @@ from matplotlib.figure import Figure
 from topreco.core.files import plain
 from topreco.core.statistics import Metrics
 from topreco.evaluation.report import format_estimate
+from topreco.validation.calibration import Calibration, Mean
 from topreco.validation.figures import (
     data_uri,
     draw_bins,
     draw_coverage,
+    draw_expected_coverage,
     draw_mass_scan,
     draw_pulls,
     draw_quality,
+    draw_ranks,
     draw_residuals,
     draw_shape,
     draw_spin,
 )
 from topreco.validation.gather import EventTable
+from topreco.validation.posterior import ENERGY
 from topreco.validation.statistics import ON_SHELL
 from topreco.validation.symmetries import APPROXIMATE, EXACT
-from topreco.validation.tables import COLUMNS, estimate
+from topreco.validation.tables import (
+    COLUMNS,
+    VERDICT_COLUMNS,
+    VERDICT_LEGEND,
+    estimate,
+    verdict_rows,
+    verdict_sentences,
+)
 from topreco.validation.uncertainty import Coverage
 
 Results = Mapping[str, Any]
@@ -75,11 +86,15 @@ def render(results: Results, table: EventTable) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    shown = results["metadata"]["shown"]
     contents = {
+        **({"verdicts": "Against the best analytic method"} if results["verdicts"] else {}),
         "summary": "Summary",
-        **{name: f"Response: {_name(name)}" for name in results["response"]},
+        **{name: f"Response: {_name(name)}" for name in shown},
+        "observables": "All observables",
         "regions": "Response in parts of the events",
         "uncertainty": "Uncertainty of each event",
+        "posterior": "Posteriors",
         "quality": "Resolution against efficiency",
         "closure": "Kinematic closure",
         "symmetries": "Symmetries",
@@ -97,10 +112,14 @@ def render(results: Results, table: EventTable) -> str:
         trained_on={m: n for m, of in results["methods"].items() if (n := of.get("training_events"))},
         exact=f"{EXACT:g}",
         approximate=f"{APPROXIMATE:g}",
+        verdicts=_verdicts(results),
+        verdict_legend=VERDICT_LEGEND,
         summary=_summary(results),
-        response={name: _response(results, table, name) for name in results["response"]},
+        response={name: _response(results, table, name) for name in shown},
+        observables=_observables(results),
         regions=list(_regions(results)),
         uncertainty=_uncertainty(results),
+        posterior=_posterior(results),
         quality=_quality(results),
         closure=_closure(results),
         symmetries=_symmetries(results),
@@ -125,6 +144,31 @@ def _images(drawn: Iterable[tuple[Figure, str]]) -> list[Image]:
 
 def _row(name: str, metrics: Metrics, fields: Sequence[str] = _METRICS) -> list[str]:
     return [name, str(metrics.n), *(estimate(metrics, field) for field in fields)]
+
+
+def _verdicts(results: Results) -> list[dict[str, Any]]:
+    """Every method against the best analytic ones."""
+    return [
+        {
+            "method": method,
+            "sentences": verdict_sentences(of),
+            "worse": any("worse" in (c.correlation.verdict, c.bias.verdict) for c in of.values()),
+            "table": Table(VERDICT_COLUMNS, verdict_rows(of), method),
+        }
+        for method, of in results["verdicts"].items()
+    ]
+
+
+def _observables(results: Results) -> Table:
+    """The events that all methods solve, by observable and method."""
+    fields = ("rb", "res", "width68", "correlation", "slope")
+    rows = [
+        _row(f"{_name(name)}, {method}", found.common, fields)
+        for name, of in results["response"].items()
+        for method, found in of.items()
+    ]
+    head = ["", "events", *(COLUMNS[field] for field in fields)]
+    return Table(head, rows, "Events that all methods solve")
 
 
 def _summary(results: Results) -> Table:
@@ -207,6 +251,7 @@ def _uncertainty(results: Results) -> dict[str, Any] | None:
     drawn = [
         (draw_pulls({m: f.pull for m, f in of.items()}, name), f"Pulls of {_name(name)}")
         for name, of in known.items()
+        if name in results["metadata"]["shown"]
     ]
     for field, label in (("predicted", "Reconstructed"), ("true", "True")) if "m_tt" in known else ():
         by_method = {m: getattr(f, field) for m, f in known["m_tt"].items()}
@@ -226,6 +271,96 @@ def _covered(found: Coverage) -> list[str]:
     return [str(found.n), *(estimate(found, f"coverage{level}", 100) for level in (68, 95))]
 
 
+def _posterior(results: Results) -> dict[str, Any]:
+    """Calibration, two-sample tests and scores of posteriors."""
+    found = results["posterior"]
+    methods = {method: of for method, of in found["methods"].items() if of["n"]}
+    by_name: dict[str, dict[str, Calibration]] = {}
+    rows, of_regions, told = [], [], []
+    for method, of in methods.items():
+        for name, examined in of["calibration"].items():
+            overall = examined.overall
+            by_name.setdefault(name, {})[method] = overall
+            rows.append(
+                [
+                    f"{_name(name)}, {method}",
+                    str(overall.n),
+                    *(_percent(*overall.at(level)) for level in (0.5, 0.68, 0.95)),
+                    _probability(overall.chi2_p),
+                    _probability(overall.ks_p),
+                    _flagged(examined.p, found["significance"]),
+                    _flagged(examined.region_p, found["significance"]),
+                    examined.region,
+                ]
+            )
+        for kind, region, name in _shown_regions(results, of["calibration"]):
+            part = of["calibration"][name].regions[kind][region]
+            cells = (_percent(*part.at(level)) for level in (0.5, 0.68, 0.95))
+            label = f"{_name(name)}, {method}, {kind} {region}"
+            of_regions.append([label, str(part.n), *cells, _probability(part.chi2_p)])
+        for classifier, test in of["two_sample"].items():
+            numbers = [str(test.n_train), str(test.n_test), estimate(test, "accuracy"), _probability(test.p)]
+            told.append([f"{method}, {classifier}", *numbers])
+    intervals = [f"in {level} % interval [%]" for level in (50, 68, 95)]
+    tables = []
+    if rows:
+        head = ["", "events", *intervals, "p(χ²)", "p(KS)", "adjusted p", "smallest in regions", "where"]
+        tables.append(Table(head, rows, f"Ranks of the truth among {found['n_samples']} samples"))
+        tables.append(Table(["", "events", *intervals, "p(χ²)"], of_regions, "In regions of the prediction"))
+    if told:
+        head = ["", "events learnt", "events tested", "accuracy", "p"]
+        tables.append(Table(head, told, "Classifiers that try to tell truth from samples"))
+    drawn = [
+        (draw(by_name[name], name), f"{title}, {_name(name)}")
+        for name in (*results["metadata"]["shown"], "pt_tt", "c_han")
+        if name in by_name
+        for draw, title in ((draw_ranks, "Ranks"), (draw_expected_coverage, "Expected coverage"))
+    ]
+    tables += list(_scores(found["scores"]))
+    return {"tables": tables, "figures": _images(drawn), "notes": found["notes"]}
+
+
+def _shown_regions(results: Results, calibration: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Kind and name of the regions, and observable, that the page shows."""
+    for name in results["metadata"]["shown"]:
+        if name in calibration:
+            for kind, of in calibration[name].regions.items():
+                yield from ((kind, region, name) for region in of)
+
+
+def _scores(scores: Mapping[str, Any]) -> Iterator[Table]:
+    """Mean scores by quantity, and paired differences to the first."""
+    if not scores:
+        return
+    labels = list(dict.fromkeys(label for of in scores.values() for label in of.means))
+    rows = [
+        [
+            "energy score [GeV]" if name == ENERGY else _name(name),
+            *(_mean(of.means.get(label)) for label in labels),
+            *(_mean(of.differences.get(f"{labels[0]} − {label}")) for label in labels[1:]),
+        ]
+        for name, of in scores.items()
+    ]
+    head = ["", *labels, *(f"{labels[0]} − {label}" for label in labels[1:])]
+    yield Table(head, rows, "CRPS in the unit of the observable, energy score")
+
+
+def _mean(of: Mean | None) -> str:
+    return "–" if of is None else estimate(of, "mean")
+
+
+def _percent(share: float, error: float) -> str:
+    return format_estimate(100 * share, 100 * error)
+
+
+def _probability(p: float) -> str:
+    return format_estimate(float(f"{p:.2g}"), math.nan)
+
+
+def _flagged(p: float, significance: float) -> str:
+    return f"{_probability(p)} (!)" if p < significance else _probability(p)
+
+
 def _quality(results: Results) -> dict[str, Any] | None:
     """Resolution against efficiency."""
     known = {method: of for method, of in results["quality"].items() if of}
@@ -243,7 +378,7 @@ def _quality(results: Results) -> dict[str, Any] | None:
     ]
     drawn = (
         (draw_quality({m: of[name] for m, of in known.items()}, name), f"Cuts on the quality, {_name(name)}")
-        for name in results["response"]
+        for name in results["metadata"]["shown"]
     )
     return {
         "figures": _images(drawn),

@@ -121,7 +121,9 @@ def measure(
     )
 
 
-def perform(table: EventTable, method: str, name: str, config: HistogramConfig) -> Performance:
+def perform(
+    table: EventTable, method: str, name: str, config: HistogramConfig, *, detailed: bool = True
+) -> Performance:
     """Metrics of one observable and method, of all events and of parts of them.
 
     Parameters
@@ -132,6 +134,8 @@ def perform(table: EventTable, method: str, name: str, config: HistogramConfig) 
         Method and observable.
     config
         Bins of the observable and of m_tt.
+    detailed
+        Fill `truth_bins`, `pred_bins` and `regions`, which take most of the time; else they are empty.
     """
     edges, m_tt_edges = (np.array([-math.inf, *truth_edges(config, of), math.inf]) for of in (name, "m_tt"))
     common = np.logical_and.reduce([found.valid for found in table.predictions.values()])
@@ -145,13 +149,13 @@ def perform(table: EventTable, method: str, name: str, config: HistogramConfig) 
         )
 
     parts: dict[str, dict[str, Metrics]] = {}
-    for kind, region, where in regions(table):
+    for kind, region, where in regions(table) if detailed else ():
         parts.setdefault(kind, {})[region] = measure(table, method, name, where)
     return Performance(
         measure(table, method, name),
         measure(table, method, name, common),
-        bins(table.truth[name], edges),
-        bins(table.predictions[method].values[name], edges),
+        bins(table.truth[name], edges) if detailed else (),
+        bins(table.predictions[method].values[name], edges) if detailed else (),
         parts,
         bins(table.truth["m_tt"], m_tt_edges),
         *fraction(common, table.events["weight"]),

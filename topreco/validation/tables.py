@@ -13,6 +13,7 @@ from topreco.core.statistics import Metrics
 from topreco.evaluation.report import format_estimate, markdown_table
 from topreco.evaluation.summary import Bin
 from topreco.validation.statistics import Means, Performance
+from topreco.validation.verdicts import Against, Comparison, counts
 
 SUBSETS = {"common": "events that all methods solve", "all": "all selected events"}
 COLUMNS = {
@@ -30,6 +31,18 @@ _COMPARED = ("res", "rms_linearised", "width68_linearised")
 """Columns that are compared with those of the reference."""
 
 Response = Mapping[str, Mapping[str, Performance]]
+Verdicts = Mapping[str, Mapping[str, Comparison]]
+
+VERDICT_LEGEND = (
+    "Better, equal or worse beyond two standard errors of the paired difference (bootstrap over the events "
+    "that all methods solve), for each observable against the analytic method with the largest ρ or the "
+    "smallest |bias|. Biases up to 1 % (m_tt, masses and pT of the tops), 2 GeV (pt_tt) and 0.03 (angles, "
+    "rapidities) count as none."
+)
+VERDICT_COLUMNS = (
+    *("observable", "verdict, ρ", "ρ", "of the best analytic", "difference"),
+    *("verdict, bias", "RB", "smallest analytic", "difference"),
+)
 
 
 def of_subset(found: Performance, subset: str) -> tuple[Metrics, tuple[Bin, ...], Means | None]:
@@ -93,7 +106,50 @@ def _number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
-def comparison_markdown(response: Response, reference: str) -> str:
+def verdict_sentences(comparisons: Mapping[str, Comparison]) -> list[str]:
+    """Summary of a method against the best analytic one of each observable, a line for ρ and one for biases.
+
+    Parameters
+    ----------
+    comparisons
+        By observable.
+    """
+    lines = []
+    for figure, title in (("correlation", "ρ"), ("bias", "|bias|")):
+        found = counts(comparisons, figure)
+        worse = f" ({', '.join(found['worse'])})" if found["worse"] else ""
+        named = [f"{verdict} in {len(found[verdict])}" for verdict in ("better", "equal", "worse")]
+        without = f"; without verdict: {', '.join(found['undefined'])}" if found["undefined"] else ""
+        lines.append(f"{title}: {', '.join(named)}{worse} of {len(comparisons)} observables{without}")
+    return lines
+
+
+def verdict_rows(comparisons: Mapping[str, Comparison]) -> list[list[str]]:
+    """Rows of `VERDICT_COLUMNS`, those with a "worse" first.
+
+    Parameters
+    ----------
+    comparisons
+        By observable.
+    """
+
+    def cells(of: Against) -> list[str]:
+        text = "WORSE" if of.verdict == "worse" else of.verdict
+        best = f"{format_estimate(of.best, math.nan)} {of.analytic}"
+        return [
+            text,
+            format_estimate(of.value, math.nan),
+            best,
+            format_estimate(of.difference, of.difference_error),
+        ]
+
+    worst_first = sorted(
+        comparisons.items(), key=lambda x: "worse" not in (x[1].correlation.verdict, x[1].bias.verdict)
+    )
+    return [[name, *cells(of.correlation), *cells(of.bias)] for name, of in worst_first]
+
+
+def comparison_markdown(response: Response, reference: str, verdicts: Verdicts | None = None) -> str:
     """Tables of the comparison, one row per method.
 
     Parameters
@@ -102,11 +158,18 @@ def comparison_markdown(response: Response, reference: str) -> str:
         Performance by observable and method.
     reference
         Method with whose widths those of the others are compared, if it is among them.
+    verdicts
+        Methods against the best analytic ones, at the top, by method and observable.
     """
+    above = []
+    for method, comparisons in (verdicts or {}).items():
+        above += [f"## {method} against the best analytic method\n", f"{VERDICT_LEGEND}\n"]
+        above += [f"- **{line}**" for line in verdict_sentences(comparisons)]
+        above += ["", *_table(VERDICT_COLUMNS, verdict_rows(comparisons))]
     legend = (
         "In brackets the statistical error of the last digits, and by how much a width differs from that of"
     )
-    parts = [f"{legend} {reference}.\n"]
+    parts = [*above, f"{legend} {reference}.\n"]
     for subset, events in SUBSETS.items():
         for name, methods in response.items():
             parts += [f"## {name}, {events}\n", *_overall(methods, subset, reference)]

@@ -13,6 +13,7 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents
 from topreco.core.files import check_outputs, complete_file, to_json
 from topreco.core.method import Method
+from topreco.core.observables import OBSERVABLES
 from topreco.core.skim import Skim
 from topreco.core.versions import versions
 from topreco.evaluation.histograms import truth_edges
@@ -21,12 +22,14 @@ from topreco.validation.extras import SCANNED, compare_background, scan_mass
 from topreco.validation.gather import OBSERVED, Apply, EventTable, gather, open_pool, open_skims
 from topreco.validation.joined import JoinedMethod
 from topreco.validation.page import render
+from topreco.validation.posterior import assess_posteriors, choose_sampling
 from topreco.validation.preparation import HeldOut, Preparation
 from topreco.validation.spin import spin_linearity
 from topreco.validation.statistics import close, perform
 from topreco.validation.symmetries import N_EVENTS, check_symmetries
 from topreco.validation.tables import comparison_csv, comparison_markdown
 from topreco.validation.uncertainty import by_quality, uncertainty
+from topreco.validation.verdicts import compare_with_analytic
 
 
 def validate(
@@ -80,7 +83,8 @@ def validate(
         If something cannot be used or written; nothing is written then.
     """
     output, config = Path(output), config or ValidationConfig()
-    observables = tuple(dict.fromkeys((*OBSERVED, *config.observables)))
+    shown = tuple(dict.fromkeys((*OBSERVED, *config.observables)))
+    observables = tuple(dict.fromkeys((*shown, *OBSERVABLES)))
     for name in observables:
         truth_edges(config.histograms, name)
     splits = [HeldOut(model) for model in config.test_split]
@@ -107,29 +111,44 @@ def validate(
         complete_file(page) as html,
         open_pool(workers, progress=progress) as apply,
     ):
-        table = gather(apply, opened, loaded, title="events", observables=observables, prepare=prepare)
+        own = [method for method in loaded if method not in others]
+        sample = _first_events(opened, N_EVENTS)
+        sampling, notes = choose_sampling(own, config, sample, sum(map(len, opened)))
+        table = gather(
+            apply,
+            opened,
+            loaded,
+            title="events",
+            observables=observables,
+            prepare=prepare,
+            sampling=sampling,
+        )
         if len(table) == 0:
             raise TopRecoError(f"test_split: none of {sum(map(len, opened))} events is in the test split")
         if not np.isfinite(table.truth["m_tt"]).any():
             raise TopRecoError(f"{skims[0]}: none of {len(table)} events has generated tops")
         _check_joined(table, others)
-        own = [method for method in loaded if method not in others]
-        sample = _first_events(opened, N_EVENTS)
+        described = {m.name: _describe_method(m, table, splits) for m in loaded}
+        analytic = [name for name, of in described.items() if of["kind"] == "analytic"]
+        judged = [name for name in described if name not in analytic]
         results = {
             "metadata": {
                 "command": command,
                 "versions": versions(),
                 "n_events": len(table),
                 "observables": observables,
+                "shown": shown,
                 "skims": [_describe_skim(skim) for skim in opened],
                 "background": [_describe_skim(skim) for skim in opened_background],
                 "mass_scan": {f"{m:g}": [_describe_skim(s) for s in of] for m, of in scanned.items()},
                 "config": _describe_config(config),
             },
-            "methods": {m.name: _describe_method(m, table, splits) for m in loaded},
+            "methods": described,
+            "verdicts": compare_with_analytic(table, observables, judged, analytic),
             "speed": _speed(table, own),
             "symmetries": check_symmetries(apply, own, sample),
-            **_measure(table, config, observables),
+            **_measure(table, config, observables, shown),
+            "posterior": assess_posteriors(table, list(described), sampling, notes),
             "background": {},
             "mass_scan": {},
         }
@@ -140,7 +159,8 @@ def validate(
             results["mass_scan"] = _scan(apply, scanned, own)
         numbers.write_text(to_json(results), encoding="utf-8")
         comparison = results["response"]
-        markdown.write_text(comparison_markdown(comparison, config.reference), encoding="utf-8")
+        text = comparison_markdown(comparison, config.reference, results["verdicts"])
+        markdown.write_text(text, encoding="utf-8")
         table_file.write_text(comparison_csv(comparison), encoding="utf-8")
         html.write_text(render(results, table), encoding="utf-8")
     return page
@@ -196,11 +216,16 @@ def parse_masses(texts: Sequence[str]) -> dict[float, list[Path]]:
     return found
 
 
-def _measure(table: EventTable, config: ValidationConfig, observables: Sequence[str]) -> dict[str, Any]:
+def _measure(
+    table: EventTable, config: ValidationConfig, observables: Sequence[str], shown: Sequence[str]
+) -> dict[str, Any]:
     methods = list(table.predictions)
     return {
         "response": {
-            name: {method: perform(table, method, name, config.histograms) for method in methods}
+            name: {
+                method: perform(table, method, name, config.histograms, detailed=name in shown)
+                for method in methods
+            }
             for name in observables
         },
         "uncertainty": {
@@ -211,7 +236,7 @@ def _measure(table: EventTable, config: ValidationConfig, observables: Sequence[
             }
             for name in observables
         },
-        "quality": {method: by_quality(table, method, observables) for method in methods},
+        "quality": {method: by_quality(table, method, shown) for method in methods},
         "closure": {method: close(table, method, config.solvers.m_top) for method in methods},
         "spin_linearity": {method: spin_linearity(table, method, config.d_of_sample) for method in methods},
     }
@@ -223,14 +248,14 @@ def _scan(apply: Apply, scanned: Mapping[float, Sequence[Skim]], methods: Sequen
 
 
 def _speed(table: EventTable, methods: Sequence[Method]) -> dict[str, dict[str, float]]:
+    """Time and rate of each method, and of its samples."""
+    sampled = 0 if table.context is None else int(np.isfinite(table.context[:, 0]).sum())
+    numbers = {name: len(table) for m in methods if (name := m.name)}
+    numbers |= {name: sampled for m in methods if (name := f"samples of {m.name}") in table.seconds}
     return {
-        m.name: {
-            "seconds": table.seconds[m.name],
-            "events_per_second": len(table) / table.seconds[m.name]
-            if table.seconds[m.name] > 0
-            else math.nan,
-        }
-        for m in methods
+        name: {"seconds": seconds, "events_per_second": n / seconds if seconds > 0 else math.nan}
+        for name, n in numbers.items()
+        for seconds in (table.seconds[name],)
     }
 
 
