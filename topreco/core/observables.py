@@ -607,13 +607,12 @@ def compute_observables(
         Events to compute, shape (n,); the others are NaN.
     """
     momenta = [np.asarray(p4[valid], np.float64) for p4 in (tops, system, leptons)]
-    found = {}
     # A method's overflowing momenta are events without a value, not a reason to warn.
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        for name in dict.fromkeys(names):
-            values = np.full(len(valid), np.nan)
-            values[valid] = OBSERVABLES[name].compute(*momenta)
-            found[name] = values
+        computed = observable_values(names, *momenta)
+    found = {name: np.full(len(valid), np.nan) for name in computed}
+    for name, values in computed.items():
+        found[name][valid] = values
     return found
 
 

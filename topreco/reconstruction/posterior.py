@@ -1,20 +1,25 @@
 """A method made of the samples of another one: chosen summary, and a prior of one's own."""
 
 import dataclasses
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
+from topreco.config import Summary
 from topreco.core.constants import M_TOP
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, FloatArray, Posterior, TopPair, mass_quality
-from topreco.core.method import Sampler, fingerprint_of
+from topreco.core.method import Sampler, as_sampler, fingerprint_of
 from topreco.core.observables import OBSERVABLES
-from topreco.core.posterior import mean_tops, sample_mean, sample_mode, sample_quantiles, sample_values
+from topreco.core.posterior import (
+    mean_tops,
+    observable_mean,
+    sample_mean,
+    sample_mode,
+    sample_quantiles,
+    sample_values,
+)
 from topreco.core.prior import Prior
-
-Summary = Literal["mean", "median", "mode"]
-"""What of the samples' values of an observable is the answer for it."""
 
 _CHUNK = 2000
 """Events at a time: 64 samples of every observable take 40 MB."""
@@ -33,7 +38,7 @@ class FromSamples:
     method
         Method that gives samples.
     summary
-        Mean, median or half-sample mode of each observable.
+        Mean (`topreco.core.posterior.observable_mean`), median or half-sample mode of each observable.
     n_samples
         Samples of each event.
     prior
@@ -57,9 +62,7 @@ class FromSamples:
         prior: Prior | None = None,
         name: str | None = None,
     ) -> None:
-        if not callable(getattr(method, "sample", None)):
-            shown = getattr(method, "name", method)
-            raise TopRecoError(f"method {shown!r}: gives no samples; FromSamples needs one that does")
+        as_sampler(method)
         if summary not in get_args(Summary):
             raise TopRecoError(f"summary: {summary!r}, one of {', '.join(get_args(Summary))} expected")
         if n_samples < 1:
@@ -120,13 +123,17 @@ class FromSamples:
         return TopPair(
             p4=mean_tops(posterior, M_TOP),
             valid=posterior.valid,
-            observables={name: self._summary(column, weight) for name, column in values.items()},
+            observables={name: self._summary(name, column, weight) for name, column in values.items()},
             quality=mass_quality(quantiles),
             uncertainty=np.sqrt(sample_mean(deviation**2, weight)),
             quantiles=quantiles,
         )
 
-    def _summary(self, values: FloatArray, weight: FloatArray) -> FloatArray:
-        if self.summary == "median":
-            return sample_quantiles(values, weight, [0.5])[:, 0]
-        return (sample_mean if self.summary == "mean" else sample_mode)(values, weight)
+    def _summary(self, name: str, values: FloatArray, weight: FloatArray) -> FloatArray:
+        match self.summary:
+            case "mean":
+                return observable_mean(name, values, weight)
+            case "median":
+                return sample_quantiles(values, weight, [0.5])[:, 0]
+            case _:
+                return sample_mode(values, weight)

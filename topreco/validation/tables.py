@@ -165,7 +165,7 @@ def comparison_markdown(response: Response, reference: str, verdicts: Verdicts |
     for method, comparisons in (verdicts or {}).items():
         above += [f"## {method} against the best analytic method\n", f"{VERDICT_LEGEND}\n"]
         above += [f"- **{line}**" for line in verdict_sentences(comparisons)]
-        above += ["", *_table(VERDICT_COLUMNS, verdict_rows(comparisons))]
+        above += ["", markdown_table(VERDICT_COLUMNS, verdict_rows(comparisons))]
     legend = (
         "In brackets the statistical error of the last digits, and by how much a width differs from that of"
     )

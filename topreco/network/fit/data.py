@@ -20,6 +20,7 @@ from torch import Tensor
 from topreco.config import DataConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, Truth
+from topreco.core.prior import METADATA_KEY, sum_spectra
 from topreco.core.skim import Skim
 from topreco.network.fit.rows import Rows, mapped, moved, row_bytes, sent
 from topreco.network.splits import TEST, TRAIN, VALIDATION, fold_of, same_key, split_of
@@ -29,7 +30,7 @@ STREAM_FROM = 1_000_000
 """Events from which `data.stream: auto` streams: 0.4 GB for each process."""
 
 # Of a skim's metadata these say nothing about the content that a model file should repeat.
-_SKIM_ONLY = {"format", "cutflow"}
+_SKIM_ONLY = {"format", "cutflow", METADATA_KEY}
 
 
 ColumnsOf = Callable[[DileptonEvents, Truth | None], Columns]
@@ -284,6 +285,7 @@ class _Reader(NamedTuple):
         marks: list[tuple[Tensor, ...]] = []
         files: list[dict[str, Any]] = []
         numbers: dict[int, int] = {}
+        spectra: list[dict[str, Any]] = []
         constant = True
         for budget in budgets:
             # A reader keeps some MB for as long as it lives.
@@ -322,6 +324,9 @@ class _Reader(NamedTuple):
                         torch.from_numpy(np.array(known, np.int32)[member]),
                     )
                 )
+            of_skim = sum_spectra([skim.metadata])
+            if of_skim is not None and of_skim.complete:
+                spectra.append(skim.metadata)
             kept = {key: value for key, value in skim.metadata.items() if key not in _SKIM_ONLY}
             files.append({"name": skim.path.name, "events_read": read, "events_used": used, **kept})
 
@@ -340,6 +345,8 @@ class _Reader(NamedTuple):
             "files": files,
             "dataset_ids": [str(identity) for identity in sorted(numbers)],
             "events": len(weight),
+            # The prior of the training: of the files that hold all generated events.
+            **({METADATA_KEY: total.to_dict()} if (total := sum_spectra(spectra)) and spectra else {}),
             "networks": [
                 {
                     name: {"events": int(part.sum()), "sum_of_weights": float(weight[part].double().sum())}

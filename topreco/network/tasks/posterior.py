@@ -49,6 +49,7 @@ from topreco.network.tasks.scales import (
     MOMENTUM,
     SCALES,
     from_momentum_scale,
+    logarithm,
     to_momentum_scale,
 )
 from topreco.network.tasks.velocity import TimeFeatures, Velocity, VelocityHead, integrate
@@ -85,7 +86,8 @@ class Summaries(NamedTuple):
     p4
         On-shell four-momenta (E, px, py, pz) in GeV with the mean three-momenta of t and t̄, shape (n, 2, 4).
     means
-        Means of the observables `SUMMARISED`, shape (n, observables).
+        Means of the observables `SUMMARISED`, shape (n, observables); see
+        `topreco.core.posterior.observable_mean`.
     quantiles
         Their quantiles at `QUANTILE_LEVELS`, rising, shape (n, observables, levels).
     p4_std
@@ -262,6 +264,7 @@ class PosteriorNetwork(CalibratedQuantiles):
         p4 = turned(raw.p4, back)
         values, transformed = raw.reference
         means = values + self.mean_unit * raw.means
+        means = torch.where(_relative(means), means.exp(), means)
         means = torch.stack(
             [
                 x if s.low is None else x.clamp(s.low, s.high)
@@ -385,11 +388,16 @@ class PosteriorNetwork(CalibratedQuantiles):
         return _Raw(coordinates, p4, reference, self.means(hidden), u)
 
     def values(self, inputs: Inputs, p4: Float[Tensor, "n 2 4"]) -> tuple[Tensor, Tensor]:
-        """Observables of some tops, shape (n, observables), and T of them and of components, shape (n, K)."""
+        """Observables of some tops, in the coordinate of their means, and T of them and of components.
+
+        Shapes (n, observables) and (n, K); means are those of logarithms where residuals are relative, see
+        `topreco.core.posterior.observable_mean`.
+        """
         leptons = torch.stack([inputs.lepton_plus, inputs.lepton_minus], 1)
         found = observable_values(SUMMARISED, p4, p4.sum(1), leptons)
         values = torch.stack([found[name] for name in SUMMARISED], 1)
         columns = [*values.unbind(1), *p4.flatten(1).unbind(1)]
+        values = torch.where(_relative(values), logarithm(values), values)
         transformed = torch.stack([s.forward(x) for s, x in zip(self._scales, columns, strict=True)], 1)
         return values, transformed
 
@@ -527,6 +535,11 @@ def _read(encoded: Encoded) -> Float[Tensor, "n c"]:
     )
 
 
+def _relative(values: Tensor) -> Tensor:
+    """Mask of the observables whose means are those of logarithms."""
+    return torch.tensor([OBSERVABLES[name].relative for name in SUMMARISED], device=values.device)
+
+
 def _b_candidates(inputs: Inputs) -> Float[Tensor, "n 2 4"]:
     """Four-momenta of the b candidates for ℓ⁺ and ℓ⁻, zero where there is none."""
     positions = torch.arange(inputs.jets.shape[1], device=inputs.jets.device)
@@ -655,7 +668,9 @@ class PosteriorTask(Task[PosteriorNetwork]):
             losses.append(torch.stack([*(loss_weight * x for x in found), loss_weight], 1).double().sum(0))
             inputs = Inputs.from_columns(batch)
             predicted = network.predictions(inputs)
-            truth = network.values(inputs, batch["tops"])[0]
+            leptons = torch.stack([inputs.lepton_plus, inputs.lepton_minus], 1)
+            found_truth = observable_values(SUMMARISED, batch["tops"], batch["tops"].sum(1), leptons)
+            truth = torch.stack(list(found_truth.values()), 1)
             columns.append(
                 tuple(x.double().cpu() for x in (predicted.means, predicted.quantiles, truth, weight))
             )
