@@ -243,13 +243,10 @@ class PosteriorConfig(EncoderConfig):
     """Vectors that each of the two readout tokens gives."""
     scalars: PositiveInt = 48
     """Scalars that each of them gives."""
-    coordinates: Literal["tops", "residuals"] = "residuals"
-    """Momenta of t and t̄ themselves, or sum and difference of them less those of leptons, b candidates and
-    MET, in which the distribution is compact."""
     velocity: VelocityConfig = VelocityConfig()
     steps: PositiveInt = 8
     """Midpoint steps from noise to a sample."""
-    hidden: PositiveInt = 128
+    hidden: PositiveInt = 192
     """Width of the layers that give means and quantiles of the observables."""
     calibration_bins: PositiveInt = 8
     """As `quantiles.calibration_bins` of a model of the tops."""

@@ -21,6 +21,12 @@ class LossConfig(Config):
     """Coefficient of the auxiliary loss on the transverse momenta of t and t̄."""
     c_hel: NonNegative = 1.0
     """Coefficient of the auxiliary loss on the cosine between the leptons in their tops' rest frames."""
+    spin_cosines: NonNegative = 0.0
+    """Coefficient of the auxiliary loss on the cosines of the leptons to the axes k, r, n."""
+    c_han: NonNegative = 0.0
+    """Coefficient of the auxiliary loss on c_han."""
+    pt_tt: NonNegative = 0.0
+    """Coefficient of the auxiliary loss on the transverse momentum of t + t̄ as a vector."""
     m_tt_bias: NonNegative = 0.0
     """Coefficient of the loss on RB of m_tt at given true m_tt, which trades resolution for a
     response without shrinkage. It needs batches of some hundred events."""

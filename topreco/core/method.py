@@ -92,9 +92,10 @@ def as_sampler(method: NamedCallable) -> Sampler:
         If it gives none.
     """
     if not gives_samples(method):
+        shown = getattr(method, "name", method)
         raise TopRecoError(
-            f"samples: method {method.name!r} gives none; a network of the task 'posterior' or a smeared "
-            "analytic method such as 'sonnenschein' expected"
+            f"samples: method {shown!r} gives none; a network of the task 'posterior' or a smeared analytic "
+            "method such as 'sonnenschein' expected"
         )
     return cast("Sampler", method)
 

@@ -6,7 +6,7 @@ import torch
 
 from topreco.config import LossConfig
 from topreco.core.fourvector import from_three_momentum
-from topreco.core.observables import c_hel
+from topreco.core.observables import c_han, c_hel
 from topreco.network.tasks.losses import (
     LARGEST_FLAT_WEIGHT,
     NEIGHBOURS,
@@ -19,6 +19,8 @@ from topreco.network.tasks.losses import (
     m_tt_bias_loss,
     m_tt_loss,
     pt_top_loss,
+    pt_tt_loss,
+    spin_loss,
 )
 
 TRUTH = torch.tensor([[[500.0, 0.0, 0.0, 300.0], [400.0, 0.0, 0.0, -300.0]]])
@@ -277,3 +279,31 @@ def test_flatness_goes_from_nothing_to_all():
     order = torch.randperm(1000, generator=torch.Generator().manual_seed(3))
     assert torch.equal(flattening_weights(m_tt[order], 0.5), half[order])
     assert torch.allclose(flattening_weights(torch.full((5,), 400.0), 1.0), torch.ones(5))
+
+
+def test_spin_losses_vanish_at_the_truth_and_have_finite_gradients():
+    rng = np.random.default_rng(1)
+    tops = torch.from_numpy(from_three_momentum(rng.normal(0, 150, (50, 2, 3)), 172.5)).float()
+    # Exactly along the beam, where the axes r and n are not defined.
+    tops[0, :, 1:3] = 0
+    leptons = torch.from_numpy(from_three_momentum(rng.normal(0, 40, (50, 2, 3)), 0.1)).float()
+    for loss in spin_loss(tops, tops, leptons):
+        assert (loss.abs() < 1e-10).all()
+    pred = (tops + 5 * torch.randn_like(tops)).requires_grad_()
+    cosines, c_han_error = spin_loss(pred, tops, leptons)
+    (cosines.sum() + c_han_error.sum()).backward()
+    assert pred.grad.isfinite().all()
+    # What c_han's loss sees is c_han.
+    expected = c_han(pred.detach().double(), leptons.double()) - c_han(tops.double(), leptons.double())
+    small = expected.abs() < 0.9
+    small[0] = False
+    torch.testing.assert_close(
+        c_han_error.detach()[small], 0.5 * expected[small].square().float(), rtol=2e-2, atol=1e-3
+    )
+
+
+def test_pt_tt_loss_is_that_of_the_vector():
+    tops = torch.tensor([[[300.0, 100, 0, 0], [300.0, -100, 0, 0]]])
+    other = torch.tensor([[[300.0, 130, 0, 0], [300.0, -100, 40, 9]]])
+    loss = pt_tt_loss(other, tops, torch.tensor([100.0]))
+    torch.testing.assert_close(loss, torch.tensor([(0.3**2 + 0.4**2) / 4]))

@@ -14,6 +14,7 @@ from torch.nn import functional
 from topreco.config import LossConfig
 from topreco.core import fourvector
 from topreco.core.observables import c_hel as c_hel_of
+from topreco.core.observables import lepton_directions
 
 # (m/m_true)² below which the error of a mass continues as a straight line instead of diverging.
 _SMALLEST_RATIO = 0.01
@@ -32,6 +33,7 @@ LARGEST_FLAT_WEIGHT = 20.0
 
 # Far below any top, far above the rounding of a double.
 _SMALLEST_MASS = 1.0
+_SMALLEST_SINE = 1e-3
 
 
 def loss_weights(weight: Float[Tensor, " n"], negative: Literal["absolute", "clip"]) -> Float[Tensor, " n"]:
@@ -185,6 +187,76 @@ def c_hel_loss(
     return _smooth_l1(error.masked_fill(truth.isnan(), 0.0)).to(pred.dtype)
 
 
+def spin_loss(
+    pred: Float[Tensor, "n 2 4"], truth: Float[Tensor, "n 2 4"], leptons: Float[Tensor, "n 2 4"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Smooth-L1 losses of the leptons' cosines to the axes k, r, n, and of c_han.
+
+    The axes are those of `topreco.core.observables.spin_basis` without the sign of cosΘ, which jumps at zero.
+    Evaluated as `c_hel_loss` is; a top closer to the beam than 1 mrad counts as one at 1 mrad.
+
+    Parameters
+    ----------
+    pred, truth
+        Four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4).
+    leptons
+        Reconstructed ℓ⁺ and ℓ⁻ in GeV, with both, shape (n, 2, 4).
+
+    Returns
+    -------
+    cosines, c_han
+        Mean over both leptons and the three axes, and that of c_han, shape (n,) each.
+    """
+    found = _unsigned_cosines(pred, leptons)
+    with torch.no_grad():
+        wanted = _unsigned_cosines(truth, leptons)
+    errors = [found - wanted]
+    # c_hel less twice the product along k.
+    signs = found.new_tensor([-1.0, 1.0, 1.0])
+    errors.append(((found[:, 0] * found[:, 1] - wanted[:, 0] * wanted[:, 1]) * signs).sum(-1))
+    cosines, c_han = (_smooth_l1(error).to(pred.dtype) for error in errors)
+    return cosines.mean((1, 2)), c_han
+
+
+def pt_tt_loss(
+    pred: Float[Tensor, "n 2 4"], truth: Float[Tensor, "n 2 4"], scale: Float[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """Smooth-L1 loss of the transverse momentum of t + t̄ as a vector, in units of the event's scale.
+
+    Parameters
+    ----------
+    pred, truth
+        Four-momenta (E, px, py, pz) in GeV of t and t̄, shape (n, 2, 4).
+    scale
+        Unit of each event in GeV, shape (n,).
+
+    Returns
+    -------
+    loss
+        Mean over both components, shape (n,).
+    """
+    error = (pred - truth).sum(1)[:, 1:3] / scale[:, None]
+    return _smooth_l1(error).mean(1)
+
+
+def _unsigned_cosines(
+    tops: Float[Tensor, "n 2 4"], leptons: Float[Tensor, "n 2 4"]
+) -> Float[Tensor, "n 2 3"]:
+    """Cosines of both leptons to the axes k, r, n without the sign of cosΘ, in double precision."""
+    double = tops.double()
+    mass = fourvector.mass_squared(double).clamp(min=_SMALLEST_MASS**2).sqrt()
+    double = fourvector.from_three_momentum(double[..., 1:], mass)
+    directions = lepton_directions(double, leptons.double())
+    momentum = fourvector.to_rest_frame(double[:, 0], double.sum(1))[..., 1:]
+    k = momentum / momentum.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
+    kx, ky, cos = k.unbind(-1)
+    sin = (kx.square() + ky.square()).clamp(min=_SMALLEST_SINE**2).sqrt()
+    r = torch.stack([-kx * cos, -ky * cos, sin.square()], -1) / sin[:, None]
+    n = torch.stack([-ky, kx, torch.zeros_like(kx)], -1) / sin[:, None]
+    axes = torch.stack([k, r, n], 1)
+    return (axes[:, None] * directions[:, :, None]).sum(-1)
+
+
 def m_tt_bias_loss(pred: Float[Tensor, "n 2 4"], truth: Float[Tensor, "n 2 4"]) -> Float[Tensor, ""]:
     """Squared RB of m_tt among events of similar true m_tt: what a regression shrinks.
 
@@ -261,7 +333,7 @@ def event_loss(
     Raises
     ------
     ValueError
-        If the coefficient of c_hel is not zero and leptons or c_hel are missing.
+        If a coefficient of a spin observable is not zero and leptons or c_hel are missing.
     """
     loss = four_momentum_loss(pred, truth, scale)
     if config.m_tt > 0:
@@ -272,4 +344,11 @@ def event_loss(
         if leptons is None or c_hel is None:
             raise ValueError(f"loss.c_hel: {config.c_hel} found, which needs leptons and the true c_hel")
         loss = loss + config.c_hel * c_hel_loss(pred, leptons, c_hel)
+    if config.spin_cosines > 0 or config.c_han > 0:
+        if leptons is None:
+            raise ValueError("loss.spin_cosines, loss.c_han: the leptons are needed")
+        cosines, c_han = spin_loss(pred, truth, leptons)
+        loss = loss + config.spin_cosines * cosines + config.c_han * c_han
+    if config.pt_tt > 0:
+        loss = loss + config.pt_tt * pt_tt_loss(pred, truth, scale)
     return loss

@@ -8,9 +8,9 @@ what its two readout tokens give follow
 - the means of the three-momenta of t and t̄ and of every observable over that distribution, trained by the
   squared error, and their quantiles, trained by the pinball loss: what histograms need, without samples.
 
-The coordinates are asinh(q / 50 GeV), standardised, with q either the three-momenta of t and t̄, or the sum
-and the difference of them, less what leptons, b candidates and, for the sum, MET give: about the sum of the
-neutrinos less MET, and their difference. The energies follow from the mass of the top.
+The coordinates are asinh(p / 50 GeV), standardised, of the three-momenta of t and t̄ in the event's axes; the
+energies follow from the mass of the top. The means of the momenta are learnt as sum and difference of them
+less what leptons, b candidates and, for the sum, MET give: about the neutrinos.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -298,7 +298,7 @@ class PosteriorNetwork(CalibratedQuantiles):
         """
         event = self.event(inputs)
         x = integrate(self._velocity(event), noise, self.config.steps)
-        return turned(self.tops(x, event), event.axes.mT)
+        return turned(self.tops(x), event.axes.mT)
 
     def forward(
         self,
@@ -320,7 +320,7 @@ class PosteriorNetwork(CalibratedQuantiles):
         """
         event = self.event(inputs)
         truth = fourvector.from_three_momentum(turned(tops, event.axes)[..., 1:], self.config.m_top)
-        end = self.coordinates(truth[:, None], event)
+        end = self.coordinates(truth[:, None])
         velocity = self._velocity(event)((1 - time) * noise + time * end, time)
         raw = self._raw(event)
         momenta = _sum_and_difference(truth, event.origin).flatten(1) / self.momentum_std
@@ -346,32 +346,18 @@ class PosteriorNetwork(CalibratedQuantiles):
         context = torch.cat([_read(encoded).to(objects), objects], 1)
         return _Event(inputs, axes, context, _origin(inputs))
 
-    def coordinates(self, tops: Float[Tensor, "n k 2 4"], event: _Event) -> Float[Tensor, "n k 6"]:
+    def coordinates(self, tops: Float[Tensor, "n k 2 4"]) -> Float[Tensor, "n k 6"]:
         """Standardised coordinates of tops in the event's axes."""
-        x = to_momentum_scale(self._momenta_from(tops, event))
-        return (x - self.coordinate_mean) / self.coordinate_std
+        return (to_momentum_scale(tops[..., 1:].flatten(-2)) - self.coordinate_mean) / self.coordinate_std
 
-    def tops(self, x: Float[Tensor, "n k 6"], event: _Event) -> Float[Tensor, "n k 2 4"]:
+    def tops(self, x: Float[Tensor, "n k 6"]) -> Float[Tensor, "n k 2 4"]:
         """On-shell tops in GeV in the event's axes, from standardised coordinates."""
-        q = from_momentum_scale(x.clamp(-_LARGEST, _LARGEST) * self.coordinate_std + self.coordinate_mean)
-        return self._tops_from(q, event)
-
-    def _momenta_from(self, tops: Tensor, event: _Event) -> Tensor:
-        """The momenta q whose asinh is a coordinate, in GeV, shape (n, k, 6)."""
-        if self.config.coordinates == "tops":
-            return tops[..., 1:].flatten(-2)
-        return _sum_and_difference(tops, event.origin[:, None]).flatten(-2)
-
-    def _tops_from(self, q: Tensor, event: _Event) -> Tensor:
-        """Inverse of `_momenta_from`."""
-        q = q.reshape(*q.shape[:-1], 2, 3)
-        if self.config.coordinates == "residuals":
-            q = _top_momenta(q, event.origin[:, None])
-        return fourvector.from_three_momentum(q, self.config.m_top)
+        p = from_momentum_scale(x.clamp(-_LARGEST, _LARGEST) * self.coordinate_std + self.coordinate_mean)
+        return fourvector.from_three_momentum(p.reshape(*p.shape[:-1], 2, 3), self.config.m_top)
 
     def _velocity(self, event: _Event) -> Velocity:
         if isinstance(self.velocity, VelocityTokens):
-            return self.velocity.of(event, lambda x: self.tops(x, event))
+            return self.velocity.of(event, self.tops)
         return self.velocity.of(event.context)
 
     def _raw(self, event: _Event) -> _Raw:
@@ -449,10 +435,9 @@ class PosteriorNetwork(CalibratedQuantiles):
         self.encoder.fit_standardisation(own)
         objects = self._objects(own)
         self._standardise("feature", objects)
-        event = _Event(own, axes, objects, _origin(own))
         truth = fourvector.from_three_momentum(turned(tops, axes)[..., 1:], self.config.m_top)
-        self._standardise("coordinate", to_momentum_scale(self._momenta_from(truth[:, None], event)[:, 0]))
-        residual = _sum_and_difference(truth, event.origin).flatten(1)
+        self._standardise("coordinate", to_momentum_scale(truth[..., 1:].flatten(1)))
+        residual = _sum_and_difference(truth, _origin(own)).flatten(1)
         self.momentum_std.copy_(_positive(residual.double().square().mean(0).sqrt()))
         values, transformed = self.values(own, truth)
         self._standardise("value", torch.nan_to_num(transformed))
@@ -580,7 +565,7 @@ def task_schema(config: PosteriorConfig) -> dict[str, Any]:
         "output": ["top", "antitop"],
         "m_top": config.m_top,
         "observables": list(SUMMARISED),
-        "samples": {"coordinates": config.coordinates, "dimensions": DIMENSIONS},
+        "samples": {"dimensions": DIMENSIONS},
     }
 
 
