@@ -69,7 +69,7 @@ def cluster_means(values: FloatArray, weight: FloatArray, humps: Humps) -> Float
 
 
 def hump_rows(events: DileptonEvents, truth: Truth, posterior: Posterior) -> list[dict[str, Any]]:
-    """Events with two humps, in each observable and in the six momenta, and whether the likelier is nearer."""
+    """Events with two humps in each observable and the six momenta, and whether the likelier is nearer."""
     weight = posterior.weight
     values = sample_values(posterior, events.lepton_p4, OBSERVABLES_WITH_HUMPS)
     true = true_values(OBSERVABLES_WITH_HUMPS, truth)
