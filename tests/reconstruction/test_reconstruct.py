@@ -14,13 +14,15 @@ from topreco.config import SelectionConfig, SolverConfig, build_config
 from topreco.config.presets import resolve_selection
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
-from topreco.core.events import toy_events
+from topreco.core.events import Posterior, toy_events
 from topreco.core.pairing import b_candidates
 from topreco.core.spin import spin_coefficients
 from topreco.input.nano import QuietNanoAODSchema, open_events
 from topreco.input.pepper.read import iterate_pepper
 from topreco.input.pepper.select import select_pepper
 from topreco.input.selection import select
+from topreco.reconstruction.posterior import FromSamples
+from topreco.reconstruction.wrappers import Mode
 
 
 def records(p4, **fields):
@@ -227,6 +229,28 @@ def test_samples_that_cannot_be(events, toy_model):
         topreco.reconstruct(events, toy_model, samples=8)
     with pytest.raises(TopRecoError, match="samples: 0 found, a number of 1 or more expected"):
         topreco.reconstruct(events, "sonnenschein", samples=0)
+
+
+def test_samples_need_the_key_of_an_event(events):
+    """Also those of a method whose predictions do not: their noise is a hash of it."""
+
+    class Method:
+        name, uses_event_key, fingerprint = "own", False, "own"
+
+        def __call__(self, events):
+            return topreco.TopPair(np.ones((len(events), 2, 4)), np.ones(len(events), bool))
+
+        def sample(self, events, n_samples=None):
+            return Posterior.equal(np.ones((len(events), n_samples or 4, 2, 4)))
+
+    objects = own_objects(events)
+    assert len(topreco.reconstruct(objects, Method())) == len(events)
+    assert len(topreco.reconstruct(with_key(objects, events), Method(), samples=4).samples) == len(events)
+    with pytest.raises(TopRecoError, match="'run' is missing"):
+        topreco.reconstruct(objects, Method(), samples=4)
+    assert not Method().uses_event_key
+    assert Mode(Method()).uses_event_key
+    assert FromSamples(Method()).uses_event_key
 
 
 def test_a_method_that_loses_events(events):

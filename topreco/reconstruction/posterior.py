@@ -53,6 +53,9 @@ class FromSamples:
         If the method gives no samples, a setting is not allowed, or the spectra of the training are unknown.
     """
 
+    uses_event_key = True
+    """Samples depend on the event's key, even where other predictions of the method do not."""
+
     def __init__(
         self,
         method: Sampler,
@@ -80,11 +83,6 @@ class FromSamples:
         self.n_samples = n_samples
         self.prior = prior
         self.name = method.name if name is None else name
-
-    @property
-    def uses_event_key(self) -> bool:
-        """True if the samples depend on the event's key."""
-        return self.method.uses_event_key
 
     @property
     def fingerprint(self) -> str:

@@ -40,7 +40,7 @@ def reconstruct(
           ``leptons`` (any number per event, with pt, eta, phi, charge, pdgId), or in their place
           ``lepton_plus`` and ``lepton_minus`` (one or None per event); ``jets`` (any number, with pt, eta,
           phi, mass and the b-tag score as ``btag`` or under its name in NanoAOD); ``met`` (pt, phi); and,
-          where the method needs them, ``run``, ``luminosityBlock`` and ``event``. They are taken as
+          where the method or samples need them, ``run``, ``luminosityBlock`` and ``event``. They are taken as
           selected: events with one ℓ⁺, one ℓ⁻ and at least two jets are reconstructed;
         - `DileptonEvents`.
     model
@@ -94,7 +94,9 @@ def reconstruct(
         )
     if not isinstance(events, Mapping | ak.Array):
         raise TopRecoError(f"reconstruct: {ACCEPTED} expected, {type(events).__name__} found")
-    chosen, index = dilepton_events(events, config, dataset=dataset, needs_key=method.uses_event_key)
+    # The noise of samples is a hash of the key.
+    needs_key = method.uses_event_key or samples is not None
+    chosen, index = dilepton_events(events, config, dataset=dataset, needs_key=needs_key)
     return _reconstruct(method, chosen, index, len(events["jets"]), samples)
 
 

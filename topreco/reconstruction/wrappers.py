@@ -192,6 +192,7 @@ class Mode(_Wrapper):
     """
 
     kind = "mode"
+    uses_event_key = True  # samples do, even if the predictions of the method do not
 
     def __init__(self, method: NamedCallable) -> None:
         super().__init__(method)
