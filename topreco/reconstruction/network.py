@@ -55,9 +55,7 @@ class PosteriorMethod(NetworkMethod):
 
         n = self.n_samples if n_samples is None else n_samples
         with _torch_threads(self.threads):
-            return sample(
-                self.model.networks, events, n_samples=n, seed=self.seed, batch_size=self.batch_size
-            )
+            return sample(self.model.networks, events, n_samples=n, seed=self.seed)
 
 
 @contextmanager
