@@ -66,7 +66,7 @@ def test_the_whole_chain(command, tmp_path):
         "model.quantiles=null",
     ]
     code, out, _ = command(
-        *("--config", "dilepton.yaml", f"data.files=[{skim}]", "epochs=1", "batch_size=16"),
+        *("--config", "tops.yaml", f"data.files=[{skim}]", "epochs=1", "batch_size=16"),
         *(*small, f"output={tmp_path / 'train'}", "--quiet"),
         entry=train_main,
     )

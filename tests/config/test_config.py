@@ -75,7 +75,7 @@ def test_groups_of_observables():
 def test_overrides():
     config = load_config(
         TrainConfig,
-        "dilepton",
+        "tops",
         [
             "optimiser.learning_rate=3e-4",
             "model.backbone.kind=lgatr",

@@ -1,7 +1,7 @@
 """Effective configurations of the shipped recipes and studies: a changed default must not change them.
 
 ``tests/approved/configs.json`` holds the recipes flat, and of the points of each study their difference from
-dilepton.yaml. After an intended change, with a line in the changelog:
+tops.yaml. After an intended change, with a line in the changelog:
 
     python tests/network/test_recipes.py > tests/approved/configs.json
 """
@@ -14,7 +14,10 @@ import pytest
 from topreco.config import TrainConfig, load_config, load_study
 
 ROOT = Path(__file__).parents[2]
-RECIPES = ("demo", "dilepton", "dilepton-full", "dilepton-transformer", "dilepton-unbiased")
+RECIPES = (
+    *("demo", "dilepton", "dilepton-point", "dilepton-full", "dilepton-transformer", "dilepton-unbiased"),
+    "tops",
+)
 # Where and on what a training runs.
 NOT_OF_THE_RECIPE = ("data.files", "output", "seed")
 ABSENT = "(absent)"
@@ -50,8 +53,8 @@ def recipes():
 
 
 def studies():
-    """Of each study, small and at full size, the difference of each point from dilepton.yaml."""
-    reference = recipes()["dilepton"]
+    """Of each study, small and at full size, the difference of each point from tops.yaml."""
+    reference = recipes()["tops"]
     found = {}
     for path in sorted((ROOT / "configs" / "study").glob("*.yaml")):
         for size in ("small", "full"):
@@ -74,13 +77,19 @@ def approved():
     return json.loads((ROOT / "tests" / "approved" / "configs.json").read_text(encoding="utf-8"))
 
 
-def test_defaults_are_the_recipe_of_dilepton():
+def test_defaults_are_the_recipe_of_tops():
     """But for the quantiles, which are opt-in."""
     default = effective(TrainConfig())
-    shipped = {k: v for k, v in recipes()["dilepton"].items() if not k.startswith("model.quantiles")}
+    shipped = {k: v for k, v in recipes()["tops"].items() if not k.startswith("model.quantiles")}
     assert default.pop("model.quantiles") is None
     assert default == shipped
-    assert load_config(TrainConfig, "dilepton.yaml").model.quantiles is not None
+    assert load_config(TrainConfig, "tops.yaml").model.quantiles is not None
+
+
+def test_defaults_are_the_recipe_of_dilepton():
+    """But for the task."""
+    posterior = effective(load_config(TrainConfig, None, ["model.task=posterior"]))
+    assert posterior == recipes()["dilepton"]
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -21,6 +21,10 @@ from topreco.config import SelectionConfig
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, Truth, toy_events
+from topreco.core.method import gives_samples
+from topreco.core.observables import OBSERVABLES
+from topreco.core.statistics import metric_values
+from topreco.evaluation.fill import predicted_values, true_values
 from topreco.input.nano import iterate_events
 from topreco.input.required import OPTIONAL_BRANCHES, needed_branches
 from topreco.input.selection import select
@@ -34,12 +38,19 @@ NAMES = sorted(shipped_models())
 
 
 def predictions(name):
-    """Four-momenta that a model predicts for a few events, in GeV."""
-    return topreco.load(name, threads=1)(toy_events(8, seed=5)).p4
+    """What a model predicts for a few events: four-momenta in GeV, of a posterior more."""
+    events, method = toy_events(8, seed=5), topreco.load(name, threads=1)
+    pair = method(events)
+    found = {"p4": pair.p4}
+    if pair.observables:
+        found |= pair.observables | {f"{name} quantiles": pair.quantiles[name] for name in ("m_tt", "c_han")}
+        found["samples"] = method.sample(events, 2).samples
+    return found
 
 
 def test_the_promised_models_are_there():
-    assert {"dilepton", "dilepton-full", "dilepton-unbiased"} <= set(NAMES)
+    assert {"dilepton", "dilepton-point", "dilepton-full", "dilepton-unbiased"} <= set(NAMES)
+    assert gives_samples(topreco.load("dilepton"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,8 +83,12 @@ def test_has_a_card(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_predictions_as_approved(name):
-    approved = np.array(json.loads(APPROVED.read_text())[name])
-    np.testing.assert_allclose(predictions(name), approved, rtol=1e-4, atol=1e-2)
+    approved, found = json.loads(APPROVED.read_text())[name], predictions(name)
+    assert approved.keys() == found.keys()
+    for key, values in found.items():
+        # Angles are of the order of 1, the rest are GeV.
+        precision = 1e-2 if key == "p4" or key.startswith(("m_", "pt_", "samples")) else 1e-3
+        np.testing.assert_allclose(values, np.array(approved[key]), rtol=2e-4, atol=precision, err_msg=key)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,7 +105,7 @@ def test_pickles_as_its_name(name, tmp_path):
     content = pickle.dumps(topreco.load(name))
     assert len(content) < 500
     assert str(shipped_models()[name].parent).encode() not in content
-    np.testing.assert_array_equal(pickle.loads(content)(toy_events(8, seed=5)).p4, predictions(name))
+    np.testing.assert_array_equal(pickle.loads(content)(toy_events(8, seed=5)).p4, predictions(name)["p4"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,6 +150,30 @@ def test_reconstructs_simulated_events(name, simulated):
     assert abs(metrics["m_tt_bias"]) < 0.08
 
 
+def test_no_observable_is_worse_than_sonnenschein(data):
+    """Nor more biased, beyond what counts as none: 4285 Delphes events of a test file."""
+    events, truth = selected_with_truth(data / "delphes" / "tt2l_mg5_delphes_11.root")
+    names = [name for name in OBSERVABLES if name not in {"m_top", "m_antitop", "delta_phi_ll"}]
+    true = true_values(names, truth)
+    pairs = {name: topreco.load(name, threads=1)(events) for name in ("dilepton", "sonnenschein")}
+    common = pairs["sonnenschein"].valid & truth.valid
+    found = {name: predicted_values(names, events, pair) for name, pair in pairs.items()}
+    for name in names:
+        rho, sonnenschein = (
+            metric_values(values[name][common], true[name][common], relative=OBSERVABLES[name].relative)
+            for values in found.values()
+        )
+        assert rho.correlation > sonnenschein.correlation, name
+        allowed = 2.0 if name == "pt_tt" else 0.015 if name == "m_tt" else 0.03
+        assert abs(rho.rb) < max(abs(sonnenschein.rb), allowed), name
+    approved = {"m_tt": 0.87, "pt_top": 0.79, "pt_tt": 0.935, "c_hel": 0.83, "c_han": 0.68, "cos_1k": 0.76}
+    for name, smallest in approved.items():
+        values = metric_values(
+            found["dilepton"][name][common], true[name][common], relative=OBSERVABLES[name].relative
+        )
+        assert values.correlation > smallest, name
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_reconstructs_real_cms_simulation(name, data):
     """49 events with pile-up and another detector than that of the training."""
@@ -148,5 +187,12 @@ def test_reconstructs_real_cms_simulation(name, data):
 
 if __name__ == "__main__":
     APPROVED.write_text(
-        json.dumps({name: np.round(predictions(name), 4).tolist() for name in NAMES}, indent=1) + "\n"
+        json.dumps(
+            {
+                name: {key: np.round(values, 4).tolist() for key, values in predictions(name).items()}
+                for name in NAMES
+            },
+            indent=1,
+        )
+        + "\n"
     )

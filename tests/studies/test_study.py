@@ -24,7 +24,7 @@ from topreco.studies import study as module
 from topreco.studies.study import study
 
 STUDY = """
-base: dilepton.yaml
+base: tops.yaml
 train:
   model:
     backbone: {{kind: lgatr_slim, blocks: 1, vector_channels: 4, scalar_channels: 8, heads: 1}}
@@ -284,9 +284,7 @@ def test_points_with_perfect_parts(file, monkeypatch):
 
 
 def test_nothing_to_compare(file, tmp_path):
-    with pytest.raises(
-        TopRecoError, match=r"no training succeeded; xyplane: point 'xyplane' of dilepton\.yaml"
-    ):
+    with pytest.raises(TopRecoError, match=r"no training succeeded; xyplane: point 'xyplane' of tops\.yaml"):
         study(load_study(file, ["only=[xyplane]", "reference=xyplane"]), progress=False)
     config = load_study(file)
     for changes, message in (

@@ -328,8 +328,12 @@ def _inside(classes: list[type[Config]], part: str) -> tuple[list[type[Config]],
     """Classes of the section that a part of a location leads to, and True if it is the tag of a union."""
     fields = [cls.model_fields[part] for cls in classes if part in cls.model_fields]
     inner = [found for field in fields for found in _config_classes(field.annotation)]
-    kinds = [cls for cls in classes if "kind" in cls.model_fields]
-    tagged = [cls for cls in kinds if cls.model_fields["kind"].default == part]
+    tagged = [
+        cls
+        for cls in classes
+        for key in ("kind", "task")
+        if key in cls.model_fields and cls.model_fields[key].default == part
+    ]
     if tagged and not fields:
         return tagged, True
     # A part that no class knows is a key of a dictionary of them.

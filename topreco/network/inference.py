@@ -104,7 +104,7 @@ def sample(
     *,
     n_samples: int = 64,
     seed: int = 1,
-    batch_size: int = 256,
+    batch_size: int = 64,
 ) -> Posterior:
     """Samples of the top-quark pair of each event, from the network that has not seen it.
 

@@ -30,6 +30,7 @@ from topreco.network.tasks.augmentation import Augmentation
 from topreco.network.tasks.calibration import check_events
 from topreco.network.tasks.losses import loss_weights
 from topreco.network.tasks.posterior import PosteriorTask
+from topreco.network.tasks.posterior import calibrate as calibrate_posterior
 from topreco.network.tasks.quantiles import QuantileNetwork, QuantilesTask, by_observable, calibrate
 from topreco.network.tasks.tops import TopNetwork, TopsTask
 
@@ -271,14 +272,20 @@ def recalibrate(model: TrainedModel, config: TrainConfig, output: str | Path) ->
     check_outputs([output], config.data.files)
     writable_folder(output.parent)
     networks = list(copy.deepcopy(model.networks))
-    own = [network.quantiles for network in networks]
-    if model.config.quantiles is None:
+    task: Task[Any]
+    correct: Callable[[Any, Any, str], int]
+    if isinstance(model.config, PosteriorConfig):
+        own, correct = networks, calibrate_posterior
+        task = PosteriorTask(model.config, config.loss, Augmentation())
+    elif model.config.quantiles is None:
         raise TrainingError("recalibrate: the model has no quantiles; `topreco quantiles` adds them")
+    else:
+        own, correct = [network.quantiles for network in networks], calibrate
+        task = QuantilesTask(model.config, networks, negative_weights=config.loss.negative_weights)
     # What was set apart for validation is so by the fractions of the training.
     trained = model.metadata.get("training", {}).get("data", {})
     fractions = ("validation_fraction", "test_fraction")
     changes = {"folds": len(networks)} | {name: trained[name] for name in fractions if name in trained}
-    task = QuantilesTask(model.config, networks, negative_weights=config.loss.negative_weights)
     data = read_training_data(config.data.model_copy(update=changes), task.columns, output.parent)
     known = set(model.metadata.get("data", {}).get("dataset_ids", ()))
     seen = bool(known.intersection(data.summary["dataset_ids"]))
@@ -297,8 +304,7 @@ def recalibrate(model: TrainedModel, config: TrainConfig, output: str | Path) ->
             raise TrainingError(f"recalibrate: no events with weight for network {fold}")
         with torch.no_grad():
             sample = make_sample(task, data, fold, index, loss_weight, torch.device("cpu"))
-            of_network = cast("QuantileNetwork", quantiles)
-            n_events += calibrate(of_network, sample.batches(networks[fold]), f"recalibrate: network {fold}")
+            n_events += correct(quantiles, sample.batches(networks[fold]), f"recalibrate: network {fold}")
     # The coverage was that of another calibration.
     before = {k: v for k, v in model.metadata.get("quantiles", {}).items() if k != "test"}
     calibration = {"files": data.summary["files"], "events": n_events, "validation_only": seen}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, Posterior, TopPair
+from topreco.core.prior import METADATA_KEY, Spectra
 from topreco.core.threads import torch_threads
 from topreco.reconstruction.model_files import ModelFile, modified
 
@@ -49,15 +50,19 @@ class PosteriorMethod(NetworkMethod):
     n_samples = 64
     """Samples of each event where no number is given."""
 
+    @property
+    def spectra(self) -> Spectra | None:
+        """Spectra of the training, which a prior of one's own replaces; None if they are not known."""
+        content = self.metadata.get("data", {}).get(METADATA_KEY)
+        return None if content is None else Spectra.from_dict(content)
+
     def sample(self, events: DileptonEvents, n_samples: int | None = None) -> Posterior:
         """Samples of the tops of each event, of equal weight, see `topreco.network.inference.sample`."""
         from topreco.network.inference import sample
 
         n = self.n_samples if n_samples is None else n_samples
         with _torch_threads(self.threads):
-            return sample(
-                self.model.networks, events, n_samples=n, seed=self.seed, batch_size=self.batch_size
-            )
+            return sample(self.model.networks, events, n_samples=n, seed=self.seed)
 
 
 @contextmanager

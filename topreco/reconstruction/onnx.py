@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from topreco.core.errors import TopRecoError, needs_extra
 from topreco.core.events import DileptonEvents, Posterior, TopPair, mass_quality
+from topreco.core.prior import METADATA_KEY, Spectra
 from topreco.reconstruction.model_files import ModelFile
 
 if TYPE_CHECKING:
@@ -59,6 +60,12 @@ class OnnxPosteriorMethod(OnnxMethod):
     """Seed of the samples."""
     n_samples = 64
     """Samples of each event where no number is given."""
+
+    @property
+    def spectra(self) -> Spectra | None:
+        """Spectra of the training, which a prior of one's own replaces; None if they are not known."""
+        content = self.metadata.get("data", {}).get(METADATA_KEY)
+        return None if content is None else Spectra.from_dict(content)
 
     def sample(self, events: DileptonEvents, n_samples: int | None = None) -> Posterior:
         """Samples of the tops of each event, of equal weight, those of the network before its export."""
