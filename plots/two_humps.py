@@ -109,7 +109,7 @@ def b_rows(events: DileptonEvents, truth: Truth, posterior: Posterior) -> list[d
     rows = []
     for name, among, subset in (
         ("all jets", events.jet_mask, matched),
-        ("b candidates, both right", both, matched & chosen),
+        ("b candidates (both right)", both, matched & chosen),
     ):
         found = assign_b(posterior[subset], events.lepton_p4[subset], events.jets[subset], among[subset])
         best = found.probability.max(axis=(1, 2))
