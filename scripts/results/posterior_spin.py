@@ -1,6 +1,6 @@
-"""Polarisations and spin correlations: reconstructed against true coefficients, docs/POSTERIOR.md.
+r"""Polarisations and spin correlations: reconstructed against true coefficients, docs/POSTERIOR.md.
 
-    python scripts/results/posterior_spin.py --method posterior=dilepton --method sonnenschein \\
+    python scripts/results/posterior_spin.py --method posterior=dilepton --method sonnenschein \
         --sample delphes=qcd,delphes_11.parquet,delphes_12.parquet --sample own=none,tt_201.parquet
 
 Samples are skims with truth; "qcd" says that the events have the tt̄ spin correlation of QCD, "none" that they
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 import topreco
 from topreco.core.events import BoolArray, DileptonEvents, FloatArray, Truth
@@ -206,7 +207,7 @@ def write(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw(linearity: list[dict[str, Any]], coefficients: list[dict[str, Any]], path: Path) -> None:
-    """Slope and relative error in the first sample, and reconstructed less true coefficients in each sample."""
+    """Slope and 1/ρ in the first sample, and reconstructed less true coefficients in each sample."""
     samples = list(dict.fromkeys(row["sample"] for row in coefficients))
     methods = list(dict.fromkeys(row["method"] for row in coefficients))
     names = list(COEFFICIENTS)
@@ -227,6 +228,7 @@ def draw(linearity: list[dict[str, Any]], coefficients: list[dict[str, Any]], pa
                 error = [float(own[name].get(f"{key} error", 0)) for name in names]
                 axis.errorbar(x, y, error, label=method, **marker(i))
             axis.set_ylabel(label, fontsize=20)
+            axis.yaxis.set_major_locator(MaxNLocator(4, prune="both"))
             for edge in np.arange(len(names) - 1) + 0.5:
                 axis.axvline(edge, color="lightgrey", linewidth=1, zorder=0)
         axes[0].set_ylim(0.0, 1.3)
