@@ -475,7 +475,7 @@ class Unfolder:
 
 
 def prior_of_samples(
-    probability: FloatArray, true: FloatArray, counts: FloatArray, iterations: int | None
+    probability: FloatArray, true: FloatArray, counts: FloatArray, iterations: int | None = None
 ) -> tuple[FloatArray, int]:
     """Spectrum q that the samples hold: divided by it, they lead expectation maximisation to the truth π.
 
@@ -612,15 +612,22 @@ def rows_of_errors(
 def errors_by_expectation(
     sample: Sample, probability: FloatArray, simulation: Sample
 ) -> tuple[list[Row], FloatArray]:
-    """The same ratio for expectation maximisation in each bin of Δφ, by its bootstrap errors."""
+    """The same ratio for expectation maximisation in each bin of Δφ, by its bootstrap errors.
+
+    The prior of the samples is the spectrum of the simulation in the bin of Δφ, times what the samples of all
+    events hold over the truth.
+    """
     region, simulated_region = delta_phi_bin(sample.events), delta_phi_bin(simulation.events)
     true_bin = np.searchsorted(STARTS, sample.fine, side="right") - 1
+    true = np.bincount(sample.fine, minlength=_N_FINE).astype(float)
+    prior, _ = prior_of_samples(probability, true, np.ones(len(region)))
+    correction = np.divide(prior, true, out=np.ones(_N_FINE), where=true > 0)
     ratios = []
     for i in range(len(DELTA_PHI) - 1):
-        training = np.bincount(simulation.fine[simulated_region == i], minlength=_N_FINE)
-        found = expectation_maximisation(probability[region == i], training.astype(float))
-        true = np.bincount(true_bin[region == i], minlength=len(STARTS))
-        ratios.append(np.sqrt(np.diagonal(coarse(coarse(found.covariance).T)) / true))
+        training = correction * np.bincount(simulation.fine[simulated_region == i], minlength=_N_FINE)
+        found = expectation_maximisation(probability[region == i], training)
+        counts = np.bincount(true_bin[region == i], minlength=len(STARTS))
+        ratios.append(np.sqrt(np.diagonal(coarse(coarse(found.covariance).T)) / counts))
     ratio = np.array(ratios)
     return rows_of_errors("EM", "none", sample, ratio, None, true_bin, region), ratio
 
