@@ -50,7 +50,7 @@ from topreco.evaluation.draw import METRICS, plot_metric
 from topreco.evaluation.figures import save
 from topreco.evaluation.style import Label, canvas, marker
 from topreco.evaluation.summary import Bin
-from topreco.measurement.expectation import TOLERANCE, bin_probabilities, expectation_maximisation
+from topreco.measurement.expectation import bin_probabilities, expectation_maximisation, training_of_samples
 
 TRUE_BINS = (345.0, 400.0, 450.0, 500.0, 600.0, 700.0, 1000.0)
 """Bins of true m(tt̄) in GeV of the table of priors."""
@@ -66,6 +66,9 @@ SUMMARIES: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
     "median": lambda values, weight: sample_quantiles(values, weight, [0.5])[:, 0],
     "mode": sample_mode,
 }
+
+TRUE_NEUTRINOS = "true neutrinos, measured objects"
+"""Method that adds the true neutrinos to the measured leptons and b candidates."""
 
 _CHUNK = 500
 _REPLICAS = 100
@@ -282,20 +285,16 @@ def least_squares(
 
 @dataclass(frozen=True)
 class Closure:
-    """Unfolded minus true events by bin, its covariance, and the statistical error of the result."""
+    """Unfolded minus true events by bin, its covariance, and the statistical covariance of the result."""
 
     difference: FloatArray
-    covariance: FloatArray
+    spread: FloatArray
     truth: FloatArray
-    error: FloatArray
-    constrained: bool
-    """The bins add up to the data, so that one of them does not count in χ²."""
+    covariance: FloatArray
 
     def rows(self, **labels: Any) -> list[Row]:
-        """Bias, its error and the statistical error, relative, by bin."""
-        used = slice(0, len(self.truth) - self.constrained)
-        d, v = self.difference[used], self.covariance[used, used]
-        highs = (*COARSE[1:], "")
+        """Bias, its error and the statistical error, relative, by bin; χ² with the result's covariance."""
+        chi2 = float(self.difference @ np.linalg.solve(self.covariance, self.difference))
         return [
             {
                 **labels,
@@ -304,17 +303,17 @@ class Closure:
                 "true": float(true),
                 "bias": float(bias / true),
                 "bias_error": float(np.sqrt(spread) / true),
-                "statistical_error": float(error / true),
-                "chi2": float(d @ np.linalg.solve(v, d)),
-                "dof": len(d),
+                "statistical_error": float(np.sqrt(variance) / true),
+                "chi2": chi2,
+                "bins": len(self.truth),
             }
-            for low, high, true, bias, spread, error in zip(
+            for low, high, true, bias, spread, variance in zip(
                 COARSE,
-                highs,
+                (*COARSE[1:], ""),
                 self.truth,
                 self.difference,
+                np.diagonal(self.spread),
                 np.diagonal(self.covariance),
-                self.error,
                 strict=True,
             )
         ]
@@ -411,9 +410,8 @@ class Unfolder:
         for i in range(self.n_files):
             others = np.where(self.file == i, 0.0, events)
             true = np.bincount(self.fine, weights=others, minlength=_N_FINE)
-            prior, self.iterations[f"prior {i}"] = prior_of_samples(
-                self.probability, true, others, self.iterations.get(f"prior {i}")
-            )
+            used = others > 0
+            prior = training_of_samples(self.probability[used], true, weight=others[used])
             chosen = np.where(self.file == i, events, 0.0)
             x, v = self._maximise(f"measured {i}", chosen, prior, efficiency, replicas)
             total, covariance = total + x, covariance + v
@@ -461,55 +459,11 @@ class Unfolder:
             deviations.append([result - self.truth(events, lost_tests) for result, _ in found])
         spreads = [np.cov(np.array(part), rowvar=False) for part in zip(*deviations, strict=True)]
         return {
-            name: Closure(
-                result - true,
-                spread,
-                true,
-                np.sqrt(np.diagonal(covariance)),
-                constrained=name != "inversion" and not self.complete,
-            )
+            name: Closure(result - true, spread, true, covariance)
             for name, (result, covariance), spread in zip(
                 ("EM", "EM, measured prior", "inversion"), nominal, spreads, strict=True
             )
         }
-
-
-def prior_of_samples(
-    probability: FloatArray, true: FloatArray, counts: FloatArray, iterations: int | None = None
-) -> tuple[FloatArray, int]:
-    """Spectrum q that the samples hold: divided by it, they lead expectation maximisation to the truth π.
-
-    With a perfect network q = π. It is found by q_j ← Σ_i w_i P(j | i) / Σ_l P(l | i) π_l/q_l, beginning at
-    π, so that the first is the average posterior, with the stopping rule of `expectation_maximisation`.
-
-    Parameters
-    ----------
-    probability
-        Of simulated events in each bin, shape (n, J).
-    true
-        Their true spectrum π, shape (J,).
-    counts
-        Weights w of the events, shape (n,).
-    iterations
-        How many to make; None until it stops.
-
-    Returns
-    -------
-    q, iterations
-    """
-    used = counts > 0
-    rows, weight = probability[used], counts[used]
-    q, done = np.where(true > 0, true, 0.0), 0
-    while done < (iterations or 1000):
-        evidence = rows @ np.divide(true, q, out=np.zeros_like(q), where=q > 0)
-        share = np.divide(weight, evidence, out=np.zeros_like(evidence), where=evidence > 0)
-        updated = share @ rows
-        updated *= true.sum() / updated.sum()
-        change = ((updated - q) ** 2 / np.maximum(updated, 1.0)).sum() / len(q)
-        q, done = updated, done + 1
-        if iterations is None and change < TOLERANCE:
-            break
-    return q, done
 
 
 # ---- uncertainties of unfolded bins ----------------------------------------------------------------------
@@ -525,7 +479,7 @@ def delta_phi_bin(events: DileptonEvents) -> FloatArray:
 def unfolded_errors(
     true_bin: FloatArray, reco_bin: FloatArray, region: FloatArray, counts: FloatArray, n_reco: int
 ) -> FloatArray:
-    """Error of each unfolded bin over that of the true spectrum, √N, shape (regions, truth bins).
+    """Error of each unfolded bin over that of a perfect resolution, √N, shape (regions, truth bins).
 
     Selected events of `true_bin` −1 do not exist; of `reco_bin` −1 have no solution.
     """
@@ -600,10 +554,8 @@ def rows_of_errors(
                     "delta_phi_high": round(float(DELTA_PHI[i + 1]), 4),
                     "true": n,
                     "relative_error": float(ratio[i, j] / np.sqrt(n)),
-                    "over_true_neutrinos": float(ratio[i, j]),
-                    "over_true_neutrinos_error": ""
-                    if replicas is None
-                    else float(replicas[:, i, j].std(ddof=1)),
+                    "over_perfect": float(ratio[i, j]),
+                    "over_perfect_error": "" if replicas is None else float(replicas[:, i, j].std(ddof=1)),
                 }
             )
     return rows
@@ -620,7 +572,7 @@ def errors_by_expectation(
     region, simulated_region = delta_phi_bin(sample.events), delta_phi_bin(simulation.events)
     true_bin = np.searchsorted(STARTS, sample.fine, side="right") - 1
     true = np.bincount(sample.fine, minlength=_N_FINE).astype(float)
-    prior, _ = prior_of_samples(probability, true, np.ones(len(region)))
+    prior = training_of_samples(probability, true)
     correction = np.divide(prior, true, out=np.ones(_N_FINE), where=true > 0)
     ratios = []
     for i in range(len(DELTA_PHI) - 1):
@@ -711,7 +663,7 @@ def text_of_closure(rows: Sequence[Row]) -> str:
             for r in chosen
         ]
         lines.append(
-            [f"{sample}, {change}, {method}", *cells, f"{chosen[0]['chi2']:.1f} / {chosen[0]['dof']}"]
+            [f"{sample}, {change}, {method}", *cells, f"{chosen[0]['chi2']:.1f} / {chosen[0]['bins']}"]
         )
     return "Bias ± its error (statistical error of the data) in %\n\n" + markdown(
         ["", *names, "χ² / bins"], lines
@@ -723,27 +675,16 @@ def text_of_errors(found: Mapping[tuple[str, str], tuple[FloatArray, FloatArray]
     names = mtt_bins(COARSE, (*COARSE[1:], ""))
     lines = []
     for (name, kind), (ratio, many) in found.items():
-        spread = many.mean(axis=1).std(axis=0, ddof=1)
-        cells = [
-            f"{value:.2f} ± {error:.2f}" for value, error in zip(ratio.mean(axis=0), spread, strict=True)
-        ]
+        average, spread = ratio.mean(axis=0), many.mean(axis=1).std(axis=0, ddof=1)
+        cells = [f"{value:.2f} ± {error:.2f}" for value, error in zip(average, spread, strict=True)]
         middle = many.mean(axis=(1, 2)).std(ddof=1)
-        lines.append(
-            [
-                f"{name}, {kind}",
-                *cells,
-                f"{ratio.mean():.2f} ± {middle:.2f}",
-                f"{ratio.min():.2f}–{ratio.max():.2f}",
-            ]
-        )
-    lines.append(
-        ["EM", *(f"{v:.2f}" for v in em.mean(axis=0)), f"{em.mean():.2f}", f"{em.min():.2f}–{em.max():.2f}"]
-    )
-    head = ["", *names, "mean", "range"]
-    return (
-        "Error of an unfolded bin over that of true neutrinos, mean over four bins of Δφ(ℓℓ)\n\n"
-        + markdown(head, lines)
-    )
+        measured = (ratio / found[TRUE_NEUTRINOS, kind][0]).mean()
+        lines.append([f"{name}, {kind}", *cells, f"{ratio.mean():.2f} ± {middle:.2f}", f"{measured:.2f}"])
+    measured = (em / found[TRUE_NEUTRINOS, "two in each"][0]).mean()
+    lines.append(["EM", *(f"{v:.2f}" for v in em.mean(axis=0)), f"{em.mean():.2f}", f"{measured:.2f}"])
+    head = ["", *names, "mean", "over true neutrinos with measured objects"]
+    title = "Error of an unfolded bin over that of a perfect resolution, mean over four bins of Δφ(ℓℓ)"
+    return f"{title}\n\n" + markdown(head, lines)
 
 
 def draw_priors(bins: Mapping[str, list[Bin]], folder: Path) -> None:
@@ -807,7 +748,7 @@ def draw_errors(
         )
         axes.minorticks_off()
         axes.set_xlabel(f"True {OBSERVABLES['m_tt'].axis_label}")
-        axes.set_ylabel("Error / error with true neutrinos")
+        axes.set_ylabel("Error / error of a perfect resolution")
         axes.legend(fontsize="x-small", ncols=2)
     save(figure, folder / "posterior_unfolded_errors", formats=["png"])
 
@@ -887,7 +828,7 @@ def main() -> None:
 
             neutrinos = sample.events.b_candidate_p4 + sample.events.lepton_p4 + sample.truth.neutrino
             for_errors = {
-                "true neutrinos, measured objects": mass(neutrinos.sum(axis=1)),
+                TRUE_NEUTRINOS: mass(neutrinos.sum(axis=1)),
                 **{n: v for n, v in answers.items() if n != "previous dilepton"},
             }
             rows, errors = table_of_errors(sample, for_errors)

@@ -60,20 +60,6 @@ def test_perfect_answers_unfold_to_the_truth(script, sample, monkeypatch):
     assert np.abs(inverted.difference / inverted.truth).max() < 0.02
 
 
-def test_the_prior_of_samples_is_found(script):
-    rng = np.random.default_rng(2)
-    true = np.array([0.1, 0.3, 0.3, 0.2, 0.1])
-    wrong = true * np.array([1.5, 1.0, 0.9, 0.9, 1.0])
-    bins = rng.choice(5, 50_000, p=true)
-    measured = bins + rng.normal(0, 0.7, len(bins))
-    posterior = wrong * np.exp(-0.5 * ((measured[:, None] - np.arange(5)) / 0.7) ** 2)
-    posterior /= posterior.sum(axis=1, keepdims=True)
-    counts = np.bincount(bins).astype(float)
-    q, iterations = script.prior_of_samples(posterior, counts, np.ones(len(bins)), 100)
-    assert iterations == 100
-    np.testing.assert_allclose(q / counts, 0.97 * wrong / true, rtol=0.05)
-
-
 def test_errors_of_perfect_answers_are_those_of_the_truth(script, sample):
     true_bin = np.searchsorted(script.STARTS, sample.fine, side="right") - 1
     region = script.delta_phi_bin(sample.events)
