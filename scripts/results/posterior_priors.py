@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import NullLocator
 
 import topreco
 from topreco.core.errors import TopRecoError
@@ -617,36 +618,28 @@ def mtt_bins(lows: Sequence[float], highs: Sequence[Any]) -> list[str]:
 
 
 def text_of_priors(rows: Sequence[Row], effective: Mapping[str, FloatArray]) -> str:
-    """Tables of RB, of the width, and of the first bin."""
+    """RB and width by bin, stability and purity of the first bin, and how many samples have weight."""
     answers = list(dict.fromkeys(row["answer"] for row in rows))
-    names = mtt_bins(TRUE_BINS[:-1], TRUE_BINS[1:])
-    of = {answer: [row for row in rows if row["answer"] == answer] for answer in answers}
-    rb = [
-        [answer, *(f"{signed(r['rb'])} ± {signed(r['rb_error'])}" for r in of[answer])] for answer in answers
-    ]
-    width = [
-        [
-            answer,
-            *(signed(r["width68"]) for r in of[answer]),
-            *(f"{100 * of[answer][0][k]:.0f}" for k in ("stability", "purity")),
-        ]
-        for answer in answers
-    ]
-    events = markdown(["events", *names], [["", *(str(r["n"]) for r in of[answers[0]])]])
+    lines = []
+    for answer in answers:
+        chosen = [row for row in rows if row["answer"] == answer]
+        cells = [f"{signed(row['rb'])} ({signed(row['width68'])})" for row in chosen]
+        first = [f"{100 * chosen[0][key]:.0f}" for key in ("stability", "purity")]
+        lines.append([answer.replace("^-", "⁻").replace("⁻2", "⁻²").replace("⁻3", "⁻³"), *cells, *first])
+    events = [str(row["n"]) for row in rows if row["answer"] == answers[0]]
+    lines.append(["events", *events, "", ""])
     few = ", ".join(
-        f"{name} {np.median(values):.0f} (5 %: {np.quantile(values, 0.05):.0f})"
+        f"{name} {np.median(values):.0f} ({np.quantile(values, 0.05):.0f})"
         for name, values in effective.items()
     )
+    largest = max(row["rb_error"] for row in rows)
+    names = mtt_bins(TRUE_BINS[:-1], TRUE_BINS[1:])
     return "\n".join(
         [
-            "RB of m(tt̄) in %, in bins of true m(tt̄) in GeV",
+            "RB (68 % half-width) of m(tt̄) in %; stability and purity of the first bin in %",
             "",
-            markdown(["", *names], rb),
-            "68 % half-width of (p − t)/t in %; stability and purity of the bin 345–400 GeV in %",
-            "",
-            markdown(["", *names, "stays", "purity"], width),
-            events,
-            f"Median of the effective number of samples: {few}",
+            markdown(["", *names, "stays", "purity"], lines),
+            f"Errors of RB: up to {signed(largest)}. Median of effective samples (5 % quantile): {few}",
             "",
         ]
     )
@@ -696,8 +689,9 @@ def draw_priors(bins: Mapping[str, list[Bin]], folder: Path) -> None:
 
 
 def draw_closure(rows: Sequence[Row], sample: str, folder: Path) -> None:
-    """Bias of each change and method, by bin."""
-    series = list(dict.fromkeys((r["change"], r["method"]) for r in rows if r["sample"] == sample))
+    """Bias of each change, by bin, without the expectation maximisation whose prior was not measured."""
+    found = dict.fromkeys((r["change"], r["method"]) for r in rows if r["sample"] == sample)
+    series = [(change, method) for change, method in found if method != "EM"]
     with canvas(Label()) as (figure, (axes,)):
         for i, (change, method) in enumerate(series):
             chosen = [r for r in rows if (r["sample"], r["change"], r["method"]) == (sample, change, method)]
@@ -706,11 +700,12 @@ def draw_closure(rows: Sequence[Row], sample: str, folder: Path) -> None:
                 x,
                 [100 * r["bias"] for r in chosen],
                 yerr=[100 * r["bias_error"] for r in chosen],
-                label=f"{change}, {method}",
+                label=f"{change}, {method.removesuffix(', measured prior')}",
                 **marker(i),
             )
         axes.axhline(0, color="0.6", linewidth=1.5, zorder=0)
         axes.set_xticks(np.arange(len(COARSE)), mtt_bins(COARSE, (*COARSE[1:], "")), size="x-small")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(f"True {OBSERVABLES['m_tt'].axis_label}")
         axes.set_ylabel("Unfolded / true − 1 [%]")
         low, high = axes.get_ylim()
@@ -728,16 +723,21 @@ def draw_errors(
     n_mass = len(COARSE)
     with canvas(Label(), width=14) as (figure, (axes,)):
         for i, (name, ratio) in enumerate(shown.items()):
-            x = np.arange(ratio.size) + (i - (len(shown) - 1) / 2) * 0.1
+            x = np.arange(ratio.size) + (i - (len(shown) - 1) / 2) * 0.12
             axes.plot(
-                x, ratio.ravel(), label=name, **{k: v for k, v in marker(i).items() if k != "elinewidth"}
+                x,
+                ratio.ravel(),
+                label=name.replace("_", " "),
+                **{k: v for k, v in marker(i).items() if k != "elinewidth"},
             )
-        top = 1.6 * max(float(ratio.max()) for ratio in shown.values())
+        top = 1.8 * max(float(ratio.max()) for ratio in shown.values())
         axes.set_yscale("log")
-        axes.set_ylim(0.8, top * 2)
+        axes.set_ylim(0.8, top)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_yticks([1, 2, 3, 4, 5, 6])
         for i in range(len(DELTA_PHI) - 1):
             axes.axvline(n_mass * i - 0.5, color="0.8", linewidth=1, zorder=0)
-            text = f"{i}π/4 < Δφ < {i + 1}π/4"
+            text = ("0 < Δφ < π/4", "π/4 < Δφ < π/2", "π/2 < Δφ < 3π/4", "3π/4 < Δφ < π")[i]
             axes.text(n_mass * (i + 0.5) - 0.5, 0.84, text, ha="center", size="xx-small", color="0.3")
         axes.axhline(1, color="0.6", linewidth=1.5, zorder=0)
         axes.set_xticks(
@@ -823,8 +823,16 @@ def main() -> None:
             write_csv(given.docs / "tables" / "posterior_priors.csv", rows)
             effective = {name: drawn[f"effective/{name}"] for name in priors(training)}
             parts.append(text_of_priors(rows, effective))
-            shown = ("mean, training", "median, flat", "median, m^-2", "point network", "sonnenschein")
-            draw_priors({name: bins[name] for name in shown}, given.docs / "figures")
+            shown = (
+                "mean, training",
+                "mean, flat",
+                "mode, flat",
+                "median, m^-2",
+                "point network",
+                "sonnenschein",
+            )
+            labels = {name: name.replace("m^-2", "$m^{-2}$") for name in shown}
+            draw_priors({labels[name]: bins[name] for name in shown}, given.docs / "figures")
 
             neutrinos = sample.events.b_candidate_p4 + sample.events.lepton_p4 + sample.truth.neutrino
             for_errors = {
