@@ -51,7 +51,12 @@ from topreco.evaluation.draw import METRICS, plot_metric
 from topreco.evaluation.figures import save
 from topreco.evaluation.style import Label, canvas, marker
 from topreco.evaluation.summary import Bin
-from topreco.measurement.expectation import bin_probabilities, expectation_maximisation, training_of_samples
+from topreco.measurement.expectation import (
+    TOLERANCE,
+    bin_probabilities,
+    expectation_maximisation,
+    training_of_samples,
+)
 
 TRUE_BINS = (345.0, 400.0, 450.0, 500.0, 600.0, 700.0, 1000.0)
 """Bins of true m(tt̄) in GeV of the table of priors."""
@@ -336,6 +341,8 @@ class Unfolder:
         Reconstructed m(tt̄) of each test event.
     factor
         Weights by bin of `M_TT_EDGES`.
+    tolerance
+        Where expectation maximisation stops.
     """
 
     def __init__(
@@ -345,7 +352,9 @@ class Unfolder:
         probability: FloatArray,
         estimate: FloatArray,
         factor: FloatArray,
+        tolerance: float = TOLERANCE,
     ) -> None:
+        self.tolerance = tolerance
         self.probability, self.factor = probability, factor
         self.fine, self.file, self.n_files = sample.fine, sample.file, len(sample.spectra)
         self.weight = factor[self.fine]
@@ -384,6 +393,7 @@ class Unfolder:
             training,
             weight=counts[used],
             efficiency=efficiency,
+            tolerance=self.tolerance,
             iterations=self.iterations.get(name),
             replicas=replicas,
         )
@@ -774,7 +784,10 @@ def main() -> None:
     parser.add_argument("--training", **many, required=True, help="skims of the training")
     parser.add_argument("--output", type=Path, required=True, help="folder for predictions and Markdown")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of tables and figures")
-    parser.add_argument("--samples", type=int, default=256, help="samples of each event")
+    parser.add_argument("--samples", type=int, default=128, help="samples of each event")
+    parser.add_argument(
+        "--tolerance", type=float, default=TOLERANCE, help="where the closure stops iterating"
+    )
     parser.add_argument("--limit", type=int, help="events of each test skim, for a quick look")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
@@ -845,7 +858,9 @@ def main() -> None:
             parts.append(text_of_errors(errors, em))
             draw_errors(errors, em, given.docs / "figures")
         for change, factor in changes(training).items():
-            unfolder = Unfolder(sample, simulation, probability, answers["posterior"], factor)
+            unfolder = Unfolder(
+                sample, simulation, probability, answers["posterior"], factor, given.tolerance
+            )
             for method, closure in unfolder.close().items():
                 closures += closure.rows(sample=sample.name, change=change, method=method)
         draw_closure(closures, sample.name, given.docs / "figures")
