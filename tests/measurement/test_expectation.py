@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from topreco.core.errors import TopRecoError
-from topreco.measurement.expectation import bin_probabilities, expectation_maximisation, training_of
+from topreco.measurement.expectation import (
+    bin_probabilities,
+    expectation_maximisation,
+    training_of,
+    training_of_samples,
+)
 from topreco.measurement.unfolding import ResponseMatrix, Sums
 
 
@@ -271,3 +276,52 @@ def test_errors():
         expectation_maximisation(good, np.ones(2), replicas=1)
     with pytest.raises(TopRecoError, match=r"still changes by .* after 1 iterations"):
         expectation_maximisation(good, np.array([5.0, 1.0]), max_iterations=1, tolerance=1e-9)
+
+
+def wrong_posteriors(rng, n, true, held):
+    """Bins of n events measured with a normal error, and posteriors with the spectrum `held` as prior."""
+    bins = rng.choice(len(true), n, p=true)
+    measured = bins + rng.normal(0, 0.7, n)
+    posterior = held * np.exp(-0.5 * ((measured[:, None] - np.arange(len(true))) / 0.7) ** 2)
+    return bins, posterior / posterior.sum(axis=1, keepdims=True)
+
+
+def test_the_spectrum_that_samples_hold_is_found_and_removed():
+    rng = np.random.default_rng(2)
+    true = np.array([0.1, 0.3, 0.3, 0.2, 0.1])
+    wrong = true * np.array([1.5, 1.0, 0.9, 0.9, 1.0])
+    bins, posterior = wrong_posteriors(rng, 50_000, true, wrong)
+    counts = np.bincount(bins).astype(float)
+    held = training_of_samples(posterior, counts, tolerance=1e-4)
+    assert held.sum() == pytest.approx(counts.sum())
+    np.testing.assert_allclose(held / counts, wrong / wrong.sum() / true, rtol=0.03)
+    # Other events, of another spectrum.
+    changed = np.array([0.2, 0.2, 0.2, 0.2, 0.2])
+    bins, posterior = wrong_posteriors(rng, 50_000, changed, wrong)
+    settings = {"replicas": 2, "tolerance": 1e-3}
+    right = expectation_maximisation(posterior, held, **settings)
+    naive = expectation_maximisation(posterior, counts, **settings)
+    np.testing.assert_allclose(right.selected / np.bincount(bins), 1, atol=0.04)
+    assert naive.selected[0] > 1.2 * np.bincount(bins)[0]
+
+
+def test_weights_of_simulated_events_count_in_the_spectrum_that_samples_hold():
+    rng = np.random.default_rng(3)
+    true = np.array([0.3, 0.4, 0.3])
+    bins, posterior = wrong_posteriors(rng, 2000, true, true)
+    weight = rng.integers(0, 3, 2000)
+    counts = np.bincount(bins, weights=weight)
+    repeated = np.repeat(posterior, weight, axis=0)
+    np.testing.assert_allclose(
+        training_of_samples(posterior, counts, weight=weight), training_of_samples(repeated, counts)
+    )
+
+
+def test_a_spectrum_of_samples_that_does_not_settle_is_an_error():
+    rng = np.random.default_rng(4)
+    true = np.array([0.3, 0.4, 0.3])
+    bins, posterior = wrong_posteriors(rng, 2000, true, np.array([0.6, 0.2, 0.2]))
+    with pytest.raises(TopRecoError, match=r"spectrum of samples: .* after 2 iterations"):
+        training_of_samples(posterior, np.bincount(bins), max_iterations=2)
+    with pytest.raises(TopRecoError, match="training: shape"):
+        training_of_samples(posterior, np.ones(4))

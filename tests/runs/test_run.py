@@ -379,7 +379,8 @@ def test_a_file_that_vanishes(configured, simulated, nominal, tmp_path, monkeypa
 
     def inspect(path, *arguments, **options):
         summary = inspect_file(path, *arguments, **options)
-        if Path(path) == copy:
+        # Not when the driver asks which kind of file this is.
+        if Path(path) == copy and len(arguments) > 1:
             copy.unlink()
         return summary
 

@@ -253,6 +253,67 @@ def training_of(response: ResponseMatrix) -> tuple[Array, Array]:
     return solved, efficiency
 
 
+def training_of_samples(
+    probability: Array,
+    true: Array,
+    *,
+    weight: Array | None = None,
+    tolerance: float = TOLERANCE / 10,
+    max_iterations: int = 1000,
+) -> Array:
+    """Spectrum that the samples of simulated events hold, for `expectation_maximisation`.
+
+    A perfect network holds the true spectrum π. A trained one differs from it by some percent, most at
+    thresholds, and π from simulation fluctuates from bin to bin, while the samples do not follow it. This is
+    the spectrum q that leads `expectation_maximisation` with these events to their true spectrum. It begins
+    at π, so that the first iteration gives the average posterior:
+
+        q_j ← Σ_i w_i P(j | i) / Σ_l P(l | i) π_l/q_l.
+
+    Use simulated events that the network was not trained with.
+
+    Parameters
+    ----------
+    probability
+        Of each event in each bin, shape (n, J), see `bin_probabilities`.
+    true
+        Spectrum π of the same events, shape (J,).
+    weight
+        Weights of the events, shape (n,).
+    tolerance
+        The iteration stops when it changes χ² per bin by less.
+    max_iterations
+        Largest number of iterations.
+
+    Returns
+    -------
+    training
+        In units of `true`, shape (J,).
+
+    Raises
+    ------
+    TopRecoError
+        If shapes do not fit, a number is negative where it must not be, or the iteration does not stop.
+    """
+    weight = np.ones(len(probability)) if weight is None else np.asarray(weight, float)
+    true = np.asarray(true, float)
+    _check(probability, true, weight, None)
+    held, change = np.maximum(true, 0.0), math.inf
+    for _ in range(max_iterations):
+        evidence = probability @ np.divide(true, held, out=np.zeros_like(held), where=held > 0)
+        share = np.divide(weight, evidence, out=np.zeros_like(evidence), where=evidence > 0)
+        updated = np.maximum(share @ probability, 0.0)
+        updated *= true.sum() / updated.sum()
+        change = ((updated - held) ** 2 / np.where(updated > 0, updated, 1.0)).sum() / len(held)
+        held = updated
+        if change < tolerance:
+            return held
+    raise TopRecoError(
+        f"spectrum of samples: χ² per bin still changes by {change:.2g} after {max_iterations} iterations, "
+        f"less than {tolerance:g} expected; use fewer bins, or more of tolerance or max_iterations"
+    )
+
+
 def _step(spectrum: Array, likelihood: Array, weight: Array) -> Array:
     """Average posterior under the priors (r, J), of events with the weights (r, n)."""
     evidence = spectrum @ likelihood.T
