@@ -208,11 +208,14 @@ def train_quantiles(
     TopRecoError
         If a skim cannot be read or the file not be written.
     """
+    if isinstance(model.config, PosteriorConfig) or not isinstance(config.model, ModelConfig):
+        raise TrainingError(
+            "quantiles: those of a posterior are trained with it; --calibrate-only calibrates them on other "
+            "events"
+        )
     output = Path(output)
     check_outputs([output], config.data.files)
     folder = writable_folder(output.parent / f"{output.stem}.training")
-    if not isinstance(config.model, ModelConfig):
-        raise TrainingError("model.task: posterior found; its quantiles are trained with it")
     settings = config.model.quantiles or QuantilesConfig()
     config = config.model_copy(
         update={

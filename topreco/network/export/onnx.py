@@ -171,8 +171,9 @@ def _outputs(network: Any, inputs: Inputs, further: Sequence[Tensor]) -> tuple[T
     if not isinstance(network, PosteriorNetwork):
         found: tuple[Tensor, ...] = network.predictions(inputs)
         return found
-    p4, means, quantiles, std = network.predictions(inputs)
-    return p4, quantiles, std, means, network.sample(inputs, further[0])
+    event = network.event(inputs)
+    p4, means, quantiles, std = network.summaries(event)
+    return p4, quantiles, std, means, network.samples(event, further[0])
 
 
 def _with_empty_slots(inputs: Inputs, n: int) -> Inputs:

@@ -100,7 +100,7 @@ class Summaries(NamedTuple):
     p4_std: Float[Tensor, "n 2 4"]
 
 
-class _Event(NamedTuple):
+class Event(NamedTuple):
     """An event in its own axes, as the heads see it.
 
     Attributes
@@ -258,7 +258,10 @@ class PosteriorNetwork(CalibratedQuantiles):
 
     def predictions(self, inputs: Inputs) -> Summaries:
         """Means and calibrated quantiles."""
-        event = self.event(inputs)
+        return self.summaries(self.event(inputs))
+
+    def summaries(self, event: Event) -> Summaries:
+        """Means and calibrated quantiles of an event that was encoded."""
         raw = self._raw(event)
         back = event.axes.mT
         p4 = turned(raw.p4, back)
@@ -296,7 +299,10 @@ class PosteriorNetwork(CalibratedQuantiles):
         noise
             From a normal distribution.
         """
-        event = self.event(inputs)
+        return self.samples(self.event(inputs), noise)
+
+    def samples(self, event: Event, noise: Float[Tensor, "n k 6"]) -> Float[Tensor, "n k 2 4"]:
+        """Samples of an event that was encoded, see `sample`."""
         x = integrate(self._velocity(event), noise, self.config.steps)
         return turned(self.tops(x), event.axes.mT)
 
@@ -336,7 +342,7 @@ class PosteriorNetwork(CalibratedQuantiles):
 
     # ---- parts ----
 
-    def event(self, inputs: Inputs) -> _Event:
+    def event(self, inputs: Inputs) -> Event:
         """An event in its own axes, with the features that the heads take in."""
         axes = own_axes(inputs)
         inputs = in_own_axes(inputs, axes)
@@ -344,7 +350,7 @@ class PosteriorNetwork(CalibratedQuantiles):
         encoded = self.encoder(tokens, self.encoder.scale(tokens))
         objects = (self._objects(inputs) - self.feature_mean) / self.feature_std
         context = torch.cat([_read(encoded).to(objects), objects], 1)
-        return _Event(inputs, axes, context, _origin(inputs))
+        return Event(inputs, axes, context, _origin(inputs))
 
     def coordinates(self, tops: Float[Tensor, "n k 2 4"]) -> Float[Tensor, "n k 6"]:
         """Standardised coordinates of tops in the event's axes."""
@@ -355,12 +361,12 @@ class PosteriorNetwork(CalibratedQuantiles):
         p = from_momentum_scale(x.clamp(-_LARGEST, _LARGEST) * self.coordinate_std + self.coordinate_mean)
         return fourvector.from_three_momentum(p.reshape(*p.shape[:-1], 2, 3), self.config.m_top)
 
-    def _velocity(self, event: _Event) -> Velocity:
+    def _velocity(self, event: Event) -> Velocity:
         if isinstance(self.velocity, VelocityTokens):
             return self.velocity.of(event, self.tops)
         return self.velocity.of(event.context)
 
-    def _raw(self, event: _Event) -> _Raw:
+    def _raw(self, event: Event) -> _Raw:
         """Outputs of the heads of means and quantiles."""
         coordinates = self.momenta(event.context)
         momenta = (coordinates * self.momentum_std).unflatten(-1, (2, 3))
@@ -387,7 +393,7 @@ class PosteriorNetwork(CalibratedQuantiles):
         transformed = torch.stack([s.forward(x) for s, x in zip(self._scales, columns, strict=True)], 1)
         return values, transformed
 
-    def _signs(self, event: _Event) -> Tensor:
+    def _signs(self, event: Event) -> Tensor:
         """Sign with which an observable in the event's axes is that in the laboratory, (n, observables)."""
         forward = event.axes[:, 2, 2, None]
         side = torch.sign(
@@ -486,7 +492,7 @@ class VelocityTokens(nn.Module):
             nn.Linear(own.hidden, DIMENSIONS),
         )
 
-    def of(self, event: _Event, tops: Callable[[Tensor], Tensor]) -> Velocity:
+    def of(self, event: Event, tops: Callable[[Tensor], Tensor]) -> Velocity:
         """Velocity field of events.
 
         Parameters
