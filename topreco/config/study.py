@@ -27,7 +27,7 @@ from topreco.core.observables import observable_names
 class StudyConfig(Config):
     """`topreco study`: trainings that differ in a few keys, with several seeds each, and their comparison."""
 
-    base: str = "dilepton.yaml"
+    base: str = "tops.yaml"
     """Configuration of `topreco train` that all start from: a file, or the name of a shipped one."""
     train: dict[str, Any] = {}
     """Changes of all trainings to `base`, nested as there: `train.data.files=[...]`, `train.epochs=5`."""

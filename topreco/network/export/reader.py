@@ -375,7 +375,9 @@ class TopModel:
 
     def _open(self) -> tuple[Any, dict[str, Any]]:
         """Session and metadata."""
-        changed = self.path.stat().st_mtime_ns if self.path.exists() else 0
+        # Times alone may be those of the file that this one replaced.
+        state = self.path.stat() if self.path.exists() else None
+        changed = None if state is None else (state.st_mtime_ns, state.st_size, state.st_ino)
         # The threads of a session do not survive a fork: each process has a session of its own.
         return _open_model(self.path, changed, self.threads, os.getpid())
 
@@ -394,7 +396,7 @@ class TopModel:
 @lru_cache(maxsize=8)
 def _open_model(
     path: Path,
-    changed: int,  # noqa: ARG001 - part of the cache's key, as the process
+    changed: Optional[tuple[int, int, int]],  # noqa: ARG001 - part of the cache's key, as the process
     threads: int,
     process: int,  # noqa: ARG001
 ) -> tuple[Any, dict[str, Any]]:
