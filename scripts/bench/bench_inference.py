@@ -186,7 +186,12 @@ def ways(
 def main() -> None:
     """Measure and report."""
     arguments = parser(__doc__)
-    arguments.add_argument("models", nargs="*", default=sorted(shipped_models()))
+    arguments.add_argument(
+        "models",
+        nargs="*",
+        default=sorted(set(shipped_models()) - {"dilepton"}),
+        help="networks of four-momenta",
+    )
     arguments.add_argument("--batch", type=int, action="append", help=f"by default {BATCHES}")
     arguments.add_argument("--files", nargs="+", default=[], help="NanoAOD of the events")
     arguments.add_argument("--repeats", type=int, default=3)

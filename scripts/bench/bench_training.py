@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,9 +38,10 @@ from topreco.core.skim import Skim, SkimWriter
 from topreco.network.fit.data import TrainingData, read_training_data
 from topreco.network.fit.loop import Session, fit
 from topreco.network.fit.state import Paths, read_state
-from topreco.network.task import Columns
+from topreco.network.task import Columns, Task
 from topreco.network.tasks.tops import TopNetwork, TopsTask
 from topreco.network.tokens import Inputs
+from topreco.network.train import task_of
 
 SKIM_EVENTS = 100_000
 KINDS = {"in memory": False, "streamed": True}
@@ -52,7 +54,7 @@ GROWTH = 100.0
 def main() -> None:
     """Measure and print one table."""
     options = parser(__doc__)
-    options.add_argument("--recipe", default="dilepton.yaml", help="whose epoch is timed")
+    options.add_argument("--recipe", default="tops.yaml", help="whose epoch is timed")
     options.add_argument("--timed", type=int, default=10_000, help="events of that epoch; 0 for none")
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--events", type=int, nargs="*", default=[500_000, 2_000_000], help="of memory")
@@ -107,7 +109,7 @@ class Watched(TrainingData):
         return columns
 
 
-def train(task: TopsTask, data: TrainingData, config: TrainConfig) -> None:
+def train(task: Task[Any], data: TrainingData, config: TrainConfig) -> None:
     """Train the networks of the tops, without writing a model file."""
     fabric = Fabric(accelerator="cpu", devices=1)
     fabric.launch()
@@ -117,7 +119,7 @@ def train(task: TopsTask, data: TrainingData, config: TrainConfig) -> None:
     fit(task, data, config, session, read_state(paths.state, {}))
 
 
-def read(task: TopsTask, config: TrainConfig) -> TrainingData:
+def read(task: Task[Any], config: TrainConfig) -> TrainingData:
     """The training data, in memory or streamed."""
     config.output.mkdir(parents=True, exist_ok=True)
     return read_training_data(config.data, task.columns, config.output)

@@ -22,7 +22,7 @@ from topreco.network.splits import TEST, split_of
 from topreco.network.task import TrainingError
 from topreco.network.tasks.quantiles import QuantilesTask
 from topreco.network.tasks.tops import TopsTask, pair_metrics
-from topreco.network.train import fit_task, recalibrate, train, train_quantiles
+from topreco.network.train import fit_task, recalibrate, task_of, train, train_quantiles
 
 TINY = {"kind": "lgatr_slim", "blocks": 1, "vector_channels": 4, "scalar_channels": 8, "heads": 1}
 # Of 160 events, so many that 39 of them calibrate the quantiles; of each of two folds.

@@ -157,7 +157,7 @@ def test_repeated_sample_has_the_same_events(simulated, tmp_path):
             assert ak.all(often["Events"][name].array()[1200:2400] == expected, axis=None)
 
 
-@pytest.mark.parametrize("name", ["dilepton", "dilepton-full"])
+@pytest.mark.parametrize("name", ["dilepton-point", "dilepton-full"])
 def test_padding_in_front_of_the_backbone_changes_nothing(name):
     import torch
     from bench_inference import (

@@ -8,7 +8,7 @@ import numpy as np
 from topreco.config import ValidationConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, dataset_id, hashed_uniform
-from topreco.core.method import Method, Sampler
+from topreco.core.method import Method, as_sampler, gives_samples
 from topreco.core.observables import OBSERVABLES
 from topreco.core.statistics import Array
 from topreco.validation.calibration import (
@@ -60,9 +60,9 @@ def choose_sampling(
         return None, []
     names, notes = [], []
     for method in methods:
-        if isinstance(method, Sampler):
+        if gives_samples(method):
             try:
-                method.sample(events[:8], 2)
+                as_sampler(method).sample(events[:8], 2)
             except TopRecoError as error:
                 notes.append(f"{method.name}: no samples ({error})")
             else:
