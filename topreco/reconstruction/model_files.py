@@ -12,6 +12,7 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, TopPair
 from topreco.core.files import complete_file, content_of
 from topreco.core.method import fingerprint_of
+from topreco.core.prior import METADATA_KEY, Spectra
 from topreco.core.threads import checked_threads
 
 
@@ -103,6 +104,21 @@ class ModelFile(ABC):
     @abstractmethod
     def __call__(self, events: DileptonEvents) -> TopPair:
         """Timelike four-momenta of t and t̄; not valid where an input that exists is not finite."""
+
+
+class PosteriorFile(ModelFile):
+    """A model file whose networks also give samples."""
+
+    seed = 1
+    """Seed of the samples."""
+    n_samples = 64
+    """Samples of each event where no number is given."""
+
+    @property
+    def spectra(self) -> Spectra | None:
+        """Spectra of the training, which a prior of one's own replaces; None if they are not known."""
+        content = self.metadata.get("data", {}).get(METADATA_KEY)
+        return None if content is None else Spectra.from_dict(content)
 
 
 def modified(path: Path | None) -> str:

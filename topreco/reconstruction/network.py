@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, Posterior, TopPair
-from topreco.core.prior import METADATA_KEY, Spectra
 from topreco.core.threads import torch_threads
-from topreco.reconstruction.model_files import ModelFile, modified
+from topreco.reconstruction.model_files import ModelFile, PosteriorFile, modified
 
 if TYPE_CHECKING:
     from topreco.network.model_file import TrainedModel
@@ -42,19 +41,8 @@ class NetworkMethod(ModelFile):
             return predict(self.model.networks, events, batch_size=self.batch_size, quantiles=self.quantiles)
 
 
-class PosteriorMethod(NetworkMethod):
+class PosteriorMethod(PosteriorFile, NetworkMethod):
     """A trained network of the task `posterior`, which also gives samples."""
-
-    seed = 1
-    """Seed of the samples."""
-    n_samples = 64
-    """Samples of each event where no number is given."""
-
-    @property
-    def spectra(self) -> Spectra | None:
-        """Spectra of the training, which a prior of one's own replaces; None if they are not known."""
-        content = self.metadata.get("data", {}).get(METADATA_KEY)
-        return None if content is None else Spectra.from_dict(content)
 
     def sample(self, events: DileptonEvents, n_samples: int | None = None) -> Posterior:
         """Samples of the tops of each event, of equal weight, see `topreco.network.inference.sample`."""

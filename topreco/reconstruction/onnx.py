@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from topreco.core.errors import TopRecoError, needs_extra
 from topreco.core.events import DileptonEvents, Posterior, TopPair, mass_quality
-from topreco.core.prior import METADATA_KEY, Spectra
-from topreco.reconstruction.model_files import ModelFile
+from topreco.reconstruction.model_files import ModelFile, PosteriorFile
 
 if TYPE_CHECKING:
     from topreco.network.export.reader import TopModel
@@ -53,19 +52,8 @@ class OnnxMethod(ModelFile):
         )
 
 
-class OnnxPosteriorMethod(OnnxMethod):
+class OnnxPosteriorMethod(PosteriorFile, OnnxMethod):
     """An exported network of the task `posterior`, which also gives samples."""
-
-    seed = 1
-    """Seed of the samples."""
-    n_samples = 64
-    """Samples of each event where no number is given."""
-
-    @property
-    def spectra(self) -> Spectra | None:
-        """Spectra of the training, which a prior of one's own replaces; None if they are not known."""
-        content = self.metadata.get("data", {}).get(METADATA_KEY)
-        return None if content is None else Spectra.from_dict(content)
 
     def sample(self, events: DileptonEvents, n_samples: int | None = None) -> Posterior:
         """Samples of the tops of each event, of equal weight, those of the network before its export."""

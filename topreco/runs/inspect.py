@@ -20,7 +20,7 @@ from topreco.input.nano import (
     is_remote,
 )
 from topreco.input.pepper.hdf5 import is_hdf5
-from topreco.input.pepper.read import inspect_pepper, pepper_format
+from topreco.input.pepper.read import has_flags, inspect_pepper
 from topreco.input.pepper.select import PEPPER_WEIGHTS
 from topreco.input.required import common_evidence, fit_files, fit_selection
 from topreco.input.systematics import (
@@ -289,9 +289,8 @@ def _is_pepper(files: Sequence[str], config: RunConfig) -> bool:
             f"{hdf5[0]}: is HDF5, and a coffea Runner reads ROOT; give pepper's ROOT files here, "
             "or use `topreco skim` or `topreco pepper-write`"
         )
-    # A damaged file says nothing.
-    file = next((file for file in files if _can_be_opened(file, config)), files[0])
-    if pepper_format(file, config.tree) is None:
+    file, branches = _first_readable(files, config.tree)
+    if not has_flags(branches):
         return False
     if config.systematics != SystematicsConfig():
         raise TopRecoError(f"systematics: not for files of pepper, which has made its own: {file}")
@@ -300,11 +299,13 @@ def _is_pepper(files: Sequence[str], config: RunConfig) -> bool:
     return True
 
 
-def _can_be_opened(file: str, config: RunConfig) -> bool:
-    try:
-        inspect_file(file, config.tree, renamed=config.selection.branches)
-    except BadFileError:
-        return False
-    except InputError:
-        return True
-    return True
+def _first_readable(files: Sequence[str], tree: str) -> tuple[str, Collection[str]]:
+    """The first file that is not damaged, and its branches, none if it is of another kind."""
+    for file in files:
+        try:
+            return file, inspect_file(file, tree).branches
+        except BadFileError:
+            continue
+        except InputError:
+            return file, ()
+    return files[0], ()

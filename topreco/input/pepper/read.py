@@ -10,7 +10,7 @@ References
 .. [1] https://gitlab.cern.ch/pepper/pepper
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +42,12 @@ def pepper_format(path: str | Path, tree: str = "Events") -> Literal["hdf5", "ro
         branches = inspect_file(path, tree).branches
     except InputError:
         return None
-    return "root" if any(name.startswith(f"{FLAGS}_") for name in branches) else None
+    return "root" if has_flags(branches) else None
+
+
+def has_flags(branches: Iterable[str]) -> bool:
+    """True if the branches of a ROOT file are those of an event file of pepper."""
+    return any(name.startswith(f"{FLAGS}_") for name in branches)
 
 
 def inspect_pepper(path: str | Path, config: SelectionConfig, tree: str = "Events") -> FileSummary:

@@ -324,8 +324,7 @@ class _Reader(NamedTuple):
                         torch.from_numpy(np.array(known, np.int32)[member]),
                     )
                 )
-            of_skim = sum_spectra([skim.metadata])
-            if of_skim is not None and of_skim.complete:
+            if (skim.metadata.get(METADATA_KEY) or {}).get("complete"):
                 spectra.append(skim.metadata)
             kept = {key: value for key, value in skim.metadata.items() if key not in _SKIM_ONLY}
             files.append({"name": skim.path.name, "events_read": read, "events_used": used, **kept})
@@ -346,7 +345,7 @@ class _Reader(NamedTuple):
             "dataset_ids": [str(identity) for identity in sorted(numbers)],
             "events": len(weight),
             # The prior of the training: of the files that hold all generated events.
-            **({METADATA_KEY: total.to_dict()} if (total := sum_spectra(spectra)) and spectra else {}),
+            **({METADATA_KEY: total.to_dict()} if spectra and (total := sum_spectra(spectra)) else {}),
             "networks": [
                 {
                     name: {"events": int(part.sum()), "sum_of_weights": float(weight[part].double().sum())}

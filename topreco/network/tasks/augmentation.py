@@ -46,9 +46,13 @@ class Augmentation:
             drawn["exchange"] = torch.rand(n, generator=generator) < 0.5
         return drawn
 
-    def apply(self, inputs: Inputs, tops: Tensor, drawn: Columns) -> tuple[Inputs, Tensor]:
-        """The same events as drawn, see `augment`."""
-        return augment(inputs, tops, drawn.get("angle"), drawn.get("reflect"), drawn.get("exchange"))
+    def apply(self, columns: Columns, drawn: Columns) -> Columns:
+        """Columns with the objects and the tops as drawn, see `augment`."""
+        if not drawn:
+            return columns
+        transformations = (drawn.get(name) for name in ("angle", "reflect", "exchange"))
+        inputs, tops = augment(Inputs.from_columns(columns), columns["tops"], *transformations)
+        return columns | inputs._asdict() | {"tops": tops}
 
 
 def augment(

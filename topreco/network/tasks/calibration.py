@@ -1,5 +1,6 @@
 """Calibration of predicted quantiles on events that a network has not been trained on."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -220,6 +221,40 @@ class CalibratedQuantiles(nn.Module):
         """
         log_mass = logarithm(fourvector.mass(p4.sum(1)))
         return calibrated(u, self._at(self.shift, log_mass), self._at(self.stretch, log_mass))
+
+    def calibrate(self, found: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], what: str) -> int:
+        """Correct the quantiles on events that the network was not trained on.
+
+        Parameters
+        ----------
+        found
+            Of batches: quantiles of u as trained, shape (n, K, levels), true u, NaN where unknown, shape
+            (n, K), weights, shape (n,), and predicted four-momenta of t and t̄ in GeV, shape (n, 2, 4).
+        what
+            Beginning of an error's message.
+
+        Returns
+        -------
+        n_events
+            Number of events.
+
+        Raises
+        ------
+        TrainingError
+            If they are too few, see `check_events`.
+        """
+        collected = []
+        for u, residual, weight, p4 in found:
+            log_mass = fourvector.mass(p4.sum(1)).log()
+            collected.append(tuple(x.cpu() for x in (u, residual, weight.double(), log_mass.double())))
+        if not collected:
+            raise TrainingError(f"{what}: no validation events, which quantiles need")
+        arrays = [torch.cat(parts).numpy() for parts in zip(*collected, strict=True)]
+        n_events = len(arrays[0])
+        check_events(arrays[2], what)
+        n_bins = max(1, min(len(self.knots), n_events // BIN_EVENTS))
+        self.set_calibration(fit_calibration(*arrays, n_bins=n_bins))
+        return n_events
 
     def _at(self, table: Tensor, log_mass: Float[Tensor, "n"]) -> Tensor:
         """A table over the knots, linear between them and constant outside."""

@@ -180,9 +180,7 @@ def c_hel_loss(
     loss
         Shape (n,), zero where the truth is unknown.
     """
-    double = pred.double()
-    mass = fourvector.mass_squared(double).clamp(min=_SMALLEST_MASS**2).sqrt()
-    error = c_hel_of(fourvector.from_three_momentum(double[..., 1:], mass), leptons.double()) - truth.double()
+    error = c_hel_of(_timelike(pred), leptons.double()) - truth.double()
     # Filled before the loss, not after it: the gradient of NaN is NaN even times zero.
     return _smooth_l1(error.masked_fill(truth.isnan(), 0.0)).to(pred.dtype)
 
@@ -239,13 +237,18 @@ def pt_tt_loss(
     return _smooth_l1(error).mean(1)
 
 
+def _timelike(p4: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
+    """The same three-momenta with at least 1 GeV of mass, in double precision."""
+    double = p4.double()
+    mass = fourvector.mass_squared(double).clamp(min=_SMALLEST_MASS**2).sqrt()
+    return fourvector.from_three_momentum(double[..., 1:], mass)
+
+
 def _unsigned_cosines(
     tops: Float[Tensor, "n 2 4"], leptons: Float[Tensor, "n 2 4"]
 ) -> Float[Tensor, "n 2 3"]:
     """Cosines of both leptons to the axes k, r, n without the sign of cosΘ, in double precision."""
-    double = tops.double()
-    mass = fourvector.mass_squared(double).clamp(min=_SMALLEST_MASS**2).sqrt()
-    double = fourvector.from_three_momentum(double[..., 1:], mass)
+    double = _timelike(tops)
     directions = lepton_directions(double, leptons.double())
     momentum = fourvector.to_rest_frame(double[:, 0], double.sum(1))[..., 1:]
     k = momentum / momentum.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()

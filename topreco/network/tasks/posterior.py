@@ -13,7 +13,7 @@ energies follow from the mass of the top. The means of the momenta are learnt as
 less what leptons, b candidates and, for the sum, MET give: about the neutrinos.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,13 +31,10 @@ from topreco.network.readout import QUERY_TYPES
 from topreco.network.task import Columns, Evaluated, Task
 from topreco.network.tasks.augmentation import Augmentation
 from topreco.network.tasks.calibration import (
-    BIN_EVENTS,
     HIGH,
     LOW,
     CalibratedQuantiles,
     Calibration,
-    check_events,
-    fit_calibration,
     rising_quantiles,
 )
 from topreco.network.tasks.columns import top_columns
@@ -209,6 +206,9 @@ class PosteriorNetwork(CalibratedQuantiles):
     unit: Tensor
     feature_mean: Tensor
     feature_std: Tensor
+    _relative: Tensor
+    _along: Tensor
+    _axial: Tensor
 
     def __init__(self, config: PosteriorConfig) -> None:
         super().__init__(config.calibration_bins)
@@ -249,6 +249,13 @@ class PosteriorNetwork(CalibratedQuantiles):
         }.items():
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
+        # These follow from the observables and need not be saved. Means of `relative` ones are of logarithms.
+        for name, of_observable in {
+            "_relative": [OBSERVABLES[each].relative for each in SUMMARISED],
+            "_along": [each in _ALONG_BEAM for each in SUMMARISED],
+            "_axial": [each in _AXIAL for each in SUMMARISED],
+        }.items():
+            self.register_buffer(name, torch.tensor(of_observable), persistent=False)
         self.register_buffer("momentum_std", torch.ones(DIMENSIONS))
         self.register_buffer("mean_unit", torch.ones(n_observables))
         self.register_buffer("unit", torch.ones(k))
@@ -267,7 +274,7 @@ class PosteriorNetwork(CalibratedQuantiles):
         p4 = turned(raw.p4, back)
         values, transformed = raw.reference
         means = values + self.mean_unit * raw.means
-        means = torch.where(_relative(means), means.exp(), means)
+        means = torch.where(self._relative, means.exp(), means)
         means = torch.stack(
             [
                 x if s.low is None else x.clamp(s.low, s.high)
@@ -312,19 +319,24 @@ class PosteriorNetwork(CalibratedQuantiles):
         tops: Float[Tensor, "n 2 4"],
         noise: Float[Tensor, "n k 6"],
         time: Float[Tensor, "n k 1"],
-    ) -> "Errors":
-        """What the losses are made of.
+    ) -> Errors:
+        """What the losses are made of, see `errors`."""
+        return self.errors(self.event(inputs), tops, noise, time)
+
+    # ---- parts ----
+
+    def errors(self, event: Event, tops: Tensor, noise: Tensor, time: Tensor) -> Errors:
+        """Errors of velocity, means and quantiles of an event that was encoded.
 
         Parameters
         ----------
-        inputs
-            Reconstructed objects.
+        event
+            The events.
         tops
-            True four-momenta of t and t̄ in GeV.
+            True four-momenta of t and t̄ in GeV, shape (n, 2, 4).
         noise, time
-            Starting points of k paths, and the times at which they are looked at.
+            Starting points of k paths, shape (n, k, 6), and the times at which they are looked at, (n, k, 1).
         """
-        event = self.event(inputs)
         truth = fourvector.from_three_momentum(turned(tops, event.axes)[..., 1:], self.config.m_top)
         end = self.coordinates(truth[:, None])
         velocity = self._velocity(event)((1 - time) * noise + time * end, time)
@@ -339,8 +351,6 @@ class PosteriorNetwork(CalibratedQuantiles):
             raw.u,
             raw.p4,
         )
-
-    # ---- parts ----
 
     def event(self, inputs: Inputs) -> Event:
         """An event in its own axes, with the features that the heads take in."""
@@ -389,7 +399,7 @@ class PosteriorNetwork(CalibratedQuantiles):
         found = observable_values(SUMMARISED, p4, p4.sum(1), leptons)
         values = torch.stack([found[name] for name in SUMMARISED], 1)
         columns = [*values.unbind(1), *p4.flatten(1).unbind(1)]
-        values = torch.where(_relative(values), logarithm(values), values)
+        values = torch.where(self._relative, logarithm(values), values)
         transformed = torch.stack([s.forward(x) for s, x in zip(self._scales, columns, strict=True)], 1)
         return values, transformed
 
@@ -399,10 +409,8 @@ class PosteriorNetwork(CalibratedQuantiles):
         side = torch.sign(
             event.axes[:, 0, 0] * event.axes[:, 1, 1] - event.axes[:, 0, 1] * event.axes[:, 1, 0]
         )[:, None]
-        along = torch.tensor([name in _ALONG_BEAM for name in SUMMARISED], device=forward.device)
-        axial = torch.tensor([name in _AXIAL for name in SUMMARISED], device=forward.device)
         ones = torch.ones_like(forward)
-        return torch.where(along, forward, ones) * torch.where(axial, side * forward, ones)
+        return torch.where(self._along, forward, ones) * torch.where(self._axial, side * forward, ones)
 
     def _objects(self, inputs: Inputs) -> Tensor:
         """The leading objects in the event's axes, shape (n, f)."""
@@ -445,11 +453,12 @@ class PosteriorNetwork(CalibratedQuantiles):
         self._standardise("coordinate", to_momentum_scale(truth[..., 1:].flatten(1)))
         residual = _sum_and_difference(truth, _origin(own)).flatten(1)
         self.momentum_std.copy_(_positive(residual.double().square().mean(0).sqrt()))
-        values, transformed = self.values(own, truth)
-        self._standardise("value", torch.nan_to_num(transformed))
+        # A top exactly along the beam has no axes r and n: zero is as good as any for a spread.
+        values, transformed = (torch.nan_to_num(x) for x in self.values(own, truth))
+        self._standardise("value", transformed)
         # The observables of the mean tops are about as far from the truth as those of an average event.
-        self.mean_unit.copy_(_positive(torch.nan_to_num(values).double().std(0, correction=0)))
-        self.unit.copy_(_positive(0.5 * torch.nan_to_num(transformed).double().std(0, correction=0)))
+        self.mean_unit.copy_(_positive(values.double().std(0, correction=0)))
+        self.unit.copy_(_positive(0.5 * transformed.double().std(0, correction=0)))
 
     def _standardise(self, name: str, values: Tensor) -> None:
         getattr(self, f"{name}_mean").copy_(values.double().mean(0))
@@ -524,11 +533,6 @@ def _read(encoded: Encoded) -> Float[Tensor, "n c"]:
     return torch.cat(
         [encoded.scalars[:, legs].flatten(1), torch.asinh(2 * encoded.vectors[:, legs].flatten(1))], 1
     )
-
-
-def _relative(values: Tensor) -> Tensor:
-    """Mask of the observables whose means are those of logarithms."""
-    return torch.tensor([OBSERVABLES[name].relative for name in SUMMARISED], device=values.device)
 
 
 def _b_candidates(inputs: Inputs) -> Float[Tensor, "n 2 4"]:
@@ -617,25 +621,21 @@ class PosteriorTask(Task[PosteriorNetwork]):
 
     def augment(self, columns: Columns, drawn: Columns) -> Columns:
         """Transform the objects and the tops alike."""
-        if not drawn:
-            return columns
-        inputs, tops = self.augmentation.apply(Inputs.from_columns(columns), columns["tops"], drawn)
-        return columns | inputs._asdict() | {"tops": tops}
+        return self.augmentation.apply(columns, drawn)
 
     def loss(self, network: PosteriorNetwork, columns: Columns) -> tuple[Tensor, Tensor | None]:
         """Squared error of the velocity, and the losses of means and quantiles."""
-        return self._losses(self._errors(network, columns, None), network)[0], None
+        tops = columns["tops"]
+        errors: Errors = network(Inputs.from_columns(columns), tops, *self._paths(tops, None))
+        return self._losses(errors, network)[0], None
 
-    def _errors(
-        self, network: PosteriorNetwork, columns: Columns, generator: torch.Generator | None
-    ) -> Errors:
-        inputs, tops = Inputs.from_columns(columns), columns["tops"]
+    def _paths(self, tops: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Starting points of the paths of each event, and the times at which they are looked at."""
         n, draws = len(tops), self.options.draws
         noise = torch.randn((n, draws, DIMENSIONS), generator=generator).to(tops)
         # One time in each of as many intervals: less scatter than independent times.
         time = (torch.arange(draws)[:, None] + torch.rand((n, draws, 1), generator=generator)) / draws
-        found: Errors = network(inputs, tops, noise, time.to(tops))
-        return found
+        return noise, time.to(tops)
 
     def _losses(self, errors: Errors, network: PosteriorNetwork) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Total loss of each event, and its parts: velocity, means, quantiles, shape (n,) each."""
@@ -655,12 +655,13 @@ class PosteriorTask(Task[PosteriorNetwork]):
         columns: list[tuple[Tensor, ...]] = []
         generator = torch.Generator().manual_seed(_VALIDATION_SEED)
         for network, batch, weight, loss_weight in batches:
-            found = self._losses(self._errors(network, batch, generator), network)
+            inputs, tops = Inputs.from_columns(batch), batch["tops"]
+            event = network.event(inputs)
+            found = self._losses(network.errors(event, tops, *self._paths(tops, generator)), network)
             losses.append(torch.stack([*(loss_weight * x for x in found), loss_weight], 1).double().sum(0))
-            inputs = Inputs.from_columns(batch)
-            predicted = network.predictions(inputs)
+            predicted = network.summaries(event)
             leptons = torch.stack([inputs.lepton_plus, inputs.lepton_minus], 1)
-            found_truth = observable_values(SUMMARISED, batch["tops"], batch["tops"].sum(1), leptons)
+            found_truth = observable_values(SUMMARISED, tops, tops.sum(1), leptons)
             truth = torch.stack(list(found_truth.values()), 1)
             columns.append(
                 tuple(x.double().cpu() for x in (predicted.means, predicted.quantiles, truth, weight))
@@ -724,17 +725,12 @@ def calibrate(network: PosteriorNetwork, batches: Iterable[Evaluated[Any]], what
     TrainingError
         If they are too few, see `check_events`.
     """
-    collected: list[tuple[Tensor, ...]] = []
-    for _, columns, _, weight in batches:
-        tops = columns["tops"]
-        none = tops.new_zeros((len(tops), 1, DIMENSIONS))
-        errors: Errors = network(Inputs.from_columns(columns), tops, none, none[..., :1])
-        log_mass = fourvector.mass(errors.p4.sum(1)).log()
-        found = errors.u, errors.residual, weight.double(), log_mass.double()
-        collected.append(tuple(x.cpu() for x in found))
-    arrays = [torch.cat(parts).numpy() for parts in zip(*collected, strict=True)]
-    check_events(arrays[2], what)
-    n_events = len(arrays[0])
-    n_bins = max(1, min(len(network.knots), n_events // BIN_EVENTS))
-    network.set_calibration(fit_calibration(*arrays, n_bins=n_bins))
-    return n_events
+
+    def found() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        for _, columns, _, weight in batches:
+            tops = columns["tops"]
+            none = tops.new_zeros((len(tops), 1, DIMENSIONS))
+            errors: Errors = network(Inputs.from_columns(columns), tops, none, none[..., :1])
+            yield errors.u, errors.residual, weight, errors.p4
+
+    return network.calibrate(found(), what)

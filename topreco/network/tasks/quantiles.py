@@ -16,7 +16,7 @@ References
 .. [2] Y. Romano, E. Patterson, E. Candès, Conformalized quantile regression, NeurIPS 2019, arXiv:1905.03222.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -29,16 +29,13 @@ from topreco.core.events import QUANTILE_LEVELS, DileptonEvents, Truth
 from topreco.core.observables import OBSERVABLES
 from topreco.network.encoder import Encoder, Queries
 from topreco.network.readout import queries_of, read_legs
-from topreco.network.task import Columns, Evaluated, Task, TrainingError
+from topreco.network.task import Columns, Evaluated, Task
 from topreco.network.tasks.augmentation import augment
 from topreco.network.tasks.calibration import (
-    BIN_EVENTS,
     HIGH,
     LOW,
     CalibratedQuantiles,
     Calibration,
-    check_events,
-    fit_calibration,
     rising_quantiles,
 )
 from topreco.network.tasks.columns import top_columns
@@ -404,20 +401,14 @@ def calibrate(network: QuantileNetwork, batches: Iterable[Evaluated[QuantileNetw
     TrainingError
         If they are too few, see `check_events`.
     """
-    collected: list[tuple[Tensor, ...]] = []
-    for _, columns, _, weight in batches:
-        inputs, p4 = Inputs.from_columns(columns), columns["p4"]
-        residual = _targets(network, inputs, columns) - network.values(inputs, p4, p4)
-        found = network(inputs, p4), residual, weight.double(), fourvector.mass(p4.sum(1)).log().double()
-        collected.append(tuple(x.cpu() for x in found))
-    if not collected:
-        raise TrainingError(f"{what}: no validation events, which quantiles need")
-    arrays = [torch.cat(parts).numpy() for parts in zip(*collected, strict=True)]
-    n_events = len(arrays[0])
-    check_events(arrays[2], what)
-    n_bins = max(1, min(len(network.knots), n_events // BIN_EVENTS))
-    network.set_calibration(fit_calibration(*arrays, n_bins=n_bins))
-    return n_events
+
+    def found() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        for _, columns, _, weight in batches:
+            inputs, p4 = Inputs.from_columns(columns), columns["p4"]
+            residual = _targets(network, inputs, columns) - network.values(inputs, p4, p4)
+            yield network(inputs, p4), residual, weight, p4
+
+    return network.calibrate(found(), what)
 
 
 def _targets(network: QuantileNetwork, inputs: Inputs, columns: Columns) -> Float[Tensor, "n K"]:

@@ -178,10 +178,7 @@ class TopsTask(Task[TopNetwork]):
 
     def augment(self, columns: Columns, drawn: Columns) -> Columns:
         """Transform the objects and the tops alike."""
-        if not drawn:
-            return columns
-        inputs, tops = self.augmentation.apply(Inputs.from_columns(columns), columns["tops"], drawn)
-        return columns | inputs._asdict() | {"tops": tops}
+        return self.augmentation.apply(columns, drawn)
 
     def loss(self, network: TopNetwork, columns: Columns) -> tuple[Tensor, Tensor | None]:
         """Loss of each event, and the loss on RB of m_tt in the batch."""
