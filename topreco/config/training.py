@@ -10,7 +10,7 @@ from topreco.config.model import AnyModelConfig, ModelConfig
 
 
 class LossConfig(Config):
-    """Smooth-L1 loss of the scaled four-momenta plus auxiliary terms; the losses of the posterior."""
+    """Smooth-L1 loss of the scaled four-momenta plus auxiliary terms; what the loss of a posterior needs."""
 
     m_tt: NonNegative = 10.0
     """Coefficient of the auxiliary loss on m_tt."""
@@ -35,8 +35,6 @@ class LossConfig(Config):
     as it is, towards 1 it becomes flat. Less shrinkage to the mean, at the price of resolution."""
     draws: PositiveInt = 8
     """Times and points on the way from noise to the true tops for each event and step, `posterior` only."""
-    summaries: NonNegative = 1.0
-    """Coefficient of the loss on means and quantiles of the observables, `posterior` only."""
     negative_weights: Literal["absolute", "clip"] = "absolute"
     """Weight of an event with negative weight in the loss: |w|, or 0. Metrics use signed weights."""
 
@@ -70,8 +68,8 @@ class FitConfig(Config):
     optimiser: OptimiserConfig = OptimiserConfig()
 
 
-class QuantileTrainingConfig(Config):
-    """Training of the quantiles, after that of the tops, which it leaves as they are."""
+class SecondTrainingConfig(Config):
+    """Training of what is learnt after the rest of a model, which stays as it is."""
 
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 256
@@ -96,6 +94,17 @@ class QuantileTrainingConfig(Config):
             patience=None,
             optimiser=optimiser,
         )
+
+
+class QuantileTrainingConfig(SecondTrainingConfig):
+    """Training of the quantiles, after that of the tops."""
+
+
+class SummaryTrainingConfig(SecondTrainingConfig):
+    """Training of a posterior's means and quantiles on its samples, after that of the samples."""
+
+    samples: Annotated[int, Field(ge=2, multiple_of=2)] = 32
+    """Samples of each training event, 24 bytes each; they are drawn once."""
 
 
 class DataConfig(Config):
@@ -144,6 +153,8 @@ class TrainConfig(FitConfig):
     loss: LossConfig = LossConfig()
     quantiles: QuantileTrainingConfig = QuantileTrainingConfig()
     """Training of `model.quantiles`, if there are any."""
+    summaries: SummaryTrainingConfig = SummaryTrainingConfig()
+    """Training of the means and quantiles of a `posterior`."""
     augment_rotation: bool = False
     """Random rotation about the beam of each training event, for networks that do not have it built in."""
     augment_reflection: bool = False

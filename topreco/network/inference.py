@@ -20,7 +20,8 @@ from topreco.core.events import (
 )
 from topreco.core.posterior import normal_noise
 from topreco.network.splits import fold_of
-from topreco.network.tasks.posterior import DIMENSIONS, SUMMARISED, PosteriorNetwork
+from topreco.network.tasks.posterior import PosteriorNetwork
+from topreco.network.tasks.summaries import DIMENSIONS, SUMMARISED
 from topreco.network.tasks.tops import TopNetwork
 from topreco.network.tokens import Inputs
 

@@ -32,6 +32,7 @@ from topreco.network.tasks.losses import loss_weights
 from topreco.network.tasks.posterior import PosteriorTask
 from topreco.network.tasks.posterior import calibrate as calibrate_posterior
 from topreco.network.tasks.quantiles import QuantileNetwork, QuantilesTask, by_observable, calibrate
+from topreco.network.tasks.summaries import SummariesTask
 from topreco.network.tasks.tops import TopNetwork, TopsTask
 
 MODEL_FILE = "model.safetensors"
@@ -40,8 +41,8 @@ MAY_DIFFER = {"output", "accelerator", "devices", "threads", "mlflow"}
 """Keys that may change when a training resumes."""
 WHERE_DATA_ARE = {"stream", "cache"}
 """Keys of `data` of which the same holds; no model file has them."""
-# Apart from all epochs of the tops.
-_QUANTILES_SEED = 1_000_003
+# Apart from all epochs of the first training.
+_SECOND_SEED = 1_000_003
 
 
 def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) -> Path:
@@ -63,7 +64,8 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
     -------
     path
         The model file, ``<output>/model.safetensors``. Beside it lie ``metrics.jsonl``, ``metrics.csv`` and
-        ``state.ckpt``, and with quantiles the same files of theirs, ``quantiles_…``.
+        ``state.ckpt``, and the same files of the second training, ``quantiles_…`` or ``summaries_…``, if
+        there is one.
 
     Raises
     ------
@@ -77,9 +79,11 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
     output = writable_folder(config.output)
     fabric, console = _launch(config, progress)
     path = output / MODEL_FILE
-    paths, quantile_paths = Paths(output), Paths(output, "quantiles_")
+    # What is learnt after the first training, and leaves its result as it is.
+    second = "summaries" if isinstance(config.model, PosteriorConfig) else "quantiles"
+    paths, second_paths = Paths(output), Paths(output, f"{second}_")
     if restart:
-        _discard(fabric, paths, quantile_paths, model=path)
+        _discard(fabric, paths, second_paths, model=path)
     if path.exists() and not paths.state.is_file():
         raise TrainingError(
             f"{path}: already there, but not the training that made it; choose another output folder, or "
@@ -108,13 +112,17 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
             "data": data.summary,
             "metrics": {"best": fitted.best, "test": fitted.test},
         }
-        if quantiles is not None:
-            own_state = read_state(quantile_paths.state, content)
+        if second == "summaries" or quantiles is not None:
+            own_state = read_state(second_paths.state, content)
             own_session = session._replace(
-                paths=quantile_paths, seed=(_QUANTILES_SEED, config.seed), title="quantiles, "
+                paths=second_paths, seed=(_SECOND_SEED, config.seed), title=f"{second}, "
             )
-            networks, own = _fit_quantiles(networks, data, config, own_session, own_state)
-            metadata["quantiles"] = {"test": by_observable(own.test, quantiles.observables)}
+            if quantiles is None:
+                own = _fit_summaries(networks, data, config, own_session, own_state)
+                metadata[second] = {"test": own.test}
+            else:
+                networks, own = _fit_quantiles(networks, data, config, own_session, own_state)
+                metadata[second] = {"test": by_observable(own.test, quantiles.observables)}
         if writes:
             save_model(path, networks, metadata)
             # The weights of the epochs before are of no more use.
@@ -232,7 +240,7 @@ def train_quantiles(
     _check_validation(data, config)
     data = _placed(data, fabric.device)
     session = Session(
-        fabric, console, paths, (_QUANTILES_SEED, config.seed), title="quantiles, ", compile=config.compile
+        fabric, console, paths, (_SECOND_SEED, config.seed), title="quantiles, ", compile=config.compile
     )
     networks, fitted = _fit_quantiles(copy.deepcopy(model.networks), data, config, session, state)
     described = {
@@ -346,6 +354,22 @@ def _fit_quantiles(
         whole.encoder, whole.quantiles = network.encoder, cast("QuantileNetwork", quantiles)
         networks.append(whole.eval())
     return networks, fitted
+
+
+def _fit_summaries(
+    networks: Any, data: TrainingData, config: TrainConfig, session: Session, state: dict[str, Any]
+) -> Fitted:
+    """Train the means and quantiles of trained posteriors, in place."""
+    task = SummariesTask(
+        cast("PosteriorConfig", config.model),
+        networks,
+        config.summaries.samples,
+        negative_weights=config.loss.negative_weights,
+    )
+    fitted = fit(task, data, config.summaries.fit, session, state)
+    for network, heads in zip(networks, fitted.networks, strict=True):
+        network.summary = heads
+    return fitted
 
 
 def task_of(config: TrainConfig) -> Task[Any]:

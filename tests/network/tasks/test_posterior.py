@@ -11,14 +11,15 @@ from topreco.config import LossConfig, PosteriorConfig
 from topreco.core import fourvector
 from topreco.core.events import DileptonEvents, toy_events
 from topreco.core.observables import OBSERVABLES, observable_values
-from topreco.core.posterior import mean_tops, normal_noise
+from topreco.core.posterior import normal_noise
 from topreco.network.inference import predict, sample
 from topreco.network.model_file import load_model, save_model
 from topreco.network.task import Evaluated
 from topreco.network.tasks.augmentation import Augmentation
 from topreco.network.tasks.calibration import Calibration
 from topreco.network.tasks.frame import in_own_axes, own_axes, turned
-from topreco.network.tasks.posterior import SUMMARISED, PosteriorNetwork, PosteriorTask
+from topreco.network.tasks.posterior import PosteriorNetwork, PosteriorTask
+from topreco.network.tasks.summaries import SUMMARISED
 from topreco.network.tasks.velocity import integrate
 from topreco.network.tokens import Inputs
 
@@ -30,15 +31,19 @@ def random_network(**changes) -> PosteriorNetwork:
     """Untrained, with scales, a calibration and a velocity that are none of the trivial ones."""
     torch.manual_seed(3)
     network = PosteriorNetwork(PosteriorConfig.model_validate(MODEL | changes))
-    for name in ("coordinate_mean", "momentum_std", "mean_unit", "unit", "value_std", "feature_std"):
+    for name in ("coordinate_mean", "feature_std"):
         getattr(network, name).uniform_(0.3, 0.8)
-    network.momentum_std.mul_(100)
+    for name in ("momentum_std", "mean_unit", "unit", "value_std"):
+        getattr(network.summary, name).uniform_(0.3, 0.8)
+    network.summary.momentum_std.mul_(100)
     if changes.get("velocity", {}).get("kind") != "tokens":
         torch.nn.init.normal_(network.velocity.out.weight, std=0.3)
     rng = np.random.default_rng(1)
-    k = len(network.unit)
+    k = len(network.summary.unit)
     knots = np.log([350.0, 500.0])
-    network.set_calibration(Calibration(knots, rng.normal(0, 0.3, (2, k)), rng.uniform(0.5, 2, (2, k, 5))))
+    network.summary.set_calibration(
+        Calibration(knots, rng.normal(0, 0.3, (2, k)), rng.uniform(0.5, 2, (2, k, 5)))
+    )
     return network.double().eval()
 
 
@@ -248,7 +253,7 @@ def columns_of(events: DileptonEvents, tops: np.ndarray) -> dict[str, torch.Tens
 
 
 def test_learns_a_distribution_with_two_humps():
-    """pz(t) is ±300 GeV with equal chance whatever the event: the samples say so, the mean is between."""
+    """pz(t) is ±300 GeV with equal chance whatever the event: the samples say so."""
     n = 2048
     events = toy_events(n, max_jets=4)
     inputs = Inputs.from_events(events)
@@ -280,15 +285,9 @@ def test_learns_a_distribution_with_two_humps():
     share = (np.abs(np.abs(pz) - 300) < 100).mean()
     assert share > 0.9
     assert 0.35 < (pz > 0).mean() < 0.65
-    pair = predict([network], fresh)
-    mean = turned(torch.from_numpy(pair.p4), axes[:200].double()).numpy()[:, 0, 3]
-    assert np.abs(mean).mean() < 100
-    # The mean tops are those of the samples, within the scatter of 32 samples of ±300 GeV and the training.
-    from_samples = mean_tops(posterior, 172.5)[..., 1:].mean(axis=0)
-    assert np.abs(pair.p4[..., 1:].mean(axis=0) - from_samples).max() < 60
 
 
-def test_metrics_are_reproducible_and_hold_every_part():
+def test_metrics_are_reproducible():
     events = toy_events(64)
     rng = np.random.default_rng(1)
     tops = fourvector.from_three_momentum(rng.normal(0, 150, (64, 2, 3)), 172.5)
@@ -300,9 +299,8 @@ def test_metrics_are_reproducible_and_hold_every_part():
     with torch.no_grad():
         metrics = [task.metrics([Evaluated(network.eval(), columns, one, one)]) for _ in range(2)]
     assert metrics[0] == metrics[1]
-    assert metrics[0]["loss"] == pytest.approx(
-        metrics[0]["velocity_loss"] + metrics[0]["mean_loss"] + metrics[0]["quantile_loss"]
-    )
+    assert np.isfinite(list(metrics[0].values())).all()
+    assert metrics[0]["loss"] > 0
     assert task.metrics([]) == {}
     assert "c_han" in task.describe(metrics[0])
 

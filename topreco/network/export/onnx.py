@@ -34,7 +34,8 @@ from topreco.network.export import reader
 from topreco.network.export.reader import DIGEST_MARK, INPUTS, OUTPUTS, Prediction, TopModel
 from topreco.network.inference import predict, sample
 from topreco.network.model_file import TrainedModel
-from topreco.network.tasks.posterior import DIMENSIONS, SUMMARISED, PosteriorNetwork
+from topreco.network.tasks.posterior import PosteriorNetwork
+from topreco.network.tasks.summaries import DIMENSIONS, SUMMARISED
 from topreco.network.tasks.tops import TopNetwork, task_schema
 from topreco.network.tokens import Inputs, schema_hash
 

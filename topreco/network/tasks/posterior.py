@@ -5,17 +5,18 @@ what its two readout tokens give follow
 
 - samples of on-shell tops, by conditional flow matching (`topreco.network.tasks.velocity`) on six
   coordinates,
-- the means of the three-momenta of t and t̄ and of every observable over that distribution, trained by the
-  squared error, and their quantiles, trained by the pinball loss: what histograms need, without samples.
+- the means of the three-momenta of t and t̄ and of every observable over that distribution, and their
+  quantiles (`topreco.network.tasks.summaries`): what histograms need, without samples. They are learnt from
+  samples when the flow is trained.
 
 The coordinates are asinh(p / 50 GeV), standardised, of the three-momenta of t and t̄ in the event's axes; the
-energies follow from the mass of the top. The means of the momenta are learnt as sum and difference of them
-less what leptons, b candidates and, for the sum, MET give: about the neutrinos.
+energies follow from the mass of the top.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -23,43 +24,32 @@ from torch.nn import functional
 
 from topreco.config import LossConfig, PosteriorConfig
 from topreco.core import fourvector
-from topreco.core.events import QUANTILE_LEVELS, DileptonEvents, Truth
-from topreco.core.observables import OBSERVABLES, observable_values
-from topreco.core.statistics import fraction, metric_values
+from topreco.core.events import DileptonEvents, FloatArray, Posterior, Truth
+from topreco.core.posterior import observable_mean, sample_values
 from topreco.network.encoder import Encoded, Encoder, Queries
 from topreco.network.readout import QUERY_TYPES
 from topreco.network.task import Columns, Evaluated, Task
 from topreco.network.tasks.augmentation import Augmentation
-from topreco.network.tasks.calibration import (
-    HIGH,
-    LOW,
-    CalibratedQuantiles,
-    Calibration,
-    rising_quantiles,
-)
+from topreco.network.tasks.calibration import HIGH, LOW
 from topreco.network.tasks.columns import top_columns
 from topreco.network.tasks.frame import in_own_axes, own_axes, turned
 from topreco.network.tasks.losses import loss_weights
-from topreco.network.tasks.quantiles import pinball_loss
-from topreco.network.tasks.scales import (
-    LOGARITHMIC,
-    MOMENTUM,
-    SCALES,
-    from_momentum_scale,
-    logarithm,
-    to_momentum_scale,
+from topreco.network.tasks.scales import from_momentum_scale, to_momentum_scale
+from topreco.network.tasks.summaries import (
+    DIMENSIONS,
+    SUMMARISED,
+    Features,
+    Summary,
+    SummaryHeads,
+    describe_correlations,
+    mean_metrics,
+    positive,
+    true_values,
 )
 from topreco.network.tasks.velocity import TimeFeatures, Velocity, VelocityHead, integrate
 from topreco.network.tokens import Inputs, Tokens
 
-SCHEMA_VERSION = 1
-
-DIMENSIONS = 6
-"""Coordinates of a pair of tops."""
-
-# Fixed by the method (on-shell tops), or measured without the tops.
-SUMMARISED = tuple(name for name in OBSERVABLES if name not in {"m_top", "m_antitop", "delta_phi_ll"})
-"""Observables with means and quantiles."""
+SCHEMA_VERSION = 2
 
 # They follow the direction of the beam axis.
 _ALONG_BEAM = frozenset({"y_tt", "y_top", "y_antitop", "cos_theta_star"})
@@ -68,9 +58,9 @@ _AXIAL = frozenset(
     name for name in SUMMARISED if name.startswith("cos_") and name.replace("cos_", "").count("n") == 1
 )
 
-_COMPONENTS = (LOGARITHMIC, *[MOMENTUM] * 3)
 _LEADING_JETS = 3
 _VALIDATION_SEED = 20_111
+_SAMPLED_EVENTS, _SAMPLES = 2000, 16
 _LARGEST = 12.0
 """Largest standardised coordinate: 50 sinh(12 σ) GeV is beyond any collider for all widths σ of theirs."""
 
@@ -98,7 +88,7 @@ class Summaries(NamedTuple):
 
 
 class Event(NamedTuple):
-    """An event in its own axes, as the heads see it.
+    """An event in its own axes.
 
     Attributes
     ----------
@@ -106,70 +96,22 @@ class Event(NamedTuple):
         Objects in the event's axes.
     axes
         Those axes, shape (n, 3, 3).
-    context
-        Features, shape (n, c).
-    origin
-        Momenta that are subtracted from sum and difference of the tops in GeV, shape (n, 2, 3).
+    features
+        What the heads see.
     """
 
     inputs: Inputs
     axes: Tensor
-    context: Tensor
-    origin: Tensor
+    features: Features
+
+    def take(self, index: Tensor | slice) -> "Event":
+        """Some of the events."""
+        return Event(
+            self.inputs.take(index), self.axes[index], Features(*(each[index] for each in self.features))
+        )
 
 
-class _Raw(NamedTuple):
-    """What the heads of means and quantiles give, in the event's axes.
-
-    Attributes
-    ----------
-    coordinates
-        Mean three-momenta as sum and difference less the origin, in units of their spread, shape (n, 6).
-    p4
-        The tops of those momenta in GeV, detached, shape (n, 2, 4).
-    reference
-        Observables of those tops, shape (n, observables), and T of them and of the components, shape (n, K).
-    means
-        Means less the reference in units of their spread, shape (n, observables).
-    u
-        Quantiles of T(truth) − T(reference), as trained, shape (n, K, levels).
-    """
-
-    coordinates: Tensor
-    p4: Tensor
-    reference: tuple[Tensor, Tensor]
-    means: Tensor
-    u: Tensor
-
-
-class Errors(NamedTuple):
-    """Errors of a network on events with truth, in the axes of the events.
-
-    Attributes
-    ----------
-    velocity
-        Mean squared error of the velocity, shape (n,).
-    momenta
-        Squared errors of the mean three-momenta, standardised, shape (n, 6).
-    means
-        Truth less mean of the observables, standardised, NaN where unknown, shape (n, observables).
-    residual
-        T(truth) − T(reference), NaN where unknown, shape (n, K).
-    u
-        Quantiles of it as trained, shape (n, K, levels).
-    p4
-        The mean tops in GeV, shape (n, 2, 4).
-    """
-
-    velocity: Tensor
-    momenta: Tensor
-    means: Tensor
-    residual: Tensor
-    u: Tensor
-    p4: Tensor
-
-
-class PosteriorNetwork(CalibratedQuantiles):
+class PosteriorNetwork(nn.Module):
     """A network from reconstructed objects to the distribution of the four-momenta of top and antitop.
 
     Parameters
@@ -181,16 +123,14 @@ class PosteriorNetwork(CalibratedQuantiles):
     ----------
     encoder
         The part that does not depend on the task.
+    n_features
+        Number of features of an event.
+    velocity
+        Velocity field of the flow.
+    summary
+        Heads of means and quantiles.
     coordinate_mean, coordinate_std
         Standardisation of the coordinates, shape (6,).
-    momentum_std
-        Spread of sum and difference of the tops' momenta about their origin in GeV, shape (6,).
-    value_mean, value_std
-        Standardisation of T of the observables and components of the mean tops, shape (K,), K = observables
-        and 2 × 4 components.
-    mean_unit, unit
-        Typical size of an observable less the one of the mean tops, shape (observables,), and of u, shape
-        (K,).
     feature_mean, feature_std
         Standardisation of the objects in the context, shape (f,).
     """
@@ -199,19 +139,13 @@ class PosteriorNetwork(CalibratedQuantiles):
 
     coordinate_mean: Tensor
     coordinate_std: Tensor
-    momentum_std: Tensor
-    value_mean: Tensor
-    value_std: Tensor
-    mean_unit: Tensor
-    unit: Tensor
     feature_mean: Tensor
     feature_std: Tensor
-    _relative: Tensor
     _along: Tensor
     _axial: Tensor
 
     def __init__(self, config: PosteriorConfig) -> None:
-        super().__init__(config.calibration_bins)
+        super().__init__()
         self.config = config
         tokens = config.velocity.kind == "tokens"
         self.encoder = Encoder(
@@ -223,43 +157,17 @@ class PosteriorNetwork(CalibratedQuantiles):
         self.velocity: VelocityHead | VelocityTokens = (
             VelocityTokens(config, context) if tokens else VelocityHead(config.velocity, context, DIMENSIONS)
         )
-        self._scales = [*(SCALES[name] for name in SUMMARISED), *_COMPONENTS, *_COMPONENTS]
-        k, hidden, n_observables = len(self._scales), config.hidden, len(SUMMARISED)
-        self.momenta = nn.Sequential(
-            nn.Linear(context, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, DIMENSIONS),
-        )
-        self.layers = nn.Sequential(
-            nn.Linear(context + k, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-        )
-        self.means = nn.Linear(hidden + k, n_observables)
-        self.quantiles = nn.Linear(hidden + k, k * len(QUANTILE_LEVELS))
-        for name, size in {
-            "coordinate": DIMENSIONS,
-            "value": k,
-            "feature": n_objects,
-        }.items():
+        self.n_features = context
+        self.summary = SummaryHeads(config, context)
+        for name, size in {"coordinate": DIMENSIONS, "feature": n_objects}.items():
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
-        # These follow from the observables and need not be saved. Means of `relative` ones are of logarithms.
+        # These follow from the observables and need not be saved.
         for name, of_observable in {
-            "_relative": [OBSERVABLES[each].relative for each in SUMMARISED],
             "_along": [each in _ALONG_BEAM for each in SUMMARISED],
             "_axial": [each in _AXIAL for each in SUMMARISED],
         }.items():
             self.register_buffer(name, torch.tensor(of_observable), persistent=False)
-        self.register_buffer("momentum_std", torch.ones(DIMENSIONS))
-        self.register_buffer("mean_unit", torch.ones(n_observables))
-        self.register_buffer("unit", torch.ones(k))
-        self.set_calibration(Calibration.none(k, config.calibration_bins))
 
     # ---- outputs ----
 
@@ -269,23 +177,10 @@ class PosteriorNetwork(CalibratedQuantiles):
 
     def summaries(self, event: Event) -> Summaries:
         """Means and calibrated quantiles of an event that was encoded."""
-        raw = self._raw(event)
+        summary: Summary = self.summary(event.features)
+        means, limits = self.summary.finished(summary)
         back = event.axes.mT
-        p4 = turned(raw.p4, back)
-        values, transformed = raw.reference
-        means = values + self.mean_unit * raw.means
-        means = torch.where(self._relative, means.exp(), means)
-        means = torch.stack(
-            [
-                x if s.low is None else x.clamp(s.low, s.high)
-                for s, x in zip(self._scales, means.unbind(1), strict=False)
-            ],
-            1,
-        )
-        u = self.calibrated(raw.u, raw.p4)
-        limits = torch.stack(
-            [scale.back(transformed[:, i, None] + u[:, i]) for i, scale in enumerate(self._scales)], 1
-        )
+        p4 = turned(summary.p4, back)
         signs = self._signs(event)
         n_observables = len(SUMMARISED)
         half = 0.5 * (limits[:, n_observables:, HIGH] - limits[:, n_observables:, LOW]).reshape(-1, 2, 4)
@@ -310,8 +205,7 @@ class PosteriorNetwork(CalibratedQuantiles):
 
     def samples(self, event: Event, noise: Float[Tensor, "n k 6"]) -> Float[Tensor, "n k 2 4"]:
         """Samples of an event that was encoded, see `sample`."""
-        x = integrate(self._velocity(event), noise, self.config.steps)
-        return turned(self.tops(x), event.axes.mT)
+        return turned(self.own_samples(event, noise), event.axes.mT)
 
     def forward(
         self,
@@ -319,38 +213,32 @@ class PosteriorNetwork(CalibratedQuantiles):
         tops: Float[Tensor, "n 2 4"],
         noise: Float[Tensor, "n k 6"],
         time: Float[Tensor, "n k 1"],
-    ) -> Errors:
-        """What the losses are made of, see `errors`."""
-        return self.errors(self.event(inputs), tops, noise, time)
-
-    # ---- parts ----
-
-    def errors(self, event: Event, tops: Tensor, noise: Tensor, time: Tensor) -> Errors:
-        """Errors of velocity, means and quantiles of an event that was encoded.
+    ) -> Float[Tensor, "n"]:
+        """Mean squared error of the velocity.
 
         Parameters
         ----------
-        event
-            The events.
+        inputs
+            Reconstructed objects.
         tops
-            True four-momenta of t and t̄ in GeV, shape (n, 2, 4).
+            True four-momenta of t and t̄ in GeV.
         noise, time
-            Starting points of k paths, shape (n, k, 6), and the times at which they are looked at, (n, k, 1).
+            Starting points of k paths, and the times at which they are looked at.
         """
-        truth = fourvector.from_three_momentum(turned(tops, event.axes)[..., 1:], self.config.m_top)
-        end = self.coordinates(truth[:, None])
+        event = self.event(inputs)
+        end = self.coordinates(self.on_shell(turned(tops, event.axes))[:, None])
         velocity = self._velocity(event)((1 - time) * noise + time * end, time)
-        raw = self._raw(event)
-        momenta = _sum_and_difference(truth, event.origin).flatten(1) / self.momentum_std
-        values, transformed = self.values(event.inputs, truth)
-        return Errors(
-            (velocity - (end - noise)).square().mean((1, 2)),
-            (momenta - raw.coordinates).square(),
-            (values - raw.reference[0]) / self.mean_unit - raw.means,
-            transformed - raw.reference[1],
-            raw.u,
-            raw.p4,
-        )
+        return (velocity - (end - noise)).square().mean((1, 2))
+
+    # ---- parts ----
+
+    def own_samples(self, event: Event, noise: Float[Tensor, "n k 6"]) -> Float[Tensor, "n k 2 4"]:
+        """Samples in the axes of the event."""
+        return self.tops(integrate(self._velocity(event), noise, self.config.steps))
+
+    def on_shell(self, tops: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
+        """Tops of the same three-momenta with the mass of the configuration."""
+        return fourvector.from_three_momentum(tops[..., 1:], self.config.m_top)
 
     def event(self, inputs: Inputs) -> Event:
         """An event in its own axes, with the features that the heads take in."""
@@ -360,7 +248,8 @@ class PosteriorNetwork(CalibratedQuantiles):
         encoded = self.encoder(tokens, self.encoder.scale(tokens))
         objects = (self._objects(inputs) - self.feature_mean) / self.feature_std
         context = torch.cat([_read(encoded).to(objects), objects], 1)
-        return Event(inputs, axes, context, _origin(inputs))
+        leptons = torch.stack([inputs.lepton_plus, inputs.lepton_minus], 1)
+        return Event(inputs, axes, Features(context, leptons, _origin(inputs)))
 
     def coordinates(self, tops: Float[Tensor, "n k 2 4"]) -> Float[Tensor, "n k 6"]:
         """Standardised coordinates of tops in the event's axes."""
@@ -374,34 +263,7 @@ class PosteriorNetwork(CalibratedQuantiles):
     def _velocity(self, event: Event) -> Velocity:
         if isinstance(self.velocity, VelocityTokens):
             return self.velocity.of(event, self.tops)
-        return self.velocity.of(event.context)
-
-    def _raw(self, event: Event) -> _Raw:
-        """Outputs of the heads of means and quantiles."""
-        coordinates = self.momenta(event.context)
-        momenta = (coordinates * self.momentum_std).unflatten(-1, (2, 3))
-        p4 = fourvector.from_three_momentum(_top_momenta(momenta, event.origin), self.config.m_top).detach()
-        reference = self.values(event.inputs, p4)
-        # Unusual events must not drive the layers into overflow.
-        seen = ((reference[1] - self.value_mean) / self.value_std).clamp(-10, 10)
-        hidden = torch.cat([self.layers(torch.cat([event.context, seen], 1)), seen], 1)
-        out = self.quantiles(hidden).unflatten(1, (len(self._scales), len(QUANTILE_LEVELS)))
-        u = self.unit[:, None] * rising_quantiles(out)
-        return _Raw(coordinates, p4, reference, self.means(hidden), u)
-
-    def values(self, inputs: Inputs, p4: Float[Tensor, "n 2 4"]) -> tuple[Tensor, Tensor]:
-        """Observables of some tops, in the coordinate of their means, and T of them and of components.
-
-        Shapes (n, observables) and (n, K); means are those of logarithms where residuals are relative, see
-        `topreco.core.posterior.observable_mean`.
-        """
-        leptons = torch.stack([inputs.lepton_plus, inputs.lepton_minus], 1)
-        found = observable_values(SUMMARISED, p4, p4.sum(1), leptons)
-        values = torch.stack([found[name] for name in SUMMARISED], 1)
-        columns = [*values.unbind(1), *p4.flatten(1).unbind(1)]
-        values = torch.where(self._relative, logarithm(values), values)
-        transformed = torch.stack([s.forward(x) for s, x in zip(self._scales, columns, strict=True)], 1)
-        return values, transformed
+        return self.velocity.of(event.features.context)
 
     def _signs(self, event: Event) -> Tensor:
         """Sign with which an observable in the event's axes is that in the laboratory, (n, observables)."""
@@ -437,7 +299,7 @@ class PosteriorNetwork(CalibratedQuantiles):
 
     @torch.no_grad()
     def fit_scales(self, inputs: Inputs, tops: Float[Tensor, "n 2 4"]) -> None:
-        """Set the standardisation of features, coordinates and observables from training events.
+        """Set the standardisation of features and coordinates from training events.
 
         Parameters
         ----------
@@ -449,20 +311,11 @@ class PosteriorNetwork(CalibratedQuantiles):
         self.encoder.fit_standardisation(own)
         objects = self._objects(own)
         self._standardise("feature", objects)
-        truth = fourvector.from_three_momentum(turned(tops, axes)[..., 1:], self.config.m_top)
-        self._standardise("coordinate", to_momentum_scale(truth[..., 1:].flatten(1)))
-        residual = _sum_and_difference(truth, _origin(own)).flatten(1)
-        self.momentum_std.copy_(_positive(residual.double().square().mean(0).sqrt()))
-        # A top exactly along the beam has no axes r and n: zero is as good as any for a spread.
-        values, transformed = (torch.nan_to_num(x) for x in self.values(own, truth))
-        self._standardise("value", transformed)
-        # The observables of the mean tops are about as far from the truth as those of an average event.
-        self.mean_unit.copy_(_positive(values.double().std(0, correction=0)))
-        self.unit.copy_(_positive(0.5 * transformed.double().std(0, correction=0)))
+        self._standardise("coordinate", to_momentum_scale(turned(tops, axes)[..., 1:].flatten(1)))
 
     def _standardise(self, name: str, values: Tensor) -> None:
         getattr(self, f"{name}_mean").copy_(values.double().mean(0))
-        getattr(self, f"{name}_std").copy_(_positive(values.double().std(0, correction=0)))
+        getattr(self, f"{name}_std").copy_(positive(values.double().std(0, correction=0)))
 
 
 class VelocityTokens(nn.Module):
@@ -519,7 +372,12 @@ class VelocityTokens(nn.Module):
             tokens = Tokens(*(field.repeat_interleave(k, 0) for field in once))
             queries = Queries(tops(x).flatten(0, 1), time[:, None].expand(-1, len(QUERY_TYPES), -1))
             encoded = self.encoder(tokens, self.encoder.scale(tokens), queries=queries)
-            features = [_read(encoded).to(x), event.context.repeat_interleave(k, 0), x.flatten(0, 1), time]
+            features = [
+                _read(encoded).to(x),
+                event.features.context.repeat_interleave(k, 0),
+                x.flatten(0, 1),
+                time,
+            ]
             found: Tensor = self.layers(torch.cat(features, 1)).unflatten(0, x.shape[:2])
             return found
 
@@ -549,23 +407,6 @@ def _origin(inputs: Inputs) -> Float[Tensor, "n 2 3"]:
     b, bbar = _b_candidates(inputs)[..., 1:].unbind(1)
     first, second = plus + b, minus + bbar
     return torch.stack([first + second + functional.pad(inputs.met, (0, 1)), first - second], 1)
-
-
-def _sum_and_difference(tops: Tensor, origin: Tensor) -> Tensor:
-    """Sum and difference of the momenta of t and t̄ less their origin, shape (..., 2, 3)."""
-    top, antitop = tops[..., 1:].unbind(-2)
-    return torch.stack([top + antitop, top - antitop], -2) - origin
-
-
-def _top_momenta(q: Tensor, origin: Tensor) -> Tensor:
-    """Inverse of `_sum_and_difference`: three-momenta of t and t̄, shape (..., 2, 3)."""
-    total, difference = (q + origin).unbind(-2)
-    return 0.5 * torch.stack([total + difference, total - difference], -2)
-
-
-def _positive(x: Tensor) -> Tensor:
-    # Toy data may not vary at all; any finite divisor does.
-    return torch.where(x > 1e-6, x, torch.ones_like(x))
 
 
 def task_schema(config: PosteriorConfig) -> dict[str, Any]:
@@ -624,10 +465,9 @@ class PosteriorTask(Task[PosteriorNetwork]):
         return self.augmentation.apply(columns, drawn)
 
     def loss(self, network: PosteriorNetwork, columns: Columns) -> tuple[Tensor, Tensor | None]:
-        """Squared error of the velocity, and the losses of means and quantiles."""
+        """Squared error of the velocity."""
         tops = columns["tops"]
-        errors: Errors = network(Inputs.from_columns(columns), tops, *self._paths(tops, None))
-        return self._losses(errors, network)[0], None
+        return network(Inputs.from_columns(columns), tops, *self._paths(tops, None)), None
 
     def _paths(self, tops: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Starting points of the paths of each event, and the times at which they are looked at."""
@@ -637,75 +477,39 @@ class PosteriorTask(Task[PosteriorNetwork]):
         time = (torch.arange(draws)[:, None] + torch.rand((n, draws, 1), generator=generator)) / draws
         return noise, time.to(tops)
 
-    def _losses(self, errors: Errors, network: PosteriorNetwork) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Total loss of each event, and its parts: velocity, means, quantiles, shape (n,) each."""
-        known = errors.means.isfinite()
-        squares = torch.where(known, errors.means, 0.0).square().mean(1) + errors.momenta.mean(1)
-        pinball = pinball_loss(errors.u, errors.residual, network.unit).mean(1)
-        return (
-            errors.velocity + self.options.summaries * (squares + pinball),
-            errors.velocity,
-            squares,
-            pinball,
-        )
-
     def metrics(self, batches: Iterable[Evaluated[PosteriorNetwork]]) -> dict[str, float]:
-        """Mean losses; ρ and bias of the means and coverage of the quantiles of some observables."""
-        losses: list[Tensor] = []
-        columns: list[tuple[Tensor, ...]] = []
+        """Mean loss; ρ and bias of the means of a few samples of the first events, see `mean_metrics`."""
+        sums: list[Tensor] = []
+        columns: list[tuple[FloatArray, ...]] = []
         generator = torch.Generator().manual_seed(_VALIDATION_SEED)
+        left = _SAMPLED_EVENTS
         for network, batch, weight, loss_weight in batches:
             inputs, tops = Inputs.from_columns(batch), batch["tops"]
-            event = network.event(inputs)
-            found = self._losses(network.errors(event, tops, *self._paths(tops, generator)), network)
-            losses.append(torch.stack([*(loss_weight * x for x in found), loss_weight], 1).double().sum(0))
-            predicted = network.summaries(event)
-            leptons = torch.stack([inputs.lepton_plus, inputs.lepton_minus], 1)
-            found_truth = observable_values(SUMMARISED, tops, tops.sum(1), leptons)
-            truth = torch.stack(list(found_truth.values()), 1)
+            loss = network(inputs, tops, *self._paths(tops, generator))
+            sums.append(torch.stack([loss_weight * loss, loss_weight], 1).double().sum(0))
+            part = slice(0, left)
+            left -= len(tops[part])
+            if not len(tops[part]):
+                continue
+            event = network.event(inputs.take(part))
+            noise = torch.randn((len(event.axes), _SAMPLES, DIMENSIONS), generator=generator).to(tops)
+            leptons = event.features.leptons
+            posterior = Posterior.equal(network.own_samples(event, noise).double().cpu().numpy())
+            values = sample_values(posterior, leptons.double().cpu().numpy(), SUMMARISED)
+            means = [observable_mean(name, values[name], posterior.weight) for name in SUMMARISED]
+            truth = true_values(leptons, network.on_shell(turned(tops[part], event.axes)))
             columns.append(
-                tuple(x.double().cpu() for x in (predicted.means, predicted.quantiles, truth, weight))
+                (np.stack(means, 1), truth.double().cpu().numpy(), weight[part].double().cpu().numpy())
             )
-        if not losses:
+        if not sums:
             return {}
-        sums = torch.stack(losses).sum(0)
-        total, velocity, squares, pinball = (sums[:-1] / sums[-1]).tolist()
-        metrics = {"loss": total, "velocity_loss": velocity, "mean_loss": squares, "quantile_loss": pinball}
-        means, quantiles, truths, weights = (torch.cat(parts).numpy() for parts in zip(*columns, strict=True))
-        for name in ("m_tt", "pt_top", "pt_tt", "c_hel", "c_han", "cos_1k", "cos_1n_2n"):
-            i = SUMMARISED.index(name)
-            values = metric_values(means[:, i], truths[:, i], weights, relative=OBSERVABLES[name].relative)
-            inside = (truths[:, i] > quantiles[:, i, LOW]) & (truths[:, i] < quantiles[:, i, HIGH])
-            metrics |= {
-                f"{name}_correlation": values.correlation,
-                f"{name}_bias": values.rb,
-                f"{name}_coverage68": fraction(inside, weights)[0],
-            }
-        return metrics
+        total, weights = torch.stack(sums).sum(0).tolist()
+        found = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+        return {"loss": total / weights} | mean_metrics(*found)
 
     def describe(self, metrics: Mapping[str, float]) -> str:
-        """Losses and the correlations of a few observables."""
-        found = ", ".join(
-            f"{name} {metrics[f'{name}_correlation']:.3f}"
-            for name in ("m_tt", "pt_top", "pt_tt", "c_hel", "c_han")
-        )
-        return f"loss {metrics['loss']:.4f} (velocity {metrics['velocity_loss']:.4f}), correlation {found}"
-
-    def finish(
-        self,
-        networks: Sequence[PosteriorNetwork],
-        validation: Callable[[int], Iterable[Evaluated[PosteriorNetwork]]],
-    ) -> dict[str, Any]:
-        """Calibrate the quantiles on the validation events.
-
-        Raises
-        ------
-        TrainingError
-            If there are too few.
-        """
-        for fold, network in enumerate(networks):
-            calibrate(network, validation(fold), "data.validation_fraction")
-        return {}
+        """Loss and the correlations of a few observables."""
+        return f"loss {metrics['loss']:.4f}, {describe_correlations(metrics)}"
 
 
 def calibrate(network: PosteriorNetwork, batches: Iterable[Evaluated[Any]], what: str) -> int:
@@ -728,9 +532,10 @@ def calibrate(network: PosteriorNetwork, batches: Iterable[Evaluated[Any]], what
 
     def found() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         for _, columns, _, weight in batches:
-            tops = columns["tops"]
-            none = tops.new_zeros((len(tops), 1, DIMENSIONS))
-            errors: Errors = network(Inputs.from_columns(columns), tops, none, none[..., :1])
-            yield errors.u, errors.residual, weight, errors.p4
+            event = network.event(Inputs.from_columns(columns))
+            summary: Summary = network.summary(event.features)
+            tops = network.on_shell(turned(columns["tops"], event.axes))
+            residual = network.summary.residuals(event.features, summary, tops)
+            yield summary.u, residual, weight, summary.p4
 
-    return network.calibrate(found(), what)
+    return network.summary.calibrate(found(), what)
