@@ -144,7 +144,8 @@ class DataConfig(Config):
 class TrainConfig(FitConfig):
     """`topreco train`: everything that determines a training.
 
-    The defaults are the recipe of the shipped model, `dilepton.yaml`, but for its quantiles.
+    The defaults are the recipe `tops.yaml`, but for its quantiles; those of the shipped models are in
+    `dilepton.yaml` and `dilepton-point.yaml`.
     """
 
     model: AnyModelConfig = ModelConfig()
