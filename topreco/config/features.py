@@ -16,7 +16,10 @@ _REFUSED = (
     (r"tru(e|th)", "is of the truth"),
     (r"^Pileup_", "is the simulated pile-up, which data do not have"),
     (r"weight", "is a weight, which says how an event was simulated"),
-    (r"^(run|luminosityBlock|event|bunchCrossing|orbitNumber)$", "numbers events, which can only be memorised"),
+    (
+        r"^(run|luminosityBlock|event|bunchCrossing|orbitNumber)$",
+        "numbers events, which can only be memorised",
+    ),
     (r"^(dataset|sample)", "names the sample"),
 )
 """Expressions, without regard to case, of names that are no measurement, with the reason."""
@@ -97,7 +100,9 @@ class FeaturesConfig(Config):
     def _of_events(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             if name.startswith(("Jet_", "Electron_", "Muon_")) or "/" in name:
-                raise ValueError(f"{name!r}: a branch with one value per event expected, such as 'PV_npvsGood'")
+                raise ValueError(
+                    f"{name!r}: a branch with one value per event expected, such as 'PV_npvsGood'"
+                )
         return names
 
     @property

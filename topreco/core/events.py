@@ -257,8 +257,8 @@ class DileptonEvents(_Struct):
         -------
         inputs
             ``jet_working_points``, shape (n, max_jets), and of each kind that has names ``jet_features``,
-            shape (n, max_jets, F), ``lepton_features``, shape (n, 2, F), and ``event_features``, shape (n, F),
-            in the order of the names.
+            shape (n, max_jets, F), ``lepton_features``, shape (n, 2, F), and ``event_features``, shape
+            (n, F), in the order of the names.
 
         Raises
         ------
@@ -275,14 +275,22 @@ class DileptonEvents(_Struct):
                     "made again"
                 )
             inputs["jet_working_points"] = self.jet_working_points
+        elif self.jet_working_points is not None:
+            score = self.jet_btag[self.jet_mask]
+            if len(score) and np.isnan(score).all():
+                raise TopRecoError(
+                    "the model takes the b-tag score, and the events have only the number of working points "
+                    "that each jet passes"
+                )
         present = self.features or {}
         wanted = {kind: [f"{kind}:{name}" for name in names] for kind, names in features.items() if names}
         missing = [name for names in wanted.values() for name in names if name not in present]
         if missing:
+            kind, _, name = missing[0].partition(":")
             raise TopRecoError(
                 f"the model takes the feature {missing[0]!r}, which the events do not have; they have "
-                f"{', '.join(present) or 'none'}; selection.features, as "
-                f"selection.features.{missing[0].replace(':', '=[')}], keeps it, and a skim needs to be made again"
+                f"{', '.join(present) or 'none'}; selection.features.{kind}=[{name}] keeps it, and a skim "
+                "needs to be made again"
             )
         for kind, names in wanted.items():
             inputs[f"{kind}_features"] = np.stack([present[name] for name in names], axis=-1)

@@ -1,9 +1,8 @@
 """Selected events on disk: `DileptonEvents` and `Truth` as Parquet, one row per event, streamed by row group.
 
-Columns are named ``events.<field>``, ``events.features.<name>`` and ``truth.<field>``; arrays are (nested) fixed-size
-lists. Momenta are
-stored in single precision, which is what NanoAOD holds. The metadata entry ``topreco`` is JSON: format
-version, selection, dataset names, sums of generator weights and the cutflow.
+Columns are named ``events.<field>``, ``events.features.<name>`` and ``truth.<field>``; arrays are (nested)
+fixed-size lists. Momenta are stored in single precision, which is what NanoAOD holds. The metadata entry
+``topreco`` is JSON: format version, selection, dataset names, sums of generator weights and the cutflow.
 """
 
 import dataclasses

@@ -77,7 +77,9 @@ def read_features(
     muon = flavour == PDG_MUON
     for name in features.lepton:
         of_electrons, of_muons = lepton_branches(name)
-        values = _at(branches, of_electrons, lepton_index, ~muon) + _at(branches, of_muons, lepton_index, muon)
+        values = _at(branches, of_electrons, lepton_index, ~muon) + _at(
+            branches, of_muons, lepton_index, muon
+        )
         found[f"lepton:{name}"] = values
     for name in features.event:
         values = branches.read(name, key="features.event", per_event=True)

@@ -2,16 +2,23 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
-from topreco.config import FeaturesConfig, SelectionConfig, WorkingPoint, lepton_branches
+from topreco.config import FeaturesConfig, SelectionConfig, lepton_branches
 from topreco.config.presets import resolve_selection
 from topreco.core import fourvector
 from topreco.core.constants import M_ELECTRON, M_MUON, PDG_ELECTRON, PDG_MUON
 from topreco.core.errors import TopRecoError
-from topreco.core.events import BoolArray, DileptonEvents, FloatArray, IntArray, dataset_id
+from topreco.core.events import (
+    WORKING_POINTS,
+    BoolArray,
+    DileptonEvents,
+    FloatArray,
+    IntArray,
+    dataset_id,
+)
 from topreco.core.pairing import b_candidates
 
 ACCEPTED = (
@@ -57,8 +64,9 @@ def dilepton_events(
         - ``leptons``: any number per event, with pt, eta, phi, charge and pdgId; or in their place
           ``lepton_plus`` and ``lepton_minus``: one or None per event, with pt, eta, phi and pdgId;
         - ``jets``: any number per event, in any order, with pt, eta, phi, mass and the b-tag score, as
-          ``btag`` or under its name in NanoAOD (`selection.jet.btag`), and, in place of the count from that
-          score, ``working_points``, the number of working points passed;
+          ``btag`` or under its name in NanoAOD (`selection.jet.btag`); with it, or for networks that see no
+          score in its place, ``working_points``, the number of working points passed, which is else
+          counted from the score. Without score `selection.jet.working_point` says which of them is a tag;
         - ``met``: pt and phi;
         - features of `selection.features`: those of jets and leptons as fields of these under their names in
           NanoAOD without the collection (``PNetRegPtRawRes``), those of events beside ``met``
@@ -106,9 +114,11 @@ def dilepton_events(
     leptons, paired = _leptons(columns, features)
     fields = ak.fields(columns["jets"])
     btag = "btag" if "btag" in fields else config.jet.btag
-    counted = [_COUNTED] if _COUNTED in fields else []
+    counted = _COUNTED in fields
+    scored = not counted or btag in fields
     of_jets = {f"jet:{name}": name.removeprefix("Jet_") for name in features.jet}
-    others = tuple(dict.fromkeys((btag, *counted, *of_jets.values())))
+    of_tagger = [name for name, given in ((btag, scored), (_COUNTED, counted)) if given]
+    others = tuple(dict.fromkeys((*of_tagger, *of_jets.values())))
     jets = _objects(columns["jets"], "jets", (*_MOMENTUM, "mass"), others)
     n_jets = np.bincount(jets.event, minlength=len(paired))
     index = np.flatnonzero(paired & (n_jets >= _MIN_JETS))
@@ -123,12 +133,16 @@ def dilepton_events(
     padded = pad_in_falling_pt(row_of_event[jets.event], jets.values["pt"], len(index), config.jet.max_jets)
     mask = padded(np.ones(len(jets.event), dtype=bool))
     p4 = padded(fourvector.from_pt_eta_phi_mass(*(jets.values[name] for name in (*_MOMENTUM, "mass"))))
-    score = padded(b_tag_scores(jets.values[btag], f"reconstruct: jets {btag!r}")[0])
-    tagged = mask & (score > config.jet.btag_threshold)
     if counted:
         _require((_COUNTED,), jets.values, "jets")
         points = padded(_checked_counts(jets.values[_COUNTED]))
+    if scored:
+        score = padded(b_tag_scores(jets.values[btag], f"reconstruct: jets {btag!r}")[0])
+        tagged = mask & (score > config.jet.btag_threshold)
     else:
+        score = np.where(mask, np.nan, 0.0)
+        tagged = points > WORKING_POINTS.index(config.jet.working_point)
+    if not counted:
         points = count_working_points(score, config.jet.btag_working_points)
     values = {name: padded(jets.values[field]) for name, field in of_jets.items()}
     values |= _lepton_features(leptons, features, index, flavour)
@@ -161,7 +175,7 @@ def dilepton_events(
 
 def _checked_counts(counts: FloatArray) -> IntArray:
     """Numbers of working points passed, as integers."""
-    most = len(get_args(WorkingPoint))
+    most = len(WORKING_POINTS)
     wrong = counts[~np.isin(counts, np.arange(most + 1))]
     if wrong.size:
         raise TopRecoError(

@@ -172,9 +172,7 @@ def select_objects(objects: Objects, config: SelectionConfig, *, dataset: str) -
         event=objects.event[index],
         weight=weight[index],
         jet_working_points=count_working_points(jets.btag[passed], config.jet.btag_working_points),
-        features=read_features(
-            objects.branches, config.features, index, lepton_index, flavour, jet_index
-        ),
+        features=read_features(objects.branches, config.features, index, lepton_index, flavour, jet_index),
     )
     return IndexedSelection(selected, index, cutflow, lepton_index, jet_index)
 

@@ -283,5 +283,6 @@ def _check_feature(name: str, values: Tensor, std: Tensor) -> None:
     # What is left of the rounding of single precision is no variation.
     if not std > 1e-6 * values.abs().max():
         raise TopRecoError(
-            f"tokens.features.{key}: {branch!r} is {values[0]:g} in all training events, so nothing can be learnt from it; leave it out"
+            f"tokens.features.{key}: {branch!r} is {values[0]:g} in all training events, so nothing can be "
+            "learnt from it; leave it out"
         )

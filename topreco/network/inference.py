@@ -205,7 +205,9 @@ def _forward(
 def _finite(inputs: Inputs) -> Bool[Tensor, " n"]:
     """True where everything that exists in an event is finite, shape (n,)."""
     padded = ~inputs.jet_mask
-    finite = inputs.jets.isfinite().all(-1) & inputs.jet_btag.isfinite()
+    finite = inputs.jets.isfinite().all(-1)
+    if inputs.jet_working_points is None:
+        finite &= inputs.jet_btag.isfinite()
     if inputs.jet_features is not None:
         finite &= inputs.jet_features.isfinite().all(-1)
     everything = (finite | padded).all(-1)

@@ -6,21 +6,22 @@ anything but reconstructed quantities: no truth, no generator weight, no event n
 The order of tokens is fixed: ℓ⁺, ℓ⁻, the jets, MET and, where configured, the b candidates for ℓ⁺ and ℓ⁻.
 Readout tokens and spurions follow; they belong to the encoder (`topreco.network.encoder`).
 
-The scalars of a token are, in this order (`token_features` names them, and the schema in a model file keeps the
-names):
+The scalars of a token are, in this order (`token_features` names them, and the schema in a model file keeps
+the names):
 
 1. the one-hot of its type, ``type_…``, one for each of `TOKEN_TYPES`;
 2. ``charge``, ``muon``; ``btag``, only where `tokens.btag` is ``score``; ``tagged``;
 3. with `tokens.b_candidates` ``flag``, ``b_candidate_plus`` and ``b_candidate_minus``;
-4. with `tokens.btag` ``working_points``, ``passes_L``, ``passes_M``, ``passes_T``, ``passes_XT``, ``passes_XXT``:
-   1 for each working point that the jet passes, which makes the step from one to the next a step of one weight;
-5. the features of `tokens.features`: ``jet:NAME`` of jets and b candidates, ``lepton:NAME`` of ℓ⁺ and ℓ⁻, then
-   ``event:NAME``, the same on all of these tokens and MET.
+4. with `tokens.btag` ``working_points``, ``passes_L``, ``passes_M``, ``passes_T``, ``passes_XT`` and
+   ``passes_XXT``: 1 for each working point that the jet passes, so that going from one to the next is one
+   weight;
+5. the features of `tokens.features`: ``jet:NAME`` of jets and b candidates, ``lepton:NAME`` of ℓ⁺ and ℓ⁻,
+   then ``event:NAME``, the same on all of these tokens and MET.
 
-Inside an encoder, ``log_scale`` follows where the normalisation is that of the event (`encoder_features`), and
-then the `query_scalars` of its readout tokens. What a configuration adds, it adds to the end of what the token has;
-the columns of a layer that reads scalars of two configurations correspond by these names. A feature has no meaning,
-and is zero, on tokens that it does not belong to (`feature_applies`).
+Inside an encoder, ``log_scale`` follows where the normalisation is that of the event (`encoder_features`),
+and then the `query_scalars` of its readout tokens. What a configuration adds stands after all else that the
+token has. The columns of the layers that read the scalars of two configurations correspond by name. A feature
+has no meaning, and is zero, on tokens that it does not belong to (`feature_applies`).
 """
 
 import hashlib
@@ -70,7 +71,8 @@ _APPLIES_TO = {
     "lepton:": _LEPTONS,
     "event:": _JETS | _LEPTONS | {"met"},
 }
-"""Types of tokens for which a feature has a meaning; all where nothing is said. Own features go by their kind."""
+"""Types of tokens for which a feature has a meaning; all where nothing is said. Those of `tokens.features` go
+by their kind."""
 
 # Two leptons above 20 GeV have more mass than this, unless rounding destroys it.
 MASS_FLOOR = 1.0

@@ -1,8 +1,9 @@
 """Trained networks as ONNX: one file that any onnxruntime evaluates without torch (extra `onnx`).
 
-Inputs are the objects of events in GeV, the fields of `topreco.network.tokens.Inputs` that the network sees, output is `p4` in
-GeV and, of models with quantiles, `quantiles` and `p4_std`, see `topreco.network.tasks.quantiles.Spread`. Of
-a posterior it is also `means` and, from the further input `noise` of shape (n, k, 6), `samples`.
+Inputs are the objects of events in GeV, the fields of `topreco.network.tokens.Inputs` that the network sees.
+Output is `p4` in GeV and, of models with quantiles, `quantiles` and `p4_std`, see
+`topreco.network.tasks.quantiles.Spread`. Of a posterior it is also `means` and, from the further input
+`noise` of shape (n, k, 6), `samples`.
 Tokens, spurions, normalisation and head are inside; numbers of events and jets are free. The file carries the
 metadata of the model file as `metadata_props["topreco"]`, and ends with a digest of all before.
 

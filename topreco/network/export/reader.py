@@ -18,9 +18,10 @@ any. With arrays of the n events that pass your selection of two leptons and at 
     tops.quantiles["m_tt"], tops.quality  # of models with uncertainties, see Tops
     tops.observables["c_han"]  # of a posterior, for which p4 is not the best answer to every question
 
-A model that sees features of your own (`TopModel.features` names them) takes them as features={"PV_npvsGood":
-(n,), "pfRelIso03_all": (n, 2), "Jet_PNetRegPtRawRes": (n, any number of jets)}, and one that sees working points
-counts them with its setting `btag_working_points`, or takes jet_working_points=...  # (n, any number of jets)
+A model that sees features of your own (`TopModel.features` names them) takes them by name as `features`, see
+`make_objects`. One that sees the working points that a jet passes counts them with its setting
+`btag_working_points`, or takes `jet_working_points`, of the shape of the scores. Who has nothing but these
+numbers gives them as `jet_btag` too: `btag_threshold` 1.5 is medium.
 
 Momenta, masses and MET are in GeV. Jets need no order; a slot with pT = 0, or one that a numpy mask hides, is
 empty. In awkward, `ak.to_numpy(ak.pad_none(jets.pt, 12, clip=True))` is such an array; leptons are
@@ -337,7 +338,8 @@ class TopModel:
         Parameters
         ----------
         objects
-            The arrays of `TopModel.inputs`, as `make_objects` gives them; other types of numbers are converted.
+            The arrays of `TopModel.inputs`, as `make_objects` gives them; other types of numbers are
+            converted.
         fold
             See a call.
         quantiles
@@ -496,7 +498,9 @@ def _checked_fold(path: Path, fold: Any, n: int, folds: int) -> Array:
 
 def _finite(inputs: Mapping[str, Array]) -> Array:
     """True where everything that exists in an event is finite, shape (n,)."""
-    jets = np.isfinite(inputs["jets"]).all(axis=-1) & np.isfinite(inputs["jet_btag"])
+    jets = np.isfinite(inputs["jets"]).all(axis=-1)
+    if "jet_working_points" not in inputs:
+        jets &= np.isfinite(inputs["jet_btag"])
     if "jet_features" in inputs:
         jets &= np.isfinite(inputs["jet_features"]).all(axis=-1)
     finite = (jets | ~inputs["jet_mask"]).all(axis=-1)
