@@ -508,7 +508,7 @@ def _finite(inputs: Mapping[str, Array]) -> Array:
         finite &= np.isfinite(inputs[name]).all(axis=-1)
     for name in ("lepton_features", "event_features"):
         if name in inputs:
-            finite &= np.isfinite(inputs[name]).reshape(len(finite), -1).all(axis=-1)
+            finite &= np.isfinite(inputs[name]).reshape(len(inputs["met"]), -1).all(axis=-1)
     return np.asarray(finite)
 
 
