@@ -93,7 +93,7 @@ def test_names_that_are_none(features, message):
 
 def test_another_name_in_the_file_hides_nothing():
     with pytest.raises(
-        ValidationError, match="'Jet_hadronFlavour', taken for Jet_mine of features.jet, tells"
+        ValidationError, match=r"'Jet_hadronFlavour', taken for Jet_mine of features\.jet, tells"
     ):
         SelectionConfig(features={"jet": ["Jet_mine"]}, branches={"Jet_mine": "Jet_hadronFlavour"})
     selection = SelectionConfig(branches={"Jet_mine": "Jet_hadronFlavour"})

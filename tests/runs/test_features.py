@@ -57,7 +57,7 @@ def trained(skim, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     content = {
         "model": {
-            "backbone": {"kind": "lgatr_slim", "blocks": 1, "vector_channels": 4, "scalar_channels": 8, "heads": 1},
+            "backbone": {"blocks": 1, "vector_channels": 4, "scalar_channels": 8, "heads": 1},
             "tokens": {"btag": "working_points", "features": FEATURES},
         },
         "data": {"files": [str(skim)]},
