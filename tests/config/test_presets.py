@@ -205,7 +205,9 @@ def test_ul2018_files_are_selected_as_without_presets():
     """The shipped models were trained for this selection."""
     resolved = resolve_selection(SelectionConfig(), V9)
     assert (resolved.preset, resolved.era) == ("nano_v9", "UL2018")
-    same = resolved.model_copy(update={"preset": None, "era": None})
+    assert resolved.jet.btag_working_points == {"L": 0.0490, "M": 0.2783, "T": 0.7100}
+    jet = resolved.jet.model_copy(update={"btag_working_points": None})
+    same = resolved.model_copy(update={"preset": None, "era": None, "jet": jet})
     assert same == SelectionConfig()
 
 

@@ -159,7 +159,7 @@ def test_isolation_counts_the_cone_without_the_lepton(rng):
 @pytest.mark.parametrize("pt", [40.0, 120.0])
 def test_btag_efficiency_at_the_medium_working_point(flavour, pt, rng):
     n = 200_000
-    score = detector.btag_score(np.full(n, flavour), np.full(n, pt), np.zeros(n), rng)
+    score = detector.btag_score(np.full(n, flavour), np.full(n, pt), np.zeros(n), rng.standard_normal(n))
     expected = detector.btag_efficiency(np.array([flavour]), np.array([pt]))[0]
     assert (score > detector.MEDIUM_WORKING_POINT).mean() == pytest.approx(expected, abs=0.004)
     assert ((score > 0) & (score < 1)).all()
@@ -170,12 +170,30 @@ def test_btag_score_orders_bands_by_purity(rng):
     edges = np.array([0.0490, 0.12, 0.2783, 0.5, 0.7100, 0.9, 1.0])
     histogram = {
         flavour: np.histogram(
-            detector.btag_score(np.full(n, flavour), np.full(n, 60.0), np.zeros(n), rng), edges
+            detector.btag_score(np.full(n, flavour), np.full(n, 60.0), np.zeros(n), rng.standard_normal(n)),
+            edges,
         )[0]
         for flavour in (5, 0)
     }
     assert (np.diff(histogram[5] / histogram[0]) > 0).all()
 
 
+@pytest.mark.parametrize("flavour", [5, 4, 0])
+def test_second_tagger_has_its_efficiencies_at_all_working_points(flavour, rng):
+    n = 400_000
+    flavours, eta, normal = np.full(n, flavour), np.zeros(n), rng.standard_normal(n)
+    score = detector.deepcsv_score(flavours, eta, normal, rng)
+    for threshold, expected in zip(
+        detector.DEEPCSV_WORKING_POINTS, detector.DEEPCSV_EFFICIENCIES[flavour], strict=True
+    ):
+        error = np.sqrt(expected * (1 - expected) / n)
+        assert (score > threshold).mean() == pytest.approx(expected, abs=5 * error)
+    first = detector.btag_score(flavours, np.full(n, 60.0), eta, normal)
+    alike = np.corrcoef(*(np.log(s / (1 - s)) for s in (first, score)))[0, 1]
+    assert 0.6 < alike < 0.75
+
+
 def test_no_btag_outside_the_tracker(rng):
-    assert (detector.btag_score(np.full(3, 5), np.full(3, 50.0), np.array([2.6, -3.0, 4.0]), rng) == 0).all()
+    flavour, eta, normal = np.full(3, 5), np.array([2.6, -3.0, 4.0]), rng.standard_normal(3)
+    assert (detector.btag_score(flavour, np.full(3, 50.0), eta, normal) == 0).all()
+    assert (detector.deepcsv_score(flavour, eta, normal, rng) == 0).all()

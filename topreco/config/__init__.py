@@ -12,6 +12,7 @@ from topreco.config.base import (
     shipped_configs,
     shipped_folder,
 )
+from topreco.config.features import FeaturesConfig, lepton_branches
 from topreco.config.fileset import FileDetails, is_fileset
 from topreco.config.model import (
     AnyModelConfig,
@@ -51,6 +52,7 @@ from topreco.config.selection import (
     JetVetoMap,
     MuonSelection,
     SelectionConfig,
+    WorkingPoint,
 )
 from topreco.config.study import StudyConfig, load_study
 from topreco.config.systematics import (
@@ -85,6 +87,7 @@ __all__ = [
     "DataConfig",
     "ElectronSelection",
     "EncoderConfig",
+    "FeaturesConfig",
     "FileDetails",
     "FitConfig",
     "HeadKind",
@@ -124,11 +127,13 @@ __all__ = [
     "ValidationConfig",
     "VelocityConfig",
     "WeightSource",
+    "WorkingPoint",
     "build_config",
     "dump_config",
     "files_of",
     "find_config",
     "is_fileset",
+    "lepton_branches",
     "load_config",
     "load_study",
     "read_yaml",

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from topreco.config.base import Config, Fraction, Mass, Positive, PositiveInt
+from topreco.config.features import FeaturesConfig
 from topreco.core.constants import M_TOP
 
 
@@ -13,6 +14,11 @@ class TokensConfig(Config):
 
     max_jets: Annotated[int, Field(ge=2)] = 6
     b_candidates: Literal["token", "flag", "none"] = "flag"
+    btag: Literal["score", "working_points"] = "score"
+    """The b-tag score itself, or which of the tagger's working points L, M, T, XT and XXT a jet passes: then
+    one model serves every tagger and era, and sees what there are scale factors for."""
+    features: FeaturesConfig = FeaturesConfig()
+    """Further inputs, which the skims must have (`selection.features`)."""
 
 
 class NormalisationConfig(Config):

@@ -7,14 +7,16 @@ wins over the preset, which wins over the defaults of `SelectionConfig`.
 import functools
 from collections.abc import Collection
 from collections.abc import Set as AbstractSet
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
 from topreco.config import (
     Config,
     ConfigError,
+    JetSelection,
     SelectionConfig,
+    WorkingPoint,
     build_config,
     read_yaml,
     shipped_folder,
@@ -22,7 +24,7 @@ from topreco.config import (
 from topreco.config.base import merged
 from topreco.core.errors import nearest
 
-_WHOLE = ("branches",)
+_WHOLE = ("branches", "btag_working_points")
 """Keys that a later source replaces as a whole."""
 
 NO_PRESET = "none"
@@ -103,7 +105,7 @@ class WorkingPoints(Config):
 
     source: str
     checked: tuple[str, ...]
-    taggers: dict[str, dict[Literal["L", "M", "T", "XT", "XXT"], float]]
+    taggers: dict[str, dict[WorkingPoint, float]]
 
 
 @functools.cache
@@ -241,6 +243,19 @@ def btag_threshold(era: str, tagger: str, working_point: str) -> float:
     )
 
 
+def tagger_working_points(era: str | None, jet: JetSelection) -> dict[WorkingPoint, float] | None:
+    """Scores at the working points of a selection's tagger, None if they are not known here.
+
+    Without an era they are those of DeepJet in UL2018 where `btag_threshold` is that of the default.
+    """
+    default = JetSelection()
+    if era is None:
+        if (jet.btag, jet.btag_threshold) != (default.btag, default.btag_threshold):
+            return None
+        era = "UL2018"
+    return working_points()[era].taggers.get(jet.btag) if era in working_points() else None
+
+
 def resolve_selection(
     config: SelectionConfig, branches: Collection[str], evidence: Evidence = NO_EVIDENCE
 ) -> SelectionConfig:
@@ -295,6 +310,10 @@ def resolve_selection(
             content = merged(content, {"jet": {"btag_threshold": threshold}}, whole=_WHOLE)
         elif "working_point" in given.get("jet", {}):
             raise ConfigError("selection.jet.working_point: means nothing without selection.era")
+    if given.get("jet", {}).get("btag_working_points") is None:
+        jet = build_config(SelectionConfig, content, "selection").jet
+        points = tagger_working_points(era, jet)
+        content = merged(content, {"jet": {"btag_working_points": points}}, whole=_WHOLE)
     if config.cuts.met_filters == "preset":
         if filters is None:
             raise ConfigError(

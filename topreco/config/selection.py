@@ -1,14 +1,19 @@
 """Configuration of the event selection."""
 
+import itertools
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from topreco.config.base import Config, ConfigError, Fraction, NonNegative, Positive
+from topreco.config.features import FeaturesConfig, refused
 from topreco.core.constants import M_Z
 from topreco.core.folders import differences
+
+WorkingPoint = Literal["L", "M", "T", "XT", "XXT"]
+"""Working points of b taggers, from the loosest on."""
 
 
 def _text_of_year(value: Any) -> Any:
@@ -57,12 +62,28 @@ class JetSelection(Config):
     min_jets: Annotated[int, Field(ge=0)] = 2
     min_btags: Annotated[int, Field(ge=0)] = 1
     btag: str = "btagDeepFlavB"
-    working_point: Literal["L", "M", "T", "XT", "XXT"] = "M"
+    working_point: WorkingPoint = "M"
     """Gives `btag_threshold`, where that is not set, from `presets/working_points.yaml`."""
     btag_threshold: float = 0.2783
     """The default, without an era, is DeepJet medium of UL2018."""
+    btag_working_points: dict[WorkingPoint, float] | None = None
+    """Scores at all working points of the tagger, from L on, which jets are counted by; null takes those of
+    era and tagger from `presets/working_points.yaml`."""
     max_jets: Annotated[int, Field(ge=2)] = 12
     """Leading jets kept per event."""
+
+    @field_validator("btag_working_points")
+    @classmethod
+    def _rising_from_loose(cls, points: dict[WorkingPoint, float] | None) -> dict[WorkingPoint, float] | None:
+        if points is None:
+            return None
+        names = get_args(WorkingPoint)[: len(points)]
+        if not points or set(points) != set(names):
+            raise ValueError(f"{', '.join(points) or 'nothing'} found, L or L, M, ... without gaps expected")
+        ordered = {name: points[name] for name in names}
+        if any(b <= a for a, b in itertools.pairwise(ordered.values())):
+            raise ValueError(f"{', '.join(map(str, ordered.values()))} found, rising scores expected")
+        return ordered
 
     @model_validator(mode="after")
     def _recipe_has_bit(self) -> Self:
@@ -149,8 +170,31 @@ class SelectionConfig(Config):
     channels: tuple[Literal["ee", "emu", "mumu"], ...] = ("ee", "emu", "mumu")
     m_lb_max: Positive = 180.0
     """Largest lepton–b mass of a b candidate."""
+    features: FeaturesConfig = FeaturesConfig()
+    """Further branches that events carry, for networks that see them. `topreco run` and `topreco.reconstruct`
+    add those that their models need."""
     pepper: PepperSelection = PepperSelection()
     cuts: CutsConfig = CutsConfig()
+
+    @model_validator(mode="after")
+    def _features_are_measured(self) -> Self:
+        for branch, key in self.features.branches.items():
+            stored = self.branches.get(branch, branch)
+            if (reason := refused(stored)) is not None:
+                raise ValueError(
+                    f"branches: {stored!r}, taken for {branch} of {key}, {reason}; only reconstructed "
+                    "quantities can be features"
+                )
+        return self
+
+    def with_features(self, features: Iterable[FeaturesConfig]) -> Self:
+        """The selection with further features; itself if it has them all."""
+        joined = self.features.joined(features)
+        if joined == self.features:
+            return self
+        # Validated, as the names in the file may be those of generator branches.
+        content = self.model_dump(exclude_unset=True) | {"features": joined.model_dump()}
+        return type(self).model_validate(content)
 
     def in_file(self, names: Iterable[str]) -> list[str]:
         """Names of branches as the file has them, see `branches`."""

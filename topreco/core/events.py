@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ CHANNELS = ("ee", "emu", "mumu")
 
 PRODUCTIONS = ("gg", "qq", "other")
 """Partonic initial states; `Truth.production` indexes this tuple."""
+
+WORKING_POINTS = ("L", "M", "T", "XT", "XXT")
+"""Working points of b taggers, which `DileptonEvents.jet_working_points` counts from the loosest on."""
 
 QUANTILE_LEVELS = (0.025, 0.16, 0.5, 0.84, 0.975)
 """Levels of `TopPair.quantiles`: limits of the central 95 % and 68 % intervals, and the median between."""
@@ -74,6 +77,9 @@ def hashed_uniform(salt: int, *parts: npt.ArrayLike) -> FloatArray:
 class _Struct:
     """A struct of arrays, and mappings of arrays, over events: length, indexing, concatenation."""
 
+    _KEPT_IF_COMMON: ClassVar[tuple[str, ...]] = ()
+    """Fields of which a concatenation keeps what all parts have."""
+
     def __len__(self) -> int:
         first = dataclasses.fields(self)[0]  # type: ignore[arg-type]
         return len(getattr(self, first.name))
@@ -95,6 +101,8 @@ class _Struct:
         columns: dict[str, Any] = {}
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             values = [getattr(part, field.name) for part in parts]
+            if field.name in cls._KEPT_IF_COMMON:
+                values = _common(values)
             absent = [value is None for value in values]
             if any(absent) and not all(absent):
                 raise TopRecoError(
@@ -122,6 +130,16 @@ class _Struct:
             ):
                 wanted = "(" + ", ".join("any" if e is None else str(e) for e in expected) + ")"
                 raise TopRecoError(f"{type(self).__name__}.{name}: shape {found} found, {wanted} expected")
+
+
+def _common(values: Sequence[Any]) -> list[Any]:
+    """An optional column of all parts, with None, or without some entries, if a part lacks them."""
+    if any(value is None for value in values):
+        return [None] * len(values)
+    if not isinstance(values[0], Mapping):
+        return list(values)
+    names = [name for name in values[0] if all(name in value for value in values)]
+    return [{name: value[name] for name in names} for value in values]
 
 
 def _picked(value: Any, index: Any) -> Any:
@@ -160,7 +178,16 @@ class DileptonEvents(_Struct):
         As in NanoAOD, shape (n,); `event` has 64 bits.
     weight
         Signed event weight, 1 in data, shape (n,).
+    jet_working_points
+        How many of `WORKING_POINTS` the score passes, of those that the tagger has, zero where padded, shape
+        (n, max_jets); None where they are not known.
+    features
+        Further reconstructed quantities, as `topreco.config.FeaturesConfig` names them: ``jet:NAME`` of shape
+        (n, max_jets), zero where padded; ``lepton:NAME`` of ℓ⁺ and ℓ⁻, shape (n, 2); ``event:NAME``, shape
+        (n,). None for none.
     """
+
+    _KEPT_IF_COMMON = ("jet_working_points", "features")
 
     lepton_plus: FloatArray
     lepton_minus: FloatArray
@@ -176,6 +203,8 @@ class DileptonEvents(_Struct):
     luminosity_block: IntArray
     event: IntArray
     weight: FloatArray
+    jet_working_points: IntArray | None = None
+    features: Mapping[str, FloatArray] | None = None
 
     def __post_init__(self) -> None:
         max_jets = np.shape(self.jet_mask)[-1]
@@ -195,8 +224,77 @@ class DileptonEvents(_Struct):
                 "luminosity_block": (),
                 "event": (),
                 "weight": (),
+                "jet_working_points": (max_jets,),
             }
         )
+        tails: dict[str, tuple[int, ...]] = {"jet": (max_jets,), "lepton": (2,), "event": ()}
+        for name, values in (self.features or {}).items():
+            tail = tails.get(name.partition(":")[0])
+            if tail is None:
+                raise TopRecoError(
+                    f"DileptonEvents.features: {name!r} found, a name such as 'jet:Jet_mass', "
+                    "'lepton:pfRelIso03_all' or 'event:PV_npvsGood' expected"
+                )
+            if np.shape(values) != (len(self), *tail):
+                raise TopRecoError(
+                    f"DileptonEvents.features[{name!r}]: shape {np.shape(values)} found, "
+                    f"{(len(self), *tail)} expected"
+                )
+
+    def further_inputs(
+        self, *, working_points: bool, features: Mapping[str, Sequence[str]]
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Inputs of a network beyond those that every network has.
+
+        Parameters
+        ----------
+        working_points
+            Give the number of working points that each jet passes.
+        features
+            Names by kind: jet, lepton, event.
+
+        Returns
+        -------
+        inputs
+            ``jet_working_points``, shape (n, max_jets), and of each kind that has names ``jet_features``,
+            shape (n, max_jets, F), ``lepton_features``, shape (n, 2, F), and ``event_features``, shape
+            (n, F), in the order of the names.
+
+        Raises
+        ------
+        TopRecoError
+            If the events lack some of it.
+        """
+        inputs: dict[str, npt.NDArray[Any]] = {}
+        if working_points:
+            if self.jet_working_points is None:
+                raise TopRecoError(
+                    "the model takes the number of working points that each jet passes (tokens.btag), which "
+                    "the events do not have: no working points of their tagger and era are known; "
+                    "selection.era, or selection.jet.btag_working_points, gives them, and a skim needs to be "
+                    "made again"
+                )
+            inputs["jet_working_points"] = self.jet_working_points
+        elif self.jet_working_points is not None:
+            score = self.jet_btag[self.jet_mask]
+            if len(score) and np.isnan(score).all():
+                raise TopRecoError(
+                    "the model takes the b-tag score, and the events have only the number of working points "
+                    "that each jet passes"
+                )
+        present = self.features or {}
+        wanted = {kind: [f"{kind}:{name}" for name in names] for kind, names in features.items() if names}
+        missing = [name for names in wanted.values() for name in names if name not in present]
+        if missing:
+            kind, _, name = missing[0].partition(":")
+            raise TopRecoError(
+                f"the model takes the feature {missing[0]!r}, which the events do not have; they have "
+                f"{', '.join(present) or 'none'}; selection.features.{kind}=[{name}] keeps it, and a skim "
+                "needs to be made again"
+            )
+        for kind, names in wanted.items():
+            inputs[f"{kind}_features"] = np.stack([present[name] for name in names], axis=-1)
+        return inputs
 
     @property
     def channel(self) -> IntArray:

@@ -1,8 +1,8 @@
 """Selected events on disk: `DileptonEvents` and `Truth` as Parquet, one row per event, streamed by row group.
 
-Columns are named ``events.<field>`` and ``truth.<field>``; arrays are (nested) fixed-size lists. Momenta are
-stored in single precision, which is what NanoAOD holds. The metadata entry ``topreco`` is JSON: format
-version, selection, dataset names, sums of generator weights and the cutflow.
+Columns are named ``events.<field>``, ``events.features.<name>`` and ``truth.<field>``; arrays are (nested)
+fixed-size lists. Momenta are stored in single precision, which is what NanoAOD holds. The metadata entry
+``topreco`` is JSON: format version, selection, dataset names, sums of generator weights and the cutflow.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from topreco.core.files import complete_file
 FORMAT_VERSION = 1
 _METADATA_KEY = b"topreco"
 _KINDS = {"events": DileptonEvents, "truth": Truth}
+_WORKING_POINTS, _FEATURES = "events.jet_working_points", "events.features."
 _MIXED = "all events of a skim need the same columns, so either all have truth or none"
 # Every other floating-point column is a momentum or a score, which NanoAOD holds in single precision.
 _DOUBLE = {"weight"}
@@ -212,7 +213,12 @@ def _digest(metadata: Mapping[str, Any]) -> str:
 
 
 def _column_names(prefix: str) -> list[str]:
-    return [f"{prefix}.{field.name}" for field in dataclasses.fields(_KINDS[prefix])]
+    return [f"{prefix}.{field.name}" for field in _required_fields(prefix)]
+
+
+def _required_fields(prefix: str) -> list[Any]:
+    """Fields that every skim has, in which there is more than in old ones."""
+    return [f for f in dataclasses.fields(_KINDS[prefix]) if f.default is dataclasses.MISSING]
 
 
 def _to_table(events: DileptonEvents, truth: Truth | None) -> pa.Table:
@@ -220,11 +226,17 @@ def _to_table(events: DileptonEvents, truth: Truth | None) -> pa.Table:
     for prefix, struct in (("events", events), ("truth", truth)):
         if struct is None:
             continue
-        for field in dataclasses.fields(struct):
+        for field in _required_fields(prefix):
             values = np.asarray(getattr(struct, field.name))
             if values.dtype == np.float64 and field.name not in _DOUBLE:
                 values = values.astype(np.float32)
             columns[f"{prefix}.{field.name}"] = _to_arrow(values)
+    if events.jet_working_points is not None:
+        columns[_WORKING_POINTS] = _to_arrow(events.jet_working_points.astype(np.int8))
+    # Beyond single precision is an infinity, of which a training says which feature has it.
+    with np.errstate(over="ignore"):
+        for name, values in (events.features or {}).items():
+            columns[f"{_FEATURES}{name}"] = _to_arrow(values.astype(np.float32))
     return pa.table(columns)
 
 
@@ -235,18 +247,32 @@ def _to_arrow(values: np.ndarray[Any, Any]) -> pa.Array:
     return array
 
 
-def _from_table(table: pa.Table, prefix: str) -> dict[str, np.ndarray[Any, Any]]:
-    content = {}
-    for field in dataclasses.fields(_KINDS[prefix]):
-        column = table.column(f"{prefix}.{field.name}")
-        # After combine_chunks a table has one chunk per column, or none when it is empty.
-        array = column.chunk(0) if column.num_chunks else pa.array([], column.type)
-        shape = [len(array)]
-        while pa.types.is_fixed_size_list(array.type):
-            shape.append(array.type.list_size)
-            array = array.flatten()
-        if not _LEAVES[field.type](array.type) or array.null_count:
-            raise SkimError(f"'{prefix}.{field.name}' holds {array.type} with {array.null_count} nulls")
-        values = array.to_numpy(zero_copy_only=False).reshape(shape)
-        content[field.name] = values.astype(np.float64) if values.dtype == np.float32 else values
+def _from_table(table: pa.Table, prefix: str) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        field.name: _column(table, f"{prefix}.{field.name}", field.type) for field in _required_fields(prefix)
+    }
+    if prefix != "events":
+        return content
+    if _WORKING_POINTS in table.column_names:
+        content["jet_working_points"] = _column(table, _WORKING_POINTS, IntArray)
+    stored = [name for name in table.column_names if name.startswith(_FEATURES)]
+    if stored:
+        content["features"] = {
+            name.removeprefix(_FEATURES): _column(table, name, FloatArray) for name in stored
+        }
     return content
+
+
+def _column(table: pa.Table, name: str, kind: Any) -> np.ndarray[Any, Any]:
+    """A column as an array; kind is a key of `_LEAVES`."""
+    column = table.column(name)
+    # After combine_chunks a table has one chunk per column, or none when it is empty.
+    array = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+    shape = [len(array)]
+    while pa.types.is_fixed_size_list(array.type):
+        shape.append(array.type.list_size)
+        array = array.flatten()
+    if not _LEAVES[kind](array.type) or array.null_count:
+        raise SkimError(f"{name!r} holds {array.type} with {array.null_count} nulls")
+    values = array.to_numpy(zero_copy_only=False).reshape(shape)
+    return values.astype(np.float64) if values.dtype == np.float32 else values

@@ -6,12 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from topreco.config import SelectionConfig
+from topreco.config import FeaturesConfig, SelectionConfig, lepton_branches
 from topreco.config.presets import resolve_selection
 from topreco.core import fourvector
 from topreco.core.constants import M_ELECTRON, M_MUON, PDG_ELECTRON, PDG_MUON
 from topreco.core.errors import TopRecoError
-from topreco.core.events import BoolArray, DileptonEvents, FloatArray, IntArray, dataset_id
+from topreco.core.events import (
+    WORKING_POINTS,
+    BoolArray,
+    DileptonEvents,
+    FloatArray,
+    IntArray,
+    dataset_id,
+)
 from topreco.core.pairing import b_candidates
 
 ACCEPTED = (
@@ -24,12 +31,16 @@ _APPLICABLE = (
     "jet.btag",
     "jet.working_point",
     "jet.btag_threshold",
+    "jet.btag_working_points",
     "jet.max_jets",
     "m_lb_max",
+    "features",
 )
 _MOMENTUM = ("pt", "eta", "phi")
 _KEY = ("run", "luminosityBlock", "event")
 _MIN_JETS = 2
+_COUNTED = "working_points"
+"""Field of own jets with the number of working points passed."""
 
 
 def dilepton_events(
@@ -53,12 +64,17 @@ def dilepton_events(
         - ``leptons``: any number per event, with pt, eta, phi, charge and pdgId; or in their place
           ``lepton_plus`` and ``lepton_minus``: one or None per event, with pt, eta, phi and pdgId;
         - ``jets``: any number per event, in any order, with pt, eta, phi, mass and the b-tag score, as
-          ``btag`` or under its name in NanoAOD (`selection.jet.btag`);
+          ``btag`` or under its name in NanoAOD (`selection.jet.btag`); with it, or for networks that see no
+          score in its place, ``working_points``, the number of working points passed, which is else
+          counted from the score. Without score `selection.jet.working_point` says which of them is a tag;
         - ``met``: pt and phi;
+        - features of `selection.features`: those of jets and leptons as fields of these under their names in
+          NanoAOD without the collection (``PNetRegPtRawRes``), those of events beside ``met``
+          (``PV_npvsGood``);
         - ``run``, ``luminosityBlock`` and ``event``, as in NanoAOD.
     selection
-        Name and working point of the b tagger, directly or by `preset` and `era`; number of jets to keep;
-        largest lepton–b mass of a b candidate.
+        Name and working points of the b tagger, directly or by `preset` and `era`; number of jets to keep;
+        largest lepton–b mass of a b candidate; features to take.
     dataset
         Name of the dataset, which enters the key of each event.
     needs_key
@@ -81,26 +97,35 @@ def dilepton_events(
     """
     import awkward as ak
 
+    from topreco.input.features import count_working_points
     from topreco.input.objects import b_tag_scores, pad_in_falling_pt
 
     given = SelectionConfig() if selection is None else selection
     given.require_effect(_APPLICABLE, "your own objects")
     config = resolve_selection(given, ())
-    columns = _columns(objects)
+    features = config.features
+    columns = _columns(objects, features)
     absent = [key for key in _KEY if key not in columns]
     if absent and needs_key:
         raise TopRecoError(
             f"reconstruct: {absent[0]!r} is missing; predictions of the method depend on run, "
             "luminosityBlock and event, so add all three to the objects"
         )
-    leptons, paired = _leptons(columns)
-    btag = "btag" if "btag" in ak.fields(columns["jets"]) else config.jet.btag
-    jets = _objects(columns["jets"], "jets", (*_MOMENTUM, "mass"), (btag,))
+    leptons, paired = _leptons(columns, features)
+    fields = ak.fields(columns["jets"])
+    btag = "btag" if "btag" in fields else config.jet.btag
+    counted = _COUNTED in fields
+    scored = not counted or btag in fields
+    of_jets = {f"jet:{name}": name.removeprefix("Jet_") for name in features.jet}
+    of_tagger = [name for name, given in ((btag, scored), (_COUNTED, counted)) if given]
+    others = tuple(dict.fromkeys((*of_tagger, *of_jets.values())))
+    jets = _objects(columns["jets"], "jets", (*_MOMENTUM, "mass"), others)
     n_jets = np.bincount(jets.event, minlength=len(paired))
     index = np.flatnonzero(paired & (n_jets >= _MIN_JETS))
     (p4_plus, flavour_plus), (p4_minus, flavour_minus) = (
         _lepton(lepton, index, role) for lepton, role in zip(leptons, ("ℓ⁺", "ℓ⁻"), strict=True)
     )
+    flavour = np.stack([flavour_plus, flavour_minus], axis=1)
     row_of_event = np.full(len(paired), -1)
     row_of_event[index] = np.arange(len(index))
     jets = jets[row_of_event[jets.event] >= 0]
@@ -108,8 +133,20 @@ def dilepton_events(
     padded = pad_in_falling_pt(row_of_event[jets.event], jets.values["pt"], len(index), config.jet.max_jets)
     mask = padded(np.ones(len(jets.event), dtype=bool))
     p4 = padded(fourvector.from_pt_eta_phi_mass(*(jets.values[name] for name in (*_MOMENTUM, "mass"))))
-    score = padded(b_tag_scores(jets.values[btag], f"reconstruct: jets {btag!r}")[0])
-    tagged = mask & (score > config.jet.btag_threshold)
+    if counted:
+        _require((_COUNTED,), jets.values, "jets")
+        points = padded(_checked_counts(jets.values[_COUNTED]))
+    if scored:
+        score = padded(b_tag_scores(jets.values[btag], f"reconstruct: jets {btag!r}")[0])
+        tagged = mask & (score > config.jet.btag_threshold)
+    else:
+        score = np.where(mask, np.nan, 0.0)
+        tagged = points > WORKING_POINTS.index(config.jet.working_point)
+    if not counted:
+        points = count_working_points(score, config.jet.btag_working_points)
+    values = {name: padded(jets.values[field]) for name, field in of_jets.items()}
+    values |= _lepton_features(leptons, features, index, flavour)
+    values |= {f"event:{name}": _numbers(columns[name], "event", name)[index] for name in features.event}
     met = {f: _numbers(_field(columns["met"], "met", f), "met", f)[index] for f in ("pt", "phi")}
     _require(("pt", "phi"), met, "met")
     run, block, event = (
@@ -119,7 +156,7 @@ def dilepton_events(
     return DileptonEvents(
         lepton_plus=p4_plus,
         lepton_minus=p4_minus,
-        lepton_flavour=np.stack([flavour_plus, flavour_minus], axis=1),
+        lepton_flavour=flavour,
         jets=p4,
         jet_mask=mask,
         jet_btag=score,
@@ -131,7 +168,42 @@ def dilepton_events(
         luminosity_block=block,
         event=event,
         weight=np.ones(len(index)),
+        jet_working_points=points,
+        features=values or None,
     ), index
+
+
+def _checked_counts(counts: FloatArray) -> IntArray:
+    """Numbers of working points passed, as integers."""
+    most = len(WORKING_POINTS)
+    wrong = counts[~np.isin(counts, np.arange(most + 1))]
+    if wrong.size:
+        raise TopRecoError(
+            f"reconstruct: jets {_COUNTED!r}: {wrong[0]:g} found, numbers of passed working points from 0 to "
+            f"{most} expected"
+        )
+    return counts.astype(np.int8)
+
+
+def _lepton_fields(features: FeaturesConfig) -> tuple[str, ...]:
+    """Fields of own leptons that features are read from."""
+    branches = [branch for name in features.lepton for branch in lepton_branches(name)]
+    return tuple(dict.fromkeys(branch.partition("_")[2] for branch in branches))
+
+
+def _lepton_features(
+    pair: list["_Objects"], features: FeaturesConfig, index: IntArray, flavour: IntArray
+) -> dict[str, FloatArray]:
+    """Features of ℓ⁺ and ℓ⁻, shape (n, 2) each."""
+    chosen = [leptons[np.isin(leptons.event, index)] for leptons in pair]
+    found = {}
+    for name in features.lepton:
+        electron, muon = (
+            np.stack([leptons.values[branch.partition("_")[2]] for leptons in chosen], axis=1)
+            for branch in lepton_branches(name)
+        )
+        found[f"lepton:{name}"] = np.where(flavour == PDG_MUON, muon, electron)
+    return found
 
 
 def _listed(names: Collection[str], most: int = 12) -> str:
@@ -140,7 +212,7 @@ def _listed(names: Collection[str], most: int = 12) -> str:
     return f"{', '.join(sorted(names)[:most]) or 'nothing'}{more}"
 
 
-def _columns(objects: Any) -> dict[str, Any]:
+def _columns(objects: Any, features: FeaturesConfig) -> dict[str, Any]:
     """The arrays that are used, by name, of one and the same length."""
     import awkward as ak
 
@@ -151,7 +223,12 @@ def _columns(objects: Any) -> dict[str, Any]:
         raise TopRecoError(
             f"reconstruct: {missing[0]!r} is missing; {ACCEPTED} expected, found {_listed(names)}"
         )
-    used = [*lists, "met", *(pair if "leptons" not in lists else ()), *(set(_KEY) & names)]
+    if absent := [name for name in features.event if name not in names]:
+        raise TopRecoError(
+            f"reconstruct: {absent[0]!r}, a feature of events (features.event), is missing; "
+            f"found {_listed(names)}"
+        )
+    used = [*lists, "met", *features.event, *(pair if "leptons" not in lists else ()), *(set(_KEY) & names)]
     columns = {name: ak.Array(objects[name]) for name in used}
     n = len(columns["jets"])
     for name, column in columns.items():
@@ -208,9 +285,10 @@ def _objects(array: Any, role: str, momentum: tuple[str, ...], others: tuple[str
     return _Objects(event, values)[there]
 
 
-def _leptons(columns: Mapping[str, Any]) -> tuple[list[_Objects], BoolArray]:
+def _leptons(columns: Mapping[str, Any], features: FeaturesConfig) -> tuple[list[_Objects], BoolArray]:
     """ℓ⁺ and ℓ⁻ of all events, and the events with exactly one of each, shape (n,)."""
     n = len(columns["jets"])
+    further = _lepton_fields(features)
     if "leptons" not in columns:
         pair = []
         for name in ("lepton_plus", "lepton_minus"):
@@ -219,9 +297,9 @@ def _leptons(columns: Mapping[str, Any]) -> tuple[list[_Objects], BoolArray]:
                     f"reconstruct: {name!r}: one lepton or None per event expected, lists found; "
                     "use ak.firsts, or give all as 'leptons'"
                 )
-            pair.append(_objects(columns[name], name, _MOMENTUM, ("pdgId",)))
+            pair.append(_objects(columns[name], name, _MOMENTUM, ("pdgId", *further)))
     else:
-        leptons = _objects(columns["leptons"], "leptons", _MOMENTUM, ("charge", "pdgId"))
+        leptons = _objects(columns["leptons"], "leptons", _MOMENTUM, ("charge", "pdgId", *further))
         _require(("charge",), leptons.values, "leptons")
         charge = leptons.values["charge"]
         pair = [leptons[charge > 0], leptons[charge < 0]]

@@ -53,7 +53,9 @@ def _needed(config: SelectionConfig) -> dict[str, str | None]:
         names |= dict.fromkeys(EE_LEAK_BRANCHES, "cuts.ee_leak_veto")
     if cuts.jet_veto_map is not None:
         names |= dict.fromkeys(("Jet_chEmEF", "Jet_neEmEF"), "cuts.jet_veto_map")
-    return names | dict.fromkeys(cuts.met_filters, "cuts.met_filters")
+    names |= dict.fromkeys(cuts.met_filters, "cuts.met_filters")
+    # What the selection needs itself keeps its key.
+    return config.features.branches | names
 
 
 def _fit_optional_cuts(

@@ -17,6 +17,7 @@ from topreco.core.events import CHANNELS, BoolArray, DileptonEvents, FloatArray,
 from topreco.core.pairing import b_candidates
 from topreco.input.cutflow import Cutflow
 from topreco.input.event_cuts import event_cuts, vetoed_jets
+from topreco.input.features import count_working_points, read_features
 from topreco.input.objects import DROPPED, NO_B_TAG, Leptons, Objects, pad_in_falling_pt, read_objects
 
 PU_ID_PT_MAX = 50.0
@@ -146,11 +147,12 @@ def select_objects(objects: Objects, config: SelectionConfig, *, dataset: str) -
         cut(_at_least(config.jet.min_btags, "b tag"), jets.n_tagged >= config.jet.min_btags)
 
     cutflow.note(NO_B_TAG, jets.n_unscored[passed].sum())
-    index, p4 = index[passed], p4[passed]
+    index, p4, flavour = index[passed], p4[passed], flavour[passed]
+    lepton_index, jet_index = leptons.index[pair[passed]], jets.index[passed]
     selected = DileptonEvents(
         lepton_plus=p4[:, 0],
         lepton_minus=p4[:, 1],
-        lepton_flavour=flavour[passed],
+        lepton_flavour=flavour,
         jets=jets.p4[passed],
         jet_mask=jets.mask[passed],
         jet_btag=jets.btag[passed],
@@ -169,8 +171,10 @@ def select_objects(objects: Objects, config: SelectionConfig, *, dataset: str) -
         luminosity_block=objects.luminosity_block[index],
         event=objects.event[index],
         weight=weight[index],
+        jet_working_points=count_working_points(jets.btag[passed], config.jet.btag_working_points),
+        features=read_features(objects.branches, config.features, index, lepton_index, flavour, jet_index),
     )
-    return IndexedSelection(selected, index, cutflow, leptons.index[pair[passed]], jets.index[passed])
+    return IndexedSelection(selected, index, cutflow, lepton_index, jet_index)
 
 
 @dataclass(frozen=True)

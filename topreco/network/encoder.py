@@ -13,16 +13,19 @@ from lgatr import embed_vector
 from torch import Tensor, nn
 
 from topreco.config import EncoderConfig
+from topreco.core.errors import TopRecoError
 from topreco.network.backbones import build_backbone
 from topreco.network.spurions import build_spurions, spurion_types, vector_spurions
 from topreco.network.tokens import (
-    CONTINUOUS,
     FIRST_JET,
+    PASSES,
     Inputs,
     Tokens,
     build_tokens,
     encoder_features,
     feature_applies,
+    is_continuous,
+    own_feature,
     token_types,
     type_scalars,
     visible_mass,
@@ -162,22 +165,36 @@ class Encoder(nn.Module):
         """Set mean and standard deviation of the continuous features from training events.
 
         Each is taken over the tokens that exist and for which the feature has a meaning; flags and
-        one-hots stay as they are.
+        one-hots stay as they are, but for working points that no jet passes: their weights will not be
+        trained, so that they must count nothing where another era has them.
 
         Parameters
         ----------
         inputs
             Training events; a few ten thousand suffice.
+
+        Raises
+        ------
+        TopRecoError
+            If one of `tokens.features` is constant.
         """
         tokens = self.tokens(inputs)
         scalars = self._with_scale(tokens.scalars, self.scale(tokens)).double()
         for i, name in enumerate(encoder_features(self.config)):
-            if name not in CONTINUOUS:
+            if not is_continuous(name) and name not in PASSES:
                 continue
             values = scalars[..., i][tokens.mask & self._applies[:, i]]
             if not len(values):
                 continue
+            if name in PASSES:
+                if not values.any():
+                    self.feature_std[i] = torch.inf
+                continue
             std = values.std(correction=0)
+            if own_feature(name):
+                _check_feature(name, values, std)
+                self.feature_mean[i], self.feature_std[i] = values.mean(), std
+                continue
             self.feature_mean[i] = values.mean()
             # A feature that never varies carries nothing; any finite divisor does.
             self.feature_std[i] = torch.where(std > 1e-6, std, torch.ones_like(std))
@@ -258,3 +275,14 @@ class Encoder(nn.Module):
             first = tokens.mask.shape[1]
             places[:, first : first + len(self._query_scalars)] = queries.scalars
         return places
+
+
+def _check_feature(name: str, values: Tensor, std: Tensor) -> None:
+    """Raise unless a feature varies in the training events."""
+    key, _, branch = name.partition(":")
+    # What is left of the rounding of single precision is no variation.
+    if not std > 1e-6 * values.abs().max():
+        raise TopRecoError(
+            f"tokens.features.{key}: {branch!r} is {values[0]:g} in all training events, so nothing can be "
+            "learnt from it; leave it out"
+        )

@@ -190,7 +190,7 @@ def _forward(
     parameter = next(network.parameters())
     # A value beyond the network's precision is an infinity, not an error.
     with np.errstate(over="ignore"):
-        inputs = Inputs.from_events(events, dtype=parameter.dtype)
+        inputs = Inputs.from_events(events, parameter.dtype, network.config.tokens)
     finite = _finite(inputs).nonzero()[:, 0]
     filled = -(-len(finite) // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
     padded = finite[torch.arange(filled) % max(len(finite), 1)]
@@ -206,8 +206,15 @@ def _forward(
 def _finite(inputs: Inputs) -> Bool[Tensor, " n"]:
     """True where everything that exists in an event is finite, shape (n,)."""
     padded = ~inputs.jet_mask
-    finite = (inputs.jets.isfinite().all(-1) & inputs.jet_btag.isfinite()) | padded
-    everything = finite.all(-1)
+    finite = inputs.jets.isfinite().all(-1)
+    if inputs.jet_working_points is None:
+        finite &= inputs.jet_btag.isfinite()
+    if inputs.jet_features is not None:
+        finite &= inputs.jet_features.isfinite().all(-1)
+    everything = (finite | padded).all(-1)
     for field in (inputs.lepton_plus, inputs.lepton_minus, inputs.met):
         everything &= field.isfinite().all(-1)
+    for further in (inputs.lepton_features, inputs.event_features):
+        if further is not None:
+            everything &= further.isfinite().flatten(1).all(-1)
     return everything

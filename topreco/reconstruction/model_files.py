@@ -3,11 +3,13 @@
 import hashlib
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from topreco.config import FeaturesConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, TopPair
 from topreco.core.files import complete_file, content_of
@@ -101,6 +103,24 @@ class ModelFile(ABC):
         """Digest of the file's content and the evaluation of quantiles."""
         return fingerprint_of(content_of(self.path), self.quantiles)
 
+    @property
+    def features(self) -> FeaturesConfig:
+        """Features that the networks see, which events must have."""
+        return FeaturesConfig.model_validate(self._tokens.get("features", {}))
+
+    @property
+    def _tokens(self) -> dict[str, Any]:
+        """Configuration of the tokens, without the keys that are younger than the file."""
+        tokens: dict[str, Any] = self.metadata["encoder"]["config"]["tokens"]
+        return tokens
+
+    def further_inputs(self, events: DileptonEvents) -> dict[str, Any]:
+        """Arrays that the networks see beyond those of every network, see `DileptonEvents.further_inputs`."""
+        return events.further_inputs(
+            working_points=self._tokens.get("btag") == "working_points",
+            features=self.features.model_dump(),
+        )
+
     @abstractmethod
     def __call__(self, events: DileptonEvents) -> TopPair:
         """Timelike four-momenta of t and t̄; not valid where an input that exists is not finite."""
@@ -119,6 +139,19 @@ class PosteriorFile(ModelFile):
         """Spectra of the training, which a prior of one's own replaces; None if they are not known."""
         content = self.metadata.get("data", {}).get(METADATA_KEY)
         return None if content is None else Spectra.from_dict(content)
+
+
+def needed_features(methods: Iterable[Any]) -> list[FeaturesConfig]:
+    """Features that methods, or what they are made of, see."""
+    found = []
+    for outer in methods:
+        method = outer
+        while method is not None:
+            features = getattr(method, "features", None)
+            if isinstance(features, FeaturesConfig):
+                found.append(features)
+            method = getattr(method, "method", None)
+    return found
 
 
 def modified(path: Path | None) -> str:

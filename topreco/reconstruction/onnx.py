@@ -38,7 +38,7 @@ class OnnxMethod(ModelFile):
         from topreco.network.export.reader import INPUTS
         from topreco.network.splits import fold_of
 
-        objects = {name: getattr(events, name) for name in INPUTS}
+        objects = {name: getattr(events, name) for name in INPUTS} | self.further_inputs(events)
         model = self._model
         with _onnx_errors(self.path):
             found = model.run(objects, fold=fold_of(events, model.folds), quantiles=self.quantiles)
@@ -60,7 +60,7 @@ class OnnxPosteriorMethod(PosteriorFile, OnnxMethod):
         from topreco.network.export.reader import INPUTS, normal_noise
         from topreco.network.splits import fold_of
 
-        objects = {name: getattr(events, name) for name in INPUTS}
+        objects = {name: getattr(events, name) for name in INPUTS} | self.further_inputs(events)
         key = (events.dataset, events.run, events.luminosity_block, events.event)
         n = self.n_samples if n_samples is None else n_samples
         model = self._model

@@ -13,6 +13,7 @@ from topreco.core.events import DileptonEvents, FloatArray, IntArray, Posterior,
 from topreco.core.method import Method, NamedCallable, as_method, as_sampler, checked_samples
 from topreco.input.own import ACCEPTED, dilepton_events
 from topreco.reconstruction.load import load
+from topreco.reconstruction.model_files import needed_features
 
 _FLAT = {"nJet", "Jet_pt", "Electron_pt", "Muon_pt"}
 """Branches that NanoAODSchema gathers into collections, and coffea's BaseSchema does not."""
@@ -40,7 +41,8 @@ def reconstruct(
           ``leptons`` (any number per event, with pt, eta, phi, charge, pdgId), or in their place
           ``lepton_plus`` and ``lepton_minus`` (one or None per event); ``jets`` (any number, with pt, eta,
           phi, mass and the b-tag score as ``btag`` or under its name in NanoAOD); ``met`` (pt, phi); and,
-          where the method or samples need them, ``run``, ``luminosityBlock`` and ``event``. They are taken as
+          where the method or samples need them, ``run``, ``luminosityBlock`` and ``event``; and the features
+          that the model sees, see `topreco.input.own.dilepton_events`. They are taken as
           selected: events with one ℓ⁺, one ℓ⁻ and at least two jets are reconstructed;
         - `DileptonEvents`.
     model
@@ -81,7 +83,7 @@ def reconstruct(
     if samples is not None:
         as_sampler(method)
         checked_samples(samples)
-    config = selection or SelectionConfig()
+    config = (selection or SelectionConfig()).with_features(needed_features([method]))
     if isinstance(events, DileptonEvents):
         return _reconstruct(method, events, np.arange(len(events)), len(events), samples)
     dataset = dataset or (getattr(events, "metadata", None) or {}).get("dataset", "default")

@@ -30,6 +30,7 @@ from topreco.input.selection import Selection, select_objects
 from topreco.input.systematics import check_corrections, event_weights, generated_weights, variations
 from topreco.input.truth import has_truth, read_truth
 from topreco.reconstruction.load import load_methods
+from topreco.reconstruction.model_files import needed_features
 from topreco.runs.columns import ColumnWriter
 
 
@@ -46,7 +47,8 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
     methods
         Methods, or model files and names that `topreco.load` knows, which are loaded here.
     selection
-        Cuts; what is not set follows the preset of each file's NanoAOD version.
+        Cuts; what is not set follows the preset of each file's NanoAOD version. The features that the methods
+        see are added.
     histograms
         Observables and binning.
     solvers
@@ -79,7 +81,8 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         # One thread each, as the executor already uses every core; histograms need no quantiles.
         solvers = solvers and solvers.absolute()
         self.methods = load_methods(methods, threads=1, solvers=solvers, quantiles=columns is not None)
-        self.selection = (selection or SelectionConfig()).absolute()
+        features = needed_features(self.methods)
+        self.selection = (selection or SelectionConfig()).absolute().with_features(features)
         self.histograms = histograms or HistogramConfig()
         self.systematics = (systematics or SystematicsConfig()).absolute()
         self.columns = columns

@@ -24,6 +24,7 @@ from topreco.input.branches import RUNS_OF_FILE
 from topreco.input.nano import XROOTD_TIMEOUT, QuietNanoAODSchema, is_remote
 from topreco.input.pepper.read import PepperSchema
 from topreco.reconstruction.load import load_methods
+from topreco.reconstruction.model_files import needed_features
 from topreco.runs.checkpoints import ChunkCheckpointer, claim_folder, describe_configuration
 from topreco.runs.columns import ColumnWriter
 from topreco.runs.executors import open_executor
@@ -62,23 +63,24 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
     read: list[str | Path] = [*itertools.chain(*config.fileset.values()), *files_of(config), *config.methods]
     names = ("histograms.coffea", "results.json", "results.md", "cutflow.json", "run.json", "columns.json")
     check_outputs((config.output / name for name in names), read)
-    # All problems with the input are found before the first worker starts.
-    inputs = inspect_inputs(config, progress=progress)
-    columns = None
-    if config.output_columns is not None:
-        columns = ColumnWriter(
-            config.output_columns.absolute(), config.columns_format, config.columns_samples
-        )
     methods = load_methods(
         config.methods,
         threads=1,
         solvers=config.solvers,
         ship=config.ship_model,
         # Histograms do not need them.
-        quantiles=columns is not None or bool(config.min_quality),
+        quantiles=config.output_columns is not None or bool(config.min_quality),
         summary=config.summary,
         min_quality=config.min_quality,
     )
+    # All problems with the input are found before the first worker starts, those with features included.
+    selection = config.selection.with_features(needed_features(methods))
+    inputs = inspect_inputs(config.model_copy(update={"selection": selection}), progress=progress)
+    columns = None
+    if config.output_columns is not None:
+        columns = ColumnWriter(
+            config.output_columns.absolute(), config.columns_format, config.columns_samples
+        )
     instance = DileptonProcessor(
         methods,
         config.selection,

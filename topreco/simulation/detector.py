@@ -8,7 +8,7 @@ energies and momenta are in GeV. The steps are
 2. calorimetry: energies are summed in cells and smeared (`calorimeter`);
 3. energy flow: tracks, plus the calorimeter energy beyond that of the tracks in a cell; where there is no
    significant excess, the tracks share the weighted mean of both measurements;
-4. leptons (`select_leptons`, `isolation`) and b-tag scores (`btag_score`).
+4. leptons (`select_leptons`, `isolation`) and b-tag scores (`btag_score`, `deepcsv_score`).
 
 Particles fly straight to the calorimeter: the bending of tracks is not simulated.
 """
@@ -580,8 +580,15 @@ MEDIUM_WORKING_POINT = 0.2783
 _LOGIT_WIDTH = {5: 3.15, 4: 2.2, 0: 2.06}
 _normal_quantile = np.vectorize(NormalDist().inv_cdf, otypes=[np.float64])
 
+# Efficiencies of b, c and light jets at the loose, medium and tight working points of DeepCSV, table 2 of
+# CMS, JINST 13 (2018) P05011 (arXiv:1712.07158), and the scores there in 2018 (UL).
+DEEPCSV_EFFICIENCIES = {5: (0.84, 0.68, 0.50), 4: (0.41, 0.12, 0.024), 0: (0.11, 0.011, 0.001)}
+DEEPCSV_WORKING_POINTS = (0.1208, 0.4168, 0.7665)
+# Two taggers mostly read the same tracks. How alike they are is not public; this is a guess.
+_TAGGER_CORRELATION = 0.7
 
-def btag_score(flavour: NDArray[np.int32], pt: Floats, eta: Floats, rng: np.random.Generator) -> Floats:
+
+def btag_score(flavour: NDArray[np.int32], pt: Floats, eta: Floats, normal: Floats) -> Floats:
     """Draw a b-tag score like `Jet_btagDeepFlavB`.
 
     logit(score) is normally distributed, its mean such that the efficiency at the medium working point is
@@ -594,8 +601,8 @@ def btag_score(flavour: NDArray[np.int32], pt: Floats, eta: Floats, rng: np.rand
         Hadron flavour of the jets (5, 4 or 0), shape (jets,).
     pt, eta
         Transverse momenta in GeV and pseudorapidities, shape (jets,).
-    rng
-        Source of randomness.
+    normal
+        Normal random numbers, shape (jets,).
 
     Returns
     -------
@@ -605,7 +612,52 @@ def btag_score(flavour: NDArray[np.int32], pt: Floats, eta: Floats, rng: np.rand
     width = np.select([flavour == 5, flavour == 4], [_LOGIT_WIDTH[5], _LOGIT_WIDTH[4]], _LOGIT_WIDTH[0])
     efficiency = np.clip(btag_efficiency(flavour, pt), 1e-4, 1 - 1e-4)
     threshold = np.log(MEDIUM_WORKING_POINT / (1 - MEDIUM_WORKING_POINT))
-    deviation = _normal_quantile(efficiency) + rng.standard_normal(len(pt))
-    score = 1 / (1 + np.exp(-(threshold + width * deviation)))
+    deviation = _normal_quantile(efficiency) + normal
+    return _score(threshold + width * deviation, eta)
+
+
+def deepcsv_score(
+    flavour: NDArray[np.int32], eta: Floats, deepjet: Floats, rng: np.random.Generator
+) -> Floats:
+    """Draw a second b-tag score, like `Jet_btagDeepB`, which separates less well than `btag_score`.
+
+    A normal random number becomes logit(score) by straight lines through the three working points, such that
+    each has the efficiencies of `DEEPCSV_EFFICIENCIES`, at any pT. As with `btag_score`, the score carries
+    information within the bands between working points.
+
+    Parameters
+    ----------
+    flavour
+        Hadron flavour of the jets (5, 4 or 0), shape (jets,).
+    eta
+        Pseudorapidities, shape (jets,).
+    deepjet
+        Normal random numbers of `btag_score`, with which those of this score are correlated, shape (jets,).
+    rng
+        Source of randomness.
+
+    Returns
+    -------
+    score
+        Between 0 and 1; exactly 0 outside the tracker, shape (jets,).
+    """
+    own = rng.standard_normal(len(eta))
+    normal = _TAGGER_CORRELATION * deepjet + np.sqrt(1 - _TAGGER_CORRELATION**2) * own
+    points = np.array(DEEPCSV_WORKING_POINTS)
+    logits = np.log(points / (1 - points))
+    logit = np.zeros(len(eta))
+    for kind, efficiencies in DEEPCSV_EFFICIENCIES.items():
+        mine = flavour == kind if kind else (flavour != 5) & (flavour != 4)
+        knots = -_normal_quantile(np.array(efficiencies))
+        slopes = np.diff(logits) / np.diff(knots)
+        # The outer lines go on beyond the loose and the tight working point.
+        number = np.where(normal[mine] < knots[1], 0, 1)
+        logit[mine] = logits[number] + slopes[number] * (normal[mine] - knots[number])
+    return _score(logit, eta)
+
+
+def _score(logit: Floats, eta: Floats) -> Floats:
+    """Score from its logit; exactly 0 outside the tracker."""
     # Away from 0 and 1 by more than single precision, so that stored scores have a finite logit.
-    return np.where(np.abs(eta) < TRACKER_ETA, np.clip(score, 1e-6, 1 - 1e-6), 0.0)
+    score = np.clip(1 / (1 + np.exp(-logit)), 1e-6, 1 - 1e-6)
+    return np.where(np.abs(eta) < TRACKER_ETA, score, 0.0)

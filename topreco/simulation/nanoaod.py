@@ -161,8 +161,11 @@ def _jets(reco_jets: Jets, gen_jets: Jets, n_events: int, rng: np.random.Generat
         gen_jets.phi,
         jets.RADIUS,
     )
+    flavour, eta = reco_jets.flavour, reco_jets.eta
+    normal = rng.standard_normal(len(eta))
     columns = {
-        "btagDeepFlavB": detector.btag_score(reco_jets.flavour, reco_jets.pt, reco_jets.eta, rng),
+        "btagDeepFlavB": detector.btag_score(flavour, reco_jets.pt, eta, normal),
+        "btagDeepB": detector.deepcsv_score(flavour, eta, normal, rng),
         "rawFactor": 1 - 1 / reco_jets.correction,
         "jetId": np.full(len(gen_index), _TIGHT_JET_ID, np.int32),
         "hadronFlavour": reco_jets.flavour,

@@ -2,7 +2,8 @@
 
 Only names, types and the scale of b-tag scores change: the events that a selection with the version's preset
 keeps, and their momenta, are the same for all versions. A b-tag score has its medium working point where the
-default era of the preset has it; a tagger without one there keeps the scale of DeepJet in UL2018. What the
+default era of the preset has it; a tagger without one there keeps its scale of UL2018. DeepCSV (`btagDeepB`)
+is a tagger of its own; all others are the simulated DeepJet. What the
 detector does not simulate is as in an undisturbed detector: every jet passes its identification, with the
 same energy fractions for all, and every filter flag is set.
 """
@@ -14,7 +15,7 @@ import awkward as ak
 import numpy as np
 
 from topreco.config.presets import find_preset, working_points
-from topreco.simulation.detector import MEDIUM_WORKING_POINT
+from topreco.simulation.detector import DEEPCSV_WORKING_POINTS, MEDIUM_WORKING_POINT
 
 _TAGGERS = {
     "v7": ("btagDeepB", "btagDeepFlavB"),
@@ -87,10 +88,14 @@ def _electrons(electrons: ak.Array, version: str) -> ak.Array:
 
 
 def _jets(jets: ak.Array, version: str, era: str) -> ak.Array:
-    score = jets.btagDeepFlavB
+    simulated = {"btagDeepB": (jets.btagDeepB, DEEPCSV_WORKING_POINTS[1])}
+    deepjet = (jets.btagDeepFlavB, MEDIUM_WORKING_POINT)
+    jets = jets[[field for field in jets.fields if field not in ("btagDeepB", "btagDeepFlavB")]]
     for tagger in _TAGGERS[version]:
+        score, own_medium = simulated.get(tagger, deepjet)
         points = working_points()[era].taggers.get(tagger)
-        jets = ak.with_field(jets, rescaled_score(score, points["M"]) if points else score, tagger)
+        rescaled = rescaled_score(score, points["M"], own_medium) if points else score
+        jets = ak.with_field(jets, rescaled, tagger)
     columns: dict[str, Any] = {name: np.float32(value) for name, value in _FRACTIONS.items()}
     if version in ("v7", "v9"):
         columns["puId"] = np.int32(_PU_ID_PASSED)
@@ -105,7 +110,7 @@ def _jets(jets: ak.Array, version: str, era: str) -> ak.Array:
     return jets
 
 
-def rescaled_score(score: ak.Array, medium: float) -> ak.Array:
+def rescaled_score(score: ak.Array, medium: float, own_medium: float = MEDIUM_WORKING_POINT) -> ak.Array:
     """Simulated b-tag scores on the scale of another tagger or era: logit(score) is shifted.
 
     The jets above the medium working point are the same; the order of scores, and the efficiencies by flavour
@@ -114,10 +119,12 @@ def rescaled_score(score: ak.Array, medium: float) -> ak.Array:
     Parameters
     ----------
     score
-        Scores on the scale of `topreco.simulation.detector.MEDIUM_WORKING_POINT`.
+        Scores.
     medium
         Medium working point of the other scale.
+    own_medium
+        That of their own.
     """
-    odds = medium / (1 - medium) * (1 - MEDIUM_WORKING_POINT) / MEDIUM_WORKING_POINT
+    odds = medium / (1 - medium) * (1 - own_medium) / own_medium
     wide = ak.values_astype(score, np.float64)
     return ak.values_astype(odds * wide / (1 - wide + odds * wide), np.float32)

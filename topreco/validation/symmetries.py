@@ -93,6 +93,7 @@ def charge_conjugated(events: DileptonEvents) -> DileptonEvents:
         lepton_minus=events.lepton_plus,
         lepton_flavour=events.lepton_flavour[:, ::-1],
         b_candidates=events.b_candidates[:, ::-1],
+        features=_features(events, "lepton", lambda values: values[:, ::-1]),
     )
 
 
@@ -105,14 +106,33 @@ def jets_permuted(events: DileptonEvents) -> DileptonEvents:
     order = np.argsort(np.where(events.jet_mask, random, 1.0), axis=1, kind="stable")
     new_position = np.argsort(order, axis=1)
     candidates = np.take_along_axis(new_position, np.maximum(events.b_candidates, 0), axis=1)
+
+    def ordered(values: Array) -> Array:
+        return np.take_along_axis(values, order, axis=1)
+
+    points = events.jet_working_points
     return replace(
         events,
         jets=np.take_along_axis(events.jets, order[..., None], axis=1),
-        jet_mask=np.take_along_axis(events.jet_mask, order, axis=1),
-        jet_btag=np.take_along_axis(events.jet_btag, order, axis=1),
-        jet_tagged=np.take_along_axis(events.jet_tagged, order, axis=1),
+        jet_mask=ordered(events.jet_mask),
+        jet_btag=ordered(events.jet_btag),
+        jet_tagged=ordered(events.jet_tagged),
         b_candidates=np.where(events.b_candidates >= 0, candidates, -1),
+        jet_working_points=None if points is None else ordered(points),
+        features=_features(events, "jet", ordered),
     )
+
+
+def _features(
+    events: DileptonEvents, kind: str, function: Callable[[Array], Array]
+) -> dict[str, Array] | None:
+    """Features of events, those of one kind changed by a function."""
+    if events.features is None:
+        return None
+    return {
+        name: function(values) if name.startswith(f"{kind}:") else values
+        for name, values in events.features.items()
+    }
 
 
 def _same(p4: Array) -> Array:

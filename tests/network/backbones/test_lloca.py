@@ -104,7 +104,7 @@ def test_round_trip(network, inputs, tmp_path):
     model = network().float()
     save_model(tmp_path / "model.safetensors", [model], {})
     loaded = load_model(tmp_path / "model.safetensors").networks[0]
-    inputs = Inputs(*(x.float() if x.is_floating_point() else x for x in inputs))
+    inputs = inputs.map(lambda x: x.float() if x.is_floating_point() else x)
     assert torch.equal(loaded(inputs), model(inputs))
 
 

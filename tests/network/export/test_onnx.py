@@ -16,7 +16,7 @@ from topreco.core.events import QUANTILE_LEVELS, toy_events
 from topreco.core.method import Sampler
 from topreco.network.export import onnx as export
 from topreco.network.export.onnx import export_onnx, reader, triton_config
-from topreco.network.export.reader import INPUTS, ModelError, TopModel
+from topreco.network.export.reader import FURTHER_INPUTS, INPUTS, ModelError, TopModel
 from topreco.network.inference import predict
 from topreco.network.model_file import load_model, save_model
 from topreco.network.splits import fold_of
@@ -140,7 +140,7 @@ def test_agrees_with_torch(assert_agrees, small_config, tmp_path, kind, fields):
 
 
 def test_inputs_are_those_of_the_networks():
-    assert tuple(INPUTS) == Inputs._fields
+    assert (*INPUTS, *FURTHER_INPUTS) == Inputs._fields
     inputs = Inputs.from_events(toy_events(2))
     for name, kind in INPUTS.items():
         assert getattr(inputs, name).numpy().dtype == kind

@@ -53,7 +53,7 @@ def test_reads_events_truth_and_splits(skim, events, truth_of):
     config = DataConfig(files=(skim,), folds=3)
     data = read(config)
     assert len(data) == 100
-    for name, expected in Inputs.from_events(events)._asdict().items():
+    for name, expected in Inputs.from_events(events).columns().items():
         assert torch.equal(data.columns[name], expected)
     np.testing.assert_allclose(data.columns["tops"], truth_of(events).tops, rtol=1e-6)
     assert data.columns["tops"].dtype == data.weight.dtype == torch.float32

@@ -246,7 +246,7 @@ def test_an_event_that_is_not_finite_has_no_samples():
 
 
 def columns_of(events: DileptonEvents, tops: np.ndarray) -> dict[str, torch.Tensor]:
-    return Inputs.from_events(events)._asdict() | {
+    return Inputs.from_events(events).columns() | {
         "tops": torch.from_numpy(tops.astype(np.float32)),
         "c_hel": torch.zeros(len(events)),
     }

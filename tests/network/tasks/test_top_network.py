@@ -194,7 +194,7 @@ def test_padding_changes_nothing(small_config, inputs, layout, kind, embed):
     short = TopNetwork(small_config(kind, tokens={"max_jets": 7}, **options)).eval()
     long = TopNetwork(small_config(kind, tokens={"max_jets": 12}, **options)).eval()
     long.load_state_dict(short.state_dict())
-    single = Inputs(*(field.float() if field.is_floating_point() else field for field in inputs))
+    single = inputs.map(lambda field: field.float() if field.is_floating_point() else field)
     with torch.no_grad():
         torch.testing.assert_close(long(single), short(single), rtol=1e-5, atol=1e-3)
         torch.testing.assert_close(long.double()(inputs), short.double()(inputs), **TIGHT)
@@ -405,10 +405,11 @@ def test_export_for_any_number_of_events(small_config, kind, options):
 
     model = TopNetwork(small_config(kind, **options)).eval()
     inputs, other = Inputs.from_events(toy_events(4)), Inputs.from_events(toy_events(9, seed=1))
-    dynamic = (tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),)
+    fields, others = (tuple(each.columns().values()) for each in (inputs, other))
+    dynamic = (tuple({0: torch.export.Dim.DYNAMIC} for _ in fields),)
     with torch.no_grad():
-        program = torch.export.export(Flat(model), tuple(inputs), dynamic_shapes=dynamic)
-        torch.testing.assert_close(program.module()(*other), model(other), rtol=1e-4, atol=1e-2)
+        program = torch.export.export(Flat(model), fields, dynamic_shapes=dynamic)
+        torch.testing.assert_close(program.module()(*others), model(other), rtol=1e-4, atol=1e-2)
 
 
 # lgatr keeps its constant tables in cached functions, which is harmless.

@@ -22,7 +22,10 @@ from topreco.config import SelectionConfig
 from topreco.input.nano import EVENT_KEY, FileSummary, InputError, inspect_file, iterate_events
 from topreco.input.pepper.hdf5 import FLAGS, inspect_hdf5, is_hdf5, iterate_hdf5
 
-APPLICABLE = ("channels", "m_lb_max", "jet.btag", "jet.btag_threshold", "jet.max_jets", "pepper")
+APPLICABLE = (
+    *("channels", "m_lb_max", "pepper"),
+    *("jet.btag", "jet.btag_threshold", "jet.btag_working_points", "jet.max_jets"),
+)
 """Keys of the selection that apply to pepper's events; all else was decided by pepper."""
 
 MOMENTUM = ("pt", "eta", "phi")

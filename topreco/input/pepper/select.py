@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 
 from topreco.config import SelectionConfig
+from topreco.config.presets import tagger_working_points
 from topreco.core import fourvector
 from topreco.core.constants import M_ELECTRON, M_MUON, PDG_ELECTRON, PDG_MUON
 from topreco.core.events import CHANNELS, DileptonEvents, dataset_id
 from topreco.core.pairing import b_candidates
 from topreco.input.branches import Branches
 from topreco.input.cutflow import Cutflow
+from topreco.input.features import count_working_points
 from topreco.input.nano import EVENT_KEY
 from topreco.input.objects import NO_B_TAG, b_tag_scores, pad_in_falling_pt
 from topreco.input.pepper.hdf5 import FLAGS
@@ -130,4 +132,7 @@ def _jets(branches: Branches, config: SelectionConfig, cutflow: Cutflow) -> dict
         "jet_mask": padded(np.ones(len(pt), dtype=bool)),
         "jet_btag": padded(score),
         "jet_tagged": padded(tagged),
+        "jet_working_points": count_working_points(
+            padded(score), config.jet.btag_working_points or tagger_working_points(None, config.jet)
+        ),
     }

@@ -1,8 +1,9 @@
 """Trained networks as ONNX: one file that any onnxruntime evaluates without torch (extra `onnx`).
 
-Inputs are the objects of events in GeV, the fields of `topreco.network.tokens.Inputs`, output is `p4` in
-GeV and, of models with quantiles, `quantiles` and `p4_std`, see `topreco.network.tasks.quantiles.Spread`. Of
-a posterior it is also `means` and, from the further input `noise` of shape (n, k, 6), `samples`.
+Inputs are the objects of events in GeV, the fields of `topreco.network.tokens.Inputs` that the network sees.
+Output is `p4` in GeV and, of models with quantiles, `quantiles` and `p4_std`, see
+`topreco.network.tasks.quantiles.Spread`. Of a posterior it is also `means` and, from the further input
+`noise` of shape (n, k, 6), `samples`.
 Tokens, spurions, normalisation and head are inside; numbers of events and jets are free. The file carries the
 metadata of the model file as `metadata_props["topreco"]`, and ends with a digest of all before.
 
@@ -26,18 +27,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from topreco.config import ModelConfig, PosteriorConfig
+from topreco.config import ModelConfig, PosteriorConfig, TokensConfig
 from topreco.core.errors import TopRecoError, needs_extra
-from topreco.core.events import QUANTILE_LEVELS, DileptonEvents, TopPair, toy_events
+from topreco.core.events import QUANTILE_LEVELS, WORKING_POINTS, DileptonEvents, TopPair, toy_events
 from topreco.core.files import complete_file, writable_folder, write_text
 from topreco.network.export import reader
-from topreco.network.export.reader import DIGEST_MARK, INPUTS, OUTPUTS, Prediction, TopModel
+from topreco.network.export.reader import (
+    DIGEST_MARK,
+    FURTHER_INPUTS,
+    INPUTS,
+    OUTPUTS,
+    Prediction,
+    TopModel,
+)
 from topreco.network.inference import predict, sample
 from topreco.network.model_file import TrainedModel
 from topreco.network.tasks.posterior import PosteriorNetwork
 from topreco.network.tasks.summaries import DIMENSIONS, SUMMARISED
 from topreco.network.tasks.tops import TopNetwork, task_schema
-from topreco.network.tokens import Inputs, schema_hash
+from topreco.network.tokens import Inputs, further_inputs, schema_hash
 
 READER_NAME = "model_reader.py"
 """The reader's name beside a model; it is the same file for all."""
@@ -51,13 +59,14 @@ TOLERANCE = 1e-4
 _PROBE_SAMPLES = 3
 
 _TRITON_TYPES = {np.float32: "TYPE_FP32", np.int64: "TYPE_INT64", np.bool_: "TYPE_BOOL"}
-_TRITON_DIMS = {
+_TRITON_DIMS: dict[str, list[int]] = {
     "lepton_plus": [4],
     "lepton_minus": [4],
     "jets": [-1, 4],
     "jet_mask": [-1],
     "jet_btag": [-1],
     "jet_tagged": [-1],
+    "jet_working_points": [-1],
     "fold": [1],
     "noise": [-1, DIMENSIONS],
 }
@@ -145,13 +154,16 @@ class _Graph(nn.Module):
         super().__init__()
         self.networks: Any = nn.ModuleList(networks)
         self.max_jets = networks[0].config.tokens.max_jets
+        self.names = input_names(networks[0].config.tokens)
 
     def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
         """Predictions from the fields of `Inputs`, a posterior's noise, and the fold of several networks."""
         # With as many empty slots as the network has places for jets, it always cuts and never fills up: one
         # graph for any number of jets.
-        inputs = _with_empty_slots(Inputs(*arrays[: len(Inputs._fields)]), self.max_jets)
-        further = arrays[len(Inputs._fields) :]
+        n = len(self.names)
+        given = Inputs(**dict(zip(self.names, arrays[:n], strict=True)))
+        inputs = _with_empty_slots(given, self.max_jets)
+        further = arrays[n:]
         outputs: tuple[Tensor, ...] | None = None
         for number, network in enumerate(self.networks):
             found = _outputs(network, inputs, further)
@@ -178,11 +190,29 @@ def _outputs(network: Any, inputs: Inputs, further: Sequence[Tensor]) -> tuple[T
 
 
 def _with_empty_slots(inputs: Inputs, n: int) -> Inputs:
-    jets = {name: getattr(inputs, name) for name in Inputs._fields if name.startswith("jet")}
+    jets = {name: field for name, field in inputs.columns().items() if name.startswith("jet")}
     # Of the jet axis, the first after that of the events.
     return inputs._replace(
         **{name: functional.pad(v, (0,) * (2 * (v.ndim - 2)) + (0, n)) for name, v in jets.items()}
     )
+
+
+def input_names(tokens: TokensConfig) -> tuple[str, ...]:
+    """Names of the inputs of a network, fields of `Inputs` in their order."""
+    features = tokens.features.model_dump()
+    further = {f"{kind}_features": bool(names) for kind, names in features.items()}
+    further["jet_working_points"] = tokens.btag == "working_points"
+    return tuple(name for name in Inputs._fields if name in INPUTS or further[name])
+
+
+def _toy_events(n: int, max_jets: int, tokens: TokensConfig) -> DileptonEvents:
+    """Toy events with whatever a network sees."""
+    events = toy_events(n, max_jets=max_jets)
+    rng = np.random.default_rng(1)
+    shapes: dict[str, tuple[int, ...]] = {"jet": (n, max_jets), "lepton": (n, 2), "event": (n,)}
+    features = {name: rng.normal(size=shapes[name.partition(":")[0]]) for name in tokens.features.names}
+    counts = np.floor(events.jet_btag * (len(WORKING_POINTS) + 1)).astype(np.int8)
+    return dataclasses.replace(events, jet_working_points=counts, features=features or None)
 
 
 def _serialise(model: TrainedModel) -> bytes:
@@ -194,8 +224,9 @@ def _serialise(model: TrainedModel) -> bytes:
     except ImportError as error:
         raise TopRecoError(f"export to ONNX: {needs_extra('onnx', error)}") from error
     graph = _Graph(model.networks).eval()
-    example = list(Inputs.from_events(toy_events(3, max_jets=5)))
-    names = list(Inputs._fields)
+    tokens = model.config.tokens
+    example = list(Inputs.from_events(_toy_events(3, 5, tokens), tokens=tokens).columns().values())
+    names = list(input_names(tokens))
     posterior = model.kind == PosteriorNetwork.kind
     if posterior:
         example.append(torch.zeros(3, 2, DIMENSIONS))
@@ -239,9 +270,10 @@ def _compare(networks: Sequence[Any], model: TopModel) -> None:
     """Raise unless onnxruntime agrees with torch, on events of every kind."""
     for fold, network in enumerate(networks):
         exact = copy.deepcopy(network).double()
-        for events in _probes():
+        for events in _probes(network.config.tokens):
             expected = predict([exact], events)
             objects = {name: getattr(events, name) for name in INPUTS}
+            objects |= further_inputs(events, network.config.tokens)
             folds = np.full(len(events), fold)
             predicted = model.run(objects, fold=folds)
             found = _difference(predicted, expected)
@@ -280,12 +312,16 @@ def _largest(found: Any, wanted: Any, unit: Any) -> float:
     return float((np.abs(found - wanted) / unit).max())
 
 
-def _probes() -> Iterator[DileptonEvents]:
+def _probes(tokens: TokensConfig) -> Iterator[DileptonEvents]:
     """Toy events with many, few and no places for jets, and NaN where there is none."""
-    events = toy_events(200, max_jets=12)
+    events = _toy_events(200, 12, tokens)
     empty = ~events.jet_mask
     jets, btag = np.where(empty[..., None], np.nan, events.jets), np.where(empty, np.nan, events.jet_btag)
+    features = events.features or {}
+    of_jets = {name: np.where(empty, np.nan, x) for name, x in features.items() if name.startswith("jet:")}
+    counts = events.jet_working_points
     for places in (12, 3, 1, 0):
+        cut = {name: values[:, :places] for name, values in of_jets.items()}
         yield dataclasses.replace(
             events,
             jets=jets[:, :places],
@@ -293,6 +329,8 @@ def _probes() -> Iterator[DileptonEvents]:
             jet_btag=btag[:, :places],
             jet_tagged=events.jet_tagged[:, :places],
             b_candidates=np.where(events.b_candidates < places, events.b_candidates, -1),
+            jet_working_points=None if counts is None else counts[:, :places],
+            features={**features, **cut} or None,
         )
 
 
@@ -310,7 +348,14 @@ def triton_config(name: str, folds: int, config: ModelConfig | PosteriorConfig) 
     config
         Its configuration.
     """
-    tensors = {name: _TRITON_TYPES[kind] for name, kind in INPUTS.items()}
+    known = {**INPUTS, **FURTHER_INPUTS}
+    tensors = {name: _TRITON_TYPES[known[name]] for name in input_names(config.tokens)}
+    features = {kind: len(names) for kind, names in config.tokens.features.model_dump().items()}
+    of_inputs = _TRITON_DIMS | {
+        "jet_features": [-1, features["jet"]],
+        "lepton_features": [2, features["lepton"]],
+        "event_features": [features["event"]],
+    }
     names: Sequence[str] = SUMMARISED
     if isinstance(config, PosteriorConfig):
         tensors["noise"] = "TYPE_FP32"
@@ -320,7 +365,7 @@ def triton_config(name: str, folds: int, config: ModelConfig | PosteriorConfig) 
         tensors["fold"] = "TYPE_INT64"
     # The first axis, that of the events, is implied.
     inputs = ",\n".join(
-        f'  {{ name: "{tensor}" data_type: {kind} dims: {_TRITON_DIMS.get(tensor, [2])} }}'
+        f'  {{ name: "{tensor}" data_type: {kind} dims: {of_inputs.get(tensor, [2])} }}'
         for tensor, kind in tensors.items()
     )
     shapes: dict[str, tuple[int, ...]] = {"p4": (2, 4)}

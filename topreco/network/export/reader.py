@@ -18,6 +18,11 @@ any. With arrays of the n events that pass your selection of two leptons and at 
     tops.quantiles["m_tt"], tops.quality  # of models with uncertainties, see Tops
     tops.observables["c_han"]  # of a posterior, for which p4 is not the best answer to every question
 
+A model that sees features of your own (`TopModel.features` names them) takes them by name as `features`, see
+`make_objects`. One that sees the working points that a jet passes counts them with its setting
+`btag_working_points`, or takes `jet_working_points`, of the shape of the scores. Who has nothing but these
+numbers gives them as `jet_btag` too: `btag_threshold` 1.5 is medium.
+
 Momenta, masses and MET are in GeV. Jets need no order; a slot with pT = 0, or one that a numpy mask hides, is
 empty. In awkward, `ak.to_numpy(ak.pad_none(jets.pt, 12, clip=True))` is such an array; leptons are
 `ak.to_numpy(leptons.pt[:, :2])` and the like, in any order of the charges.
@@ -26,7 +31,7 @@ empty. In awkward, `ak.to_numpy(ak.pad_none(jets.pt, 12, clip=True))` is such an
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
@@ -48,6 +53,14 @@ INPUTS = {
     "met": np.float32,
 }
 """Inputs of every model, with the type of their numbers; models of several folds have `fold` too."""
+
+FURTHER_INPUTS = {
+    "jet_working_points": np.int64,
+    "jet_features": np.float32,
+    "lepton_features": np.float32,
+    "event_features": np.float32,
+}
+"""Inputs of models that see working points or features, with the type of their numbers."""
 
 OUTPUTS = ("p4", "quantiles", "p4_std", "means", "samples")
 """Outputs: the first, of models with quantiles the first three, of a posterior all."""
@@ -151,6 +164,9 @@ class TopModel:
         Leading jets among which the b candidates are sought; by default as for the training data.
     m_lb_max
         Largest lepton–jet mass of a b candidate in GeV, exclusive; by default as for the training data.
+    btag_working_points
+        Scores at all working points of the b tagger, rising from the loosest on, for models that see how many
+        of them a jet passes; by default those of the model's training data.
 
     Raises
     ------
@@ -167,6 +183,7 @@ class TopModel:
         btag_threshold: Optional[float] = None,
         max_jets: Optional[int] = None,
         m_lb_max: Optional[float] = None,
+        btag_working_points: Optional[Sequence[float]] = None,
     ) -> None:
         if batch_size < 1:
             raise ModelError(f"batch_size: {batch_size} found, at least 1 expected")
@@ -176,6 +193,7 @@ class TopModel:
         self.btag_threshold = btag_threshold
         self.max_jets = max_jets
         self.m_lb_max = m_lb_max
+        self.btag_working_points = None if btag_working_points is None else tuple(btag_working_points)
         self._open()  # Fail here, not in the first worker.
 
     @property
@@ -200,6 +218,26 @@ class TopModel:
     def is_posterior(self) -> bool:
         """True if the model gives samples."""
         return bool(self.metadata["task"]["kind"] == "posterior")
+
+    @property
+    def features(self) -> dict[str, tuple[str, ...]]:
+        """Names of the features that the model sees, of each jet, lepton and event."""
+        features = self.metadata["encoder"]["config"]["tokens"].get("features", {})
+        return {kind: tuple(features.get(kind, ())) for kind in ("jet", "lepton", "event")}
+
+    @property
+    def sees_working_points(self) -> bool:
+        """True if the model sees how many working points of the b tagger a jet passes, not the score."""
+        return bool(self.metadata["encoder"]["config"]["tokens"].get("btag") == "working_points")
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Inputs of this model, with the type of their numbers, `fold` and `noise` excepted."""
+        features = self.features
+        seen = {f"{kind}_features" for kind in features if features[kind]}
+        if self.sees_working_points:
+            seen.add("jet_working_points")
+        return {**INPUTS, **{name: kind for name, kind in FURTHER_INPUTS.items() if name in seen}}
 
     def __call__(self, *, fold: Any = None, **arrays: Any) -> Tops:
         """Reconstruct the top-quark pair of each event.
@@ -279,8 +317,20 @@ class TopModel:
             "btag_threshold": self._setting("btag_threshold", "jet"),
             "max_jets": self._setting("max_jets", "jet"),
             "m_lb_max": self._setting("m_lb_max"),
+            "feature_names": self.features,
         }
+        if self.sees_working_points and arrays.get("jet_working_points") is None:
+            settings["btag_working_points"] = self._working_points()
         return make_objects(**arrays, **settings)
+
+    def _working_points(self) -> tuple[float, ...]:
+        """Scores at the working points as given, or as all training data had them."""
+        points = self._setting("btag_working_points", "jet")
+        if points is None:
+            raise ModelError(
+                f"{self.path}: the file does not tell btag_working_points; give them, or jet_working_points"
+            )
+        return points if isinstance(points, tuple) else tuple(points.values())
 
     def run(self, objects: Mapping[str, Array], *, fold: Any = None, quantiles: bool = True) -> Prediction:
         """Predictions for objects in GeV.
@@ -288,7 +338,8 @@ class TopModel:
         Parameters
         ----------
         objects
-            The arrays of `INPUTS`, as `make_objects` gives them; other types of numbers are converted.
+            The arrays of `TopModel.inputs`, as `make_objects` gives them; other types of numbers are
+            converted.
         fold
             See a call.
         quantiles
@@ -352,7 +403,9 @@ class TopModel:
     ) -> dict[str, Array]:
         """Outputs of these shapes per event, NaN where an input that exists is not finite."""
         session, metadata = self._open()
-        kinds = INPUTS if "noise" not in objects else {**INPUTS, "noise": np.float32}
+        kinds = self.inputs if "noise" not in objects else {**self.inputs, "noise": np.float32}
+        if missing := [name for name in kinds if name not in objects]:
+            raise ModelError(f"{self.path}: the model takes the input {missing[0]!r}, which is missing")
         # A value beyond single precision is an infinity, not an error.
         with np.errstate(over="ignore"):
             inputs: dict[str, Array] = {
@@ -387,10 +440,11 @@ class TopModel:
         if given is not None:
             return given
         selections = [file["selection"] for file in self.metadata.get("data", {}).get("files", [])]
-        found = {(selection[section] if section else selection)[name] for selection in selections}
+        sections = [selection[section] if section else selection for selection in selections]
+        found = {json.dumps(content.get(name)): content.get(name) for content in sections}
         if len(found) != 1:
             raise ModelError(f"{self.path}: the file does not tell {name} (found {sorted(found)}); give it")
-        return found.pop()
+        return found.popitem()[1]
 
 
 @lru_cache(maxsize=8)
@@ -444,10 +498,17 @@ def _checked_fold(path: Path, fold: Any, n: int, folds: int) -> Array:
 
 def _finite(inputs: Mapping[str, Array]) -> Array:
     """True where everything that exists in an event is finite, shape (n,)."""
-    jets = np.isfinite(inputs["jets"]).all(axis=-1) & np.isfinite(inputs["jet_btag"])
+    jets = np.isfinite(inputs["jets"]).all(axis=-1)
+    if "jet_working_points" not in inputs:
+        jets &= np.isfinite(inputs["jet_btag"])
+    if "jet_features" in inputs:
+        jets &= np.isfinite(inputs["jet_features"]).all(axis=-1)
     finite = (jets | ~inputs["jet_mask"]).all(axis=-1)
     for name in ("lepton_plus", "lepton_minus", "met"):
         finite &= np.isfinite(inputs[name]).all(axis=-1)
+    for name in ("lepton_features", "event_features"):
+        if name in inputs:
+            finite &= np.isfinite(inputs[name]).reshape(len(inputs["met"]), -1).all(axis=-1)
     return np.asarray(finite)
 
 
@@ -471,6 +532,10 @@ def make_objects(
     btag_threshold: float,
     max_jets: int = 12,
     m_lb_max: float = 180.0,
+    jet_working_points: Any = None,
+    btag_working_points: Optional[Sequence[float]] = None,
+    features: Optional[Mapping[str, Any]] = None,
+    feature_names: Optional[Mapping[str, Sequence[str]]] = None,
 ) -> dict[str, Array]:
     """Inputs of a model from the objects of selected events, GeV and radians throughout.
 
@@ -489,11 +554,21 @@ def make_objects(
         Leading jets to keep.
     m_lb_max
         Largest lepton–jet mass of a b candidate in GeV, exclusive.
+    jet_working_points
+        Number of working points of the b tagger that each jet passes, shape (n, J); by default counted with
+        `btag_working_points`, where those are given.
+    btag_working_points
+        Scores at the working points, rising.
+    features
+        Features by name, of jets (n, J) and leptons (n, 2), in the order of theirs, and of events (n,).
+    feature_names
+        Names of the features that a model sees, `TopModel.features`.
 
     Returns
     -------
     objects
-        The arrays of `INPUTS`; leptons of equal charge are NaN.
+        The arrays of `INPUTS`, and of `FURTHER_INPUTS` those that something was given for; leptons of equal
+        charge are NaN.
 
     Raises
     ------
@@ -529,7 +604,31 @@ def make_objects(
     mask = pt != 0
     jets = np.where(mask[..., None], _four_momenta(pt, eta, phi, mass), 0.0)
     tagged = mask & (btag > btag_threshold)
+
+    further: dict[str, Array] = {}
+    if jet_working_points is not None:
+        (counts,) = _columns(jet_columns[0].shape, jet_working_points=jet_working_points)
+        further["jet_working_points"] = np.where(mask, np.take_along_axis(counts, leading, axis=1), 0)
+    elif btag_working_points is not None:
+        further["jet_working_points"] = mask * np.sum([btag > score for score in btag_working_points], axis=0)
+    shapes = {"jet": jet_columns[0].shape, "lepton": (n, 2), "event": (n,)}
+    for kind, names in (feature_names or {}).items():
+        absent = [name for name in names if name not in (features or {})]
+        if absent:
+            raise ModelError(
+                f"features: the model sees {absent[0]!r} of each {kind}, which is missing; found "
+                f"{', '.join(features or {}) or 'none'}"
+            )
+        columns = [_columns(shapes[kind], **{name: (features or {})[name]})[0] for name in names]
+        if kind != "event":
+            order = leading if kind == "jet" else by_charge
+            columns = [np.take_along_axis(column, order, axis=1) for column in columns]
+        if kind == "jet":
+            columns = [np.where(mask, column, 0.0) for column in columns]
+        if columns:
+            further[f"{kind}_features"] = np.stack(columns, axis=-1)
     return {
+        **further,
         "lepton_plus": leptons[:, 0],
         "lepton_minus": leptons[:, 1],
         "lepton_flavour": np.take_along_axis(flavour, by_charge, axis=1).astype(np.int64),

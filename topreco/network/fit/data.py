@@ -408,6 +408,7 @@ def _normalised(weight: Tensor, dataset: Tensor) -> Tensor:
 
 def _check_finite(events: DileptonEvents, truth: Truth | None, skim: Skim) -> None:
     """Raise for values that would make the loss non-finite hours later."""
+    # Features are checked where it is known which of them the network sees.
     for name in ("lepton_plus", "lepton_minus", "jets", "jet_btag", "met", "weight"):
         finite = np.isfinite(getattr(events, name))
         if name.startswith("jet"):

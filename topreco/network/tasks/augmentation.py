@@ -52,7 +52,7 @@ class Augmentation:
             return columns
         transformations = (drawn.get(name) for name in ("angle", "reflect", "exchange"))
         inputs, tops = augment(Inputs.from_columns(columns), columns["tops"], *transformations)
-        return columns | inputs._asdict() | {"tops": tops}
+        return columns | inputs.columns() | {"tops": tops}
 
 
 def augment(
@@ -84,12 +84,12 @@ def augment(
         The same events seen from elsewhere.
     """
     if exchange is not None:
-        exchanged = inputs.charge_exchanged()
+        exchanged = inputs.charge_exchanged().columns()
         inputs = Inputs(
-            *(
-                torch.where(exchange.reshape(-1, *[1] * (own.ndim - 1)), other, own)
-                for own, other in zip(inputs, exchanged, strict=True)
-            )
+            **{
+                name: torch.where(exchange.reshape(-1, *[1] * (own.ndim - 1)), exchanged[name], own)
+                for name, own in inputs.columns().items()
+            }
         )
         tops = torch.where(exchange[:, None, None], tops.flip(1), tops)
     matrix = torch.eye(4, dtype=tops.dtype, device=tops.device).repeat(len(tops), 1, 1)

@@ -442,7 +442,7 @@ class PosteriorTask(Task[PosteriorNetwork]):
 
     def columns(self, events: DileptonEvents, truth: Truth | None) -> Columns:
         """Reconstructed objects and true tops, see `top_columns`."""
-        return top_columns(events, truth)
+        return top_columns(events, truth, self.model.tokens)
 
     def build(self) -> PosteriorNetwork:
         """Untrained network."""

@@ -261,7 +261,7 @@ class QuantilesTask(Task[QuantileNetwork]):
 
     def columns(self, events: DileptonEvents, truth: Truth | None) -> Columns:
         """Reconstructed objects and true tops, see `top_columns`."""
-        return top_columns(events, truth)
+        return top_columns(events, truth, self.model.tokens)
 
     def build(self) -> QuantileNetwork:
         """Untrained network."""
@@ -294,7 +294,7 @@ class QuantilesTask(Task[QuantileNetwork]):
             return columns
         inputs, tops = augment(Inputs.from_columns(columns), columns["tops"], exchange=drawn["exchange"])
         p4 = torch.where(drawn["exchange"][:, None, None], columns["p4_exchanged"], columns["p4"])
-        return columns | inputs._asdict() | {"tops": tops, "p4": p4}
+        return columns | inputs.columns() | {"tops": tops, "p4": p4}
 
     def loss(self, network: QuantileNetwork, columns: Columns) -> tuple[Tensor, Tensor | None]:
         """Pinball loss, averaged over the targets."""

@@ -148,7 +148,7 @@ class TopsTask(Task[TopNetwork]):
 
     def columns(self, events: DileptonEvents, truth: Truth | None) -> Columns:
         """Reconstructed objects and true tops, see `top_columns`."""
-        return top_columns(events, truth)
+        return top_columns(events, truth, self.model.tokens)
 
     def build(self) -> TopNetwork:
         """Untrained network."""
