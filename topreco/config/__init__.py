@@ -66,6 +66,7 @@ from topreco.config.systematics import (
 from topreco.config.training import (
     DataConfig,
     FitConfig,
+    InitConfig,
     LossConfig,
     OptimiserConfig,
     QuantileTrainingConfig,
@@ -89,6 +90,7 @@ __all__ = [
     "FitConfig",
     "HeadKind",
     "HistogramConfig",
+    "InitConfig",
     "JetSelection",
     "JetVetoMap",
     "LGATrConfig",
