@@ -26,10 +26,9 @@ from topreco.network.task import TrainingError
 from topreco.network.tasks.registry import MODELS
 from topreco.network.tokens import encoder_features
 
-# What may differ from the parent: dropout and numbers of steps have no weights, quantiles are trained apart.
-_FREE = ("backbone.dropout", "m_top", "steps", "calibration_bins", "quantiles")
-# Only these make tokens; other keys of the section choose features, which are compared by name.
-_OF_TOKENS = ("tokens.max_jets", "tokens.b_candidates")
+# What may differ from the parent: dropout and numbers of steps have no weights, quantiles are trained apart,
+# and features are compared by name.
+_FREE = ("backbone.dropout", "tokens.features", "m_top", "steps", "calibration_bins", "quantiles")
 _FRACTIONS = ("validation_fraction", "test_fraction", "folds")
 
 
@@ -303,6 +302,4 @@ def _contradictions(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[s
 
 def _free(key: str) -> bool:
     """Whether a key of the model may differ from the parent's."""
-    if key.startswith("tokens."):
-        return key not in _OF_TOKENS
     return any(key == free or key.startswith(f"{free}.") for free in _FREE)

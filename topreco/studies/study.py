@@ -251,9 +251,9 @@ def _execute(
             process.communicate()
 
 
-def _start(job: _Job, config: StudyConfig, slot: str | None, *, restart: bool) -> "subprocess.Popen[bytes]":
-    folder = writable_folder(job.config.output)
-    order = {
+def _order(job: _Job, config: StudyConfig, *, restart: bool) -> dict[str, Any]:
+    """What a process is told to do, as plain data."""
+    return {
         # What is not set may come from the model of `init`.
         "train": job.config.model_dump(mode="json", exclude_unset=True),
         "test_skims": [str(path) for path in config.test_skims],
@@ -262,6 +262,11 @@ def _start(job: _Job, config: StudyConfig, slot: str | None, *, restart: bool) -
         "key": job.key,
         "restart": restart,
     }
+
+
+def _start(job: _Job, config: StudyConfig, slot: str | None, *, restart: bool) -> "subprocess.Popen[bytes]":
+    folder = writable_folder(job.config.output)
+    order = _order(job, config, restart=restart)
     # Processes share the cores, so each has one thread.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     if slot is not None:
