@@ -188,10 +188,8 @@ def run_here(monkeypatch):
 
     def execute(jobs, config, *, restart):
         for job in jobs:
-            order = {"test_skims": list(map(str, config.test_skims)), "observables": config.observables}
             try:
-                order |= {"train": job.config.model_dump(mode="json"), "key": job.key, "restart": restart}
-                module._work(order | {"perfect": job.perfect})
+                module._work(module._order(job, config, restart=restart))
             except TopRecoError as error:
                 yield job, 0.0, str(error)
             else:
@@ -290,16 +288,15 @@ def test_points_that_start_from_a_model(file, tmp_path, monkeypatch):
     run_here(monkeypatch)
     config = load_study(file)
     parent = train(config.training("both", 3), progress=False)
-    content = {
-        "init": str(parent),
-        **{key: config.train[key] for key in ("data", "batch_size", "accelerator")},
-    }
+    content = {"init": str(parent)}
+    content |= {key: config.train[key] for key in ("data", "loss", "batch_size", "accelerator")}
     points = ["points={start: [], slow: [init.rate=0.01], gone: [init=none]}", "reference=start", "seeds=[1]"]
     own = load_study(file, [*points, "base=finetune.yaml", f"output={tmp_path / 'second'}"])
     own = own.model_copy(update={"train": {**content, "epochs": 1}})
     study(own, progress=False)
     found, failures = quantities(own.output)
-    assert set(found) == {"start", "slow"}
+    assert found["slow"] != found["start"]
+    assert set(failures) == {"gone"}
     assert "init.model none: no such file" in failures["gone"]
     folder = own.output / "slow" / "seed1"
     again = load_config(TrainConfig, folder / "train.yaml")
