@@ -29,12 +29,12 @@ from torch import Tensor, nn
 
 from topreco.config import SelectionConfig
 from topreco.core.events import DileptonEvents
+from topreco.core.shipped import shipped_models
 from topreco.input.nano import open_events
 from topreco.input.selection import select
 from topreco.network.inference import predict
 from topreco.network.tasks.tops import TopNetwork
 from topreco.network.tokens import FIRST_JET, Inputs
-from topreco.reconstruction.model_files import shipped_models
 from topreco.reconstruction.network import NetworkMethod
 from topreco.reconstruction.onnx import OnnxMethod
 

@@ -14,6 +14,7 @@ from topreco.config import HistogramConfig, SolverConfig, TrainConfig
 from topreco.core.events import DileptonEvents, toy_events
 from topreco.core.fourvector import from_pt_eta_phi_mass
 from topreco.core.pairing import b_candidates
+from topreco.core.shipped import shipped_models
 from topreco.core.skim import SkimWriter
 from topreco.evaluation.fill import fill_methods
 from topreco.evaluation.histograms import book
@@ -21,7 +22,6 @@ from topreco.evaluation.report import write_report
 from topreco.evaluation.summary import summarise
 from topreco.reconstruction.analytic import ANALYTIC_METHODS
 from topreco.reconstruction.load import load
-from topreco.reconstruction.model_files import shipped_models
 from topreco.runs.columns import event_columns
 
 pytestmark = pytest.mark.faults

@@ -17,9 +17,9 @@ from topreco.core.constants import M_B, M_MUON, M_TOP, M_W
 from topreco.core.errors import TopRecoError
 from topreco.core.events import toy_events
 from topreco.core.method import as_method
+from topreco.core.shipped import shipped_models
 from topreco.reconstruction.analytic import ANALYTIC_METHODS
 from topreco.reconstruction.load import load_methods
-from topreco.reconstruction.model_files import shipped_models
 from topreco.reconstruction.network import NetworkMethod
 from topreco.reconstruction.recalibration import ResponseCurve
 from topreco.reconstruction.wrappers import QualityCut, Recalibrated

@@ -15,9 +15,9 @@ import topreco
 from topreco.config import SelectionConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.events import toy_events
+from topreco.core.shipped import shipped_models
 from topreco.input.nano import open_events
 from topreco.input.selection import select
-from topreco.reconstruction.model_files import shipped_models
 from topreco.reconstruction.onnx import OnnxMethod
 
 REPOSITORY = Path(__file__).parents[2]

@@ -23,6 +23,7 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, Truth, toy_events
 from topreco.core.method import gives_samples
 from topreco.core.observables import OBSERVABLES
+from topreco.core.shipped import shipped_models
 from topreco.core.statistics import metric_values
 from topreco.evaluation.fill import predicted_values, true_values
 from topreco.input.nano import iterate_events
@@ -30,7 +31,6 @@ from topreco.input.required import OPTIONAL_BRANCHES, needed_branches
 from topreco.input.selection import select
 from topreco.input.truth import TRUTH_BRANCHES, read_truth
 from topreco.network.tasks.tops import pair_metrics
-from topreco.reconstruction.model_files import shipped_models
 
 REPOSITORY = Path(__file__).parents[2]
 APPROVED = Path(__file__).parents[1] / "approved" / "models.json"

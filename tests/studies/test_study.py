@@ -18,7 +18,9 @@ from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import Truth, toy_events
 from topreco.core.skim import Skim, SkimWriter
+from topreco.network.model_file import load_model
 from topreco.network.tasks.tops import TopNetwork
+from topreco.network.train import train
 from topreco.reconstruction.load import load
 from topreco.studies import study as module
 from topreco.studies.study import study
@@ -186,10 +188,8 @@ def run_here(monkeypatch):
 
     def execute(jobs, config, *, restart):
         for job in jobs:
-            order = {"test_skims": list(map(str, config.test_skims)), "observables": config.observables}
             try:
-                order |= {"train": job.config.model_dump(mode="json"), "key": job.key, "restart": restart}
-                module._work(order | {"perfect": job.perfect})
+                module._work(module._order(job, config, restart=restart))
             except TopRecoError as error:
                 yield job, 0.0, str(error)
             else:
@@ -281,6 +281,28 @@ def test_points_with_perfect_parts(file, monkeypatch):
     folder = config.output / "met" / "seed1"
     assert load_config(TrainConfig, folder / "train.yaml").data.files == (folder / "train0.parquet",)
     assert Skim(folder / "test0.parquet").metadata["perfect"] == ["met"]
+
+
+def test_points_that_start_from_a_model(file, tmp_path, monkeypatch):
+    """The model is the parent's, though the recipe says nothing of it, and train.yaml has all of it."""
+    run_here(monkeypatch)
+    config = load_study(file)
+    parent = train(config.training("both", 3), progress=False)
+    content = {"init": str(parent)}
+    content |= {key: config.train[key] for key in ("data", "loss", "batch_size", "accelerator")}
+    points = ["points={start: [], slow: [init.rate=0.01], gone: [init=none]}", "reference=start", "seeds=[1]"]
+    own = load_study(file, [*points, "base=finetune.yaml", f"output={tmp_path / 'second'}"])
+    own = own.model_copy(update={"train": {**content, "epochs": 1}})
+    study(own, progress=False)
+    found, failures = quantities(own.output)
+    assert found["slow"] != found["start"]
+    assert set(failures) == {"gone"}
+    assert "init.model none: no such file" in failures["gone"]
+    folder = own.output / "slow" / "seed1"
+    again = load_config(TrainConfig, folder / "train.yaml")
+    assert again.model == load_model(parent).config
+    assert (again.init.rate, again.init.model) == (0.01, str(parent))
+    assert load_model(folder / "model.safetensors").metadata["parent"]["task"] == "tops"
 
 
 def test_nothing_to_compare(file, tmp_path):

@@ -68,6 +68,7 @@ from topreco.config.systematics import (
 from topreco.config.training import (
     DataConfig,
     FitConfig,
+    InitConfig,
     LossConfig,
     OptimiserConfig,
     QuantileTrainingConfig,
@@ -92,6 +93,7 @@ __all__ = [
     "FitConfig",
     "HeadKind",
     "HistogramConfig",
+    "InitConfig",
     "JetSelection",
     "JetVetoMap",
     "LGATrConfig",

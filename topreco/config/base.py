@@ -10,7 +10,7 @@ import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -32,6 +32,9 @@ class Config(BaseModel):
     """Base of all configurations: immutable, refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    short_forms: ClassVar[Mapping[str, str]] = {}
+    """Key inside a section that text in place of the section stands for, by key of the section."""
 
     def absolute(self) -> Self:
         """The same configuration with every path absolute, for workers that run in another folder."""
@@ -131,18 +134,29 @@ def load_config(
     if source is not None:
         path = find_config(source)
         origin = str(path)
-        content = read_yaml(path)
-    assign(content, overrides)
+        content = with_sections(read_yaml(path), kind.short_forms)
+    assign(content, overrides, kind.short_forms)
     for key, value in (options or {}).items():
         if value is not None:
             _assign(content, key.split("."), value, f"option {key}={value}")
     return build_config(kind, content, origin)
 
 
-def assign(content: dict[str, Any], overrides: Iterable[str]) -> None:
+def with_sections(content: Mapping[str, Any], short_forms: Mapping[str, str]) -> dict[str, Any]:
+    """Plain data in which `Config.short_forms` are written out as sections, so that they can be merged."""
+    return {
+        key: {short_forms[key]: value} if key in short_forms and isinstance(value, str) else value
+        for key, value in content.items()
+    }
+
+
+def assign(
+    content: dict[str, Any], overrides: Iterable[str], short_forms: Mapping[str, str] | None = None
+) -> None:
     """Apply dotted assignments such as ``optimiser.learning_rate=3e-4`` to plain data, in place.
 
-    Values are YAML without comments: numbers, text, lists, mappings, null; # has no meaning.
+    Values are YAML without comments: numbers, text, lists, mappings, null; # has no meaning. Text that is
+    assigned to a section with a short form (`Config.short_forms`) leaves the rest of the section as it is.
 
     Raises
     ------
@@ -159,7 +173,10 @@ def assign(content: dict[str, Any], overrides: Iterable[str]) -> None:
             raise ConfigError(f"override {override!r}: {error}") from error
         except _NOT_YAML as error:
             raise ConfigError(f"override {override!r}: value is not YAML") from error
-        _assign(content, key.split("."), value, f"override {override!r}")
+        keys = key.split(".")
+        if isinstance(value, str) and key in (short_forms or {}):
+            keys.append((short_forms or {})[key])
+        _assign(content, keys, value, f"override {override!r}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

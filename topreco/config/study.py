@@ -18,6 +18,7 @@ from topreco.config.base import (
     load_config,
     merged,
     read_yaml,
+    with_sections,
 )
 from topreco.config.training import TrainConfig
 from topreco.core.errors import nearest
@@ -141,8 +142,10 @@ class StudyConfig(Config):
             If there is none: an override does not fit, or the configuration it makes is impossible.
         """
         # A copy, since overrides are assigned in place.
-        content = copy.deepcopy(merged(read_yaml(find_config(self.base)), self.train))
-        assign(content, self.all_points[point])
+        short_forms = TrainConfig.short_forms
+        parts = read_yaml(find_config(self.base)), self.train
+        content = copy.deepcopy(merged(*(with_sections(part, short_forms) for part in parts)))
+        assign(content, self.all_points[point], short_forms)
         found = build_config(TrainConfig, content, f"point {point!r} of {self.base}")
         return found.model_copy(update={"seed": seed, "output": self.output / point / f"seed{seed}"})
 

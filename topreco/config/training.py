@@ -1,7 +1,8 @@
 """Configuration of trainings: data, losses, optimiser, devices."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -141,6 +142,30 @@ class DataConfig(Config):
         return self
 
 
+class InitConfig(Config):
+    """A trained model, the parent, with which a training starts; its name alone is the short form.
+
+    Tokens, spurions and sizes are those of the parent, and need not be given.
+    """
+
+    model: str
+    """Name of a shipped model, or a model file."""
+    scope: Literal["encoder", "all"] = "all"
+    """What is loaded: the encoder, or all that fits. With another task that is the encoder."""
+    rate: Positive = 0.1
+    """Factor on the learning rate of what is loaded."""
+    frozen_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs at the beginning in which the loaded encoder stays as it is and the rest learns."""
+    weight_decay_toward_parent: NonNegative | None = None
+    """Weight decay of what is loaded toward the weights of the parent instead of zero; null: toward zero,
+    with `optimiser.weight_decay`, like the rest."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, content: Any) -> Any:
+        return {"model": content} if isinstance(content, str) else content
+
+
 class TrainConfig(FitConfig):
     """`topreco train`: everything that determines a training.
 
@@ -148,8 +173,13 @@ class TrainConfig(FitConfig):
     `dilepton.yaml` and `dilepton-point.yaml`.
     """
 
+    short_forms: ClassVar[Mapping[str, str]] = {"init": "model"}
+
+    init: InitConfig | None = None
+    """Model with which the training starts; null: random weights."""
     model: AnyModelConfig = ModelConfig()
-    """What is learnt: `model.task` is `tops` or `posterior`."""
+    """What is learnt: `model.task` is `tops` or `posterior`. With `init`, keys that are left out are those of
+    the parent."""
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
     quantiles: QuantileTrainingConfig = QuantileTrainingConfig()

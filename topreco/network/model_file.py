@@ -6,7 +6,8 @@ The header's entry ``topreco`` is JSON:
 ``format``       version of the format
 ``encoder``      configuration of the encoder, schema of its inputs, and the schema's digest
 ``task``         kind and configuration of the task, schema of its outputs, and the schema's digest
-``parent``       digest of the model from which the training started, null without one
+``parent``       name, digest, training data and parent of the model from which the training started, null
+                 without one
 ``folds``        number of networks, whose tensors begin with ``fold0.``, ``fold1.``, …
 ``training``     configuration of the training
 ``data``         summary of the training data

@@ -19,11 +19,14 @@ from rich.console import Console
 from topreco.config import DataConfig, ModelConfig, PosteriorConfig, QuantilesConfig, TrainConfig
 from topreco.core.errors import needs_extra
 from topreco.core.files import check_outputs, writable_folder
+from topreco.core.lineage import ancestors, trained_datasets
 from topreco.core.threads import torch_threads
 from topreco.network.fit.data import TrainingData, read_training_data, share_training_data
 from topreco.network.fit.loop import Fitted, Session, fit, make_sample
+from topreco.network.fit.start import Start
 from topreco.network.fit.state import Paths, read_state, write_state
 from topreco.network.model_file import TrainedModel, save_model
+from topreco.network.parent import Parent, find_parent
 from topreco.network.splits import VALIDATION
 from topreco.network.task import Task, TrainingError
 from topreco.network.tasks.augmentation import Augmentation
@@ -47,6 +50,9 @@ _SECOND_SEED = 1_000_003
 
 def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) -> Path:
     """Train the networks of a configuration, or continue a training that was interrupted.
+
+    With `config.init` they begin with the weights of a trained model. A training that continues needs the
+    same one again, but goes on with its own weights.
 
     Seeds torch's global generators. With several devices each process reads the data, or the first one of
     each machine if they are streamed; the first of all validates and writes.
@@ -77,8 +83,12 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
     """
     tracker = _MLflow() if config.mlflow else None
     output = writable_folder(config.output)
-    fabric, console = _launch(config, progress)
     path = output / MODEL_FILE
+    parent = find_parent(config)
+    if parent is not None:
+        check_outputs([path], [parent.path])
+        config = parent.adopted(config)
+    fabric, console = _launch(config, progress)
     # What is learnt after the first training, and leaves its result as it is.
     second = "summaries" if isinstance(config.model, PosteriorConfig) else "quantiles"
     paths, second_paths = Paths(output), Paths(output, f"{second}_")
@@ -89,7 +99,7 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
             f"{path}: already there, but not the training that made it; choose another output folder, or "
             "--restart to overwrite it"
         )
-    content = _content(config)
+    content = _content(config, parent)
     state = read_state(paths.state, content)
     if state["complete"] and path.is_file():
         console.print(f"{path}: already trained")
@@ -105,23 +115,34 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
     writes = fabric.is_global_zero
     with _tracking(tracker if writes else None, config, state) as log:
         session = Session(fabric, console, paths, (config.seed,), compile=config.compile, log=log)
-        fitted = fit(task, data, config, session, state)
+        start = None
+        if parent is not None:
+            start = parent.start(config.model.task)
+            if warning := parent.warning(config, data.summary):
+                console.print(f"warning: {warning}")
+        fitted = fit(task, data, config, session, state, start)
         networks: list[Any] = fitted.networks
         metadata: dict[str, Any] = {
             "training": _config_data(config) | {"output": config.output.name},
             "data": data.summary,
             "metrics": {"best": fitted.best, "test": fitted.test},
+            "parent": None if parent is None else parent.described(data.summary),
         }
         if second == "summaries" or quantiles is not None:
             own_state = read_state(second_paths.state, content)
             own_session = session._replace(
                 paths=second_paths, seed=(_SECOND_SEED, config.seed), title=f"{second}, "
             )
+            start = None
             if quantiles is None:
-                own = _fit_summaries(networks, data, config, own_session, own_state)
+                if parent is not None and parent.whole(config.model.task):
+                    start = parent.start(config.model.task, "summary")
+                own = _fit_summaries(networks, data, config, own_session, own_state, start)
                 metadata[second] = {"test": own.test}
             else:
-                networks, own = _fit_quantiles(networks, data, config, own_session, own_state)
+                if parent is not None and parent.starts_quantiles(config.model):
+                    start = parent.start(config.model.task, "quantiles")
+                networks, own = _fit_quantiles(networks, data, config, own_session, own_state, start)
                 metadata[second] = {"test": by_observable(own.test, quantiles.observables)}
         if writes:
             save_model(path, networks, metadata)
@@ -152,7 +173,8 @@ def fit_task(
     task
         What to learn.
     config
-        Data, length, optimiser, seed and devices; `model`, `loss` and augmentation belong to `train`.
+        Data, length, optimiser, seed and devices; `model`, `loss` and augmentation belong to `train`. With
+        `init` the encoder of the task is that of `topreco.network.parent.with_parent(config).model.encoder`.
     folder
         Where the state and the metrics are written.
     restart
@@ -172,12 +194,13 @@ def fit_task(
     """
     fabric, console = _launch(config, progress)
     paths = Paths(writable_folder(Path(folder)))
+    parent = find_parent(config)
     if restart:
         _discard(fabric, paths)
-    state = read_state(paths.state, _content(config) | {"task": task.name})
+    state = read_state(paths.state, _content(config, parent) | {"task": task.name})
     data = _placed(_read_data(config, task, fabric, paths.folder), fabric.device)
     session = Session(fabric, console, paths, (config.seed,), compile=config.compile)
-    return fit(task, data, config, session, state)
+    return fit(task, data, config, session, state, None if parent is None else parent.start(task.name))
 
 
 def train_quantiles(
@@ -221,6 +244,7 @@ def train_quantiles(
             "quantiles: those of a posterior are trained with it; --calibrate-only calibrates them on other "
             "events"
         )
+    _refuse_init(config)
     output = Path(output)
     check_outputs([output], config.data.files)
     folder = writable_folder(output.parent / f"{output.stem}.training")
@@ -262,8 +286,9 @@ def recalibrate(model: TrainedModel, config: TrainConfig, output: str | Path) ->
     model
         The model, with quantiles.
     config
-        `data`, of which all events count, or the validation events alone if the model was trained on one of
-        the datasets, with whatever selection; and `loss.negative_weights`.
+        `data`, of which all events count, or the validation events alone if the model or one of those from
+        which it descends was trained on one of the datasets, with whatever selection; and
+        `loss.negative_weights`.
     output
         Model file to write.
 
@@ -279,6 +304,7 @@ def recalibrate(model: TrainedModel, config: TrainConfig, output: str | Path) ->
     TopRecoError
         If a skim cannot be read or the file not be written.
     """
+    _refuse_init(config)
     output = Path(output)
     check_outputs([output], config.data.files)
     writable_folder(output.parent)
@@ -293,13 +319,14 @@ def recalibrate(model: TrainedModel, config: TrainConfig, output: str | Path) ->
     else:
         own, correct = [network.quantiles for network in networks], calibrate
         task = QuantilesTask(model.config, networks, negative_weights=config.loss.negative_weights)
-    # What was set apart for validation is so by the fractions of the training.
-    trained = model.metadata.get("training", {}).get("data", {})
-    fractions = ("validation_fraction", "test_fraction")
-    changes = {"folds": len(networks)} | {name: trained[name] for name in fractions if name in trained}
+    # What was set apart for validation is so by the smallest fractions of all trainings.
+    trained = [each.get("training", {}).get("data", {}) for each in ancestors(model.metadata)]
+    changes: dict[str, Any] = {"folds": len(networks)}
+    for name in ("validation_fraction", "test_fraction"):
+        if fractions := [each[name] for each in trained if name in each]:
+            changes[name] = min(fractions)
     data = read_training_data(config.data.model_copy(update=changes), task.columns, output.parent)
-    known = set(model.metadata.get("data", {}).get("dataset_ids", ()))
-    seen = bool(known.intersection(data.summary["dataset_ids"]))
+    seen = not trained_datasets(model.metadata).isdisjoint(data.summary["dataset_ids"])
     if seen or len(networks) > 1:
         _check_key(data, config.data.model_copy(update=changes))
     loss_weight = task.loss_weights(data.weight, data.columns)
@@ -334,8 +361,22 @@ def _check_validation(data: TrainingData, config: TrainConfig) -> None:
         check_events(weight.cpu().numpy(), "data.validation_fraction")
 
 
+def _refuse_init(config: TrainConfig) -> None:
+    """Raise if a command that begins with a model anyway is told to begin with another."""
+    if config.init is not None:
+        raise TrainingError(
+            f"init.model: {config.init.model} found, null expected: quantiles are those of the given model; "
+            "`topreco-train` starts from another one"
+        )
+
+
 def _fit_quantiles(
-    tops: Any, data: TrainingData, config: TrainConfig, session: Session, state: dict[str, Any]
+    tops: Any,
+    data: TrainingData,
+    config: TrainConfig,
+    session: Session,
+    state: dict[str, Any],
+    start: Start | None = None,
 ) -> tuple[list[TopNetwork], Fitted]:
     """The networks of the tops with trained quantiles, in evaluation mode."""
     for network in tops:
@@ -347,7 +388,7 @@ def _fit_quantiles(
         negative_weights=config.loss.negative_weights,
         charge_exchange=config.augment_charge_exchange,
     )
-    fitted = fit(task, data, config.quantiles.fit, session, state)
+    fitted = fit(task, data, config.quantiles.fit, session, state, start)
     networks = []
     for network, quantiles in zip(tops, fitted.networks, strict=True):
         whole = TopNetwork(model).to(session.fabric.device)
@@ -357,7 +398,12 @@ def _fit_quantiles(
 
 
 def _fit_summaries(
-    networks: Any, data: TrainingData, config: TrainConfig, session: Session, state: dict[str, Any]
+    networks: Any,
+    data: TrainingData,
+    config: TrainConfig,
+    session: Session,
+    state: dict[str, Any],
+    start: Start | None = None,
 ) -> Fitted:
     """Train the means and quantiles of trained posteriors, in place."""
     task = SummariesTask(
@@ -366,7 +412,7 @@ def _fit_summaries(
         config.summaries.samples,
         negative_weights=config.loss.negative_weights,
     )
-    fitted = fit(task, data, config.summaries.fit, session, state)
+    fitted = fit(task, data, config.summaries.fit, session, state, start)
     for network, heads in zip(networks, fitted.networks, strict=True):
         network.summary = heads
     return fitted
@@ -387,12 +433,19 @@ def _config_data(config: TrainConfig) -> dict[str, Any]:
     """The configuration as plain data, files by their names."""
     content = config.model_dump(mode="json", exclude={"data": WHERE_DATA_ARE})
     content["data"]["files"] = [path.name for path in config.data.files]
+    if config.init is None:
+        del content["init"]
+    else:
+        content["init"]["model"] = Path(config.init.model).name
     return content
 
 
-def _content(config: TrainConfig) -> dict[str, Any]:
+def _content(config: TrainConfig, parent: Parent | None = None) -> dict[str, Any]:
     """Part of the configuration that must not change when a training resumes."""
-    return {key: value for key, value in _config_data(config).items() if key not in MAY_DIFFER}
+    content = {key: value for key, value in _config_data(config).items() if key not in MAY_DIFFER}
+    if parent is not None:
+        content["init"]["sha256"] = parent.sha256
+    return content
 
 
 def _launch(config: TrainConfig, progress: bool) -> tuple[Fabric, Console]:

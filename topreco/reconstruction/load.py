@@ -7,8 +7,9 @@ from typing import get_args
 from topreco.config import SolverConfig, Summary
 from topreco.core.errors import TopRecoError
 from topreco.core.method import Method, NamedCallable, as_method, gives_samples
+from topreco.core.shipped import shipped_models
 from topreco.reconstruction.analytic import ANALYTIC_METHODS, AnalyticMethod
-from topreco.reconstruction.model_files import DESCRIPTIONS, shipped_models
+from topreco.reconstruction.model_files import DESCRIPTIONS
 from topreco.reconstruction.network import network_method
 from topreco.reconstruction.onnx import onnx_method
 from topreco.reconstruction.wrappers import Median, Mode, QualityCut

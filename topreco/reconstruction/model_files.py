@@ -5,7 +5,6 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from topreco.core.events import DileptonEvents, TopPair
 from topreco.core.files import complete_file, content_of
 from topreco.core.method import fingerprint_of
 from topreco.core.prior import METADATA_KEY, Spectra
+from topreco.core.shipped import shipped_models
 from topreco.core.threads import checked_threads
 
 
@@ -157,13 +157,6 @@ def needed_features(methods: Iterable[Any]) -> list[FeaturesConfig]:
 def modified(path: Path | None) -> str:
     """Digest of a file's content, by which a rewritten file is another one; empty without a file."""
     return "" if path is None or not path.is_file() else content_of(path)
-
-
-@cache
-def shipped_models() -> dict[str, Path]:
-    """Trained models that come with the package, by name; `docs/models` describes each."""
-    folder = Path(str(resources.files("topreco"))) / "models"
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"), key=lambda path: path.stem)}
 
 
 DESCRIPTIONS = {

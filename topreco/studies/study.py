@@ -41,7 +41,8 @@ from topreco.core.statistics import fraction, summarise_arrays
 from topreco.core.threads import available_cores
 from topreco.evaluation.fill import predicted_values, true_values
 from topreco.network.inference import predict
-from topreco.network.model_file import load_model
+from topreco.network.model_file import ModelFileError, load_model
+from topreco.network.parent import find_parent, with_parent
 from topreco.network.train import MAY_DIFFER, WHERE_DATA_ARE, train
 from topreco.studies.assignment import right_pairing, right_tops
 from topreco.studies.perfect import write_perfect
@@ -169,11 +170,11 @@ def _jobs(config: StudyConfig, failures: dict[str, str]) -> list[_Job]:
             try:
                 training = config.training(point, seed)
                 _check(training, config)
-            except ConfigError as error:
-                failures[point] = str(error)
-            else:
                 perfect = config.perfect.get(point, ())
                 key = _key(training, test, config, perfect)
+            except (ConfigError, ModelFileError) as error:
+                failures[point] = str(error)
+            else:
                 jobs.append(_Job(point, seed, training, perfect, key))
     return jobs
 
@@ -199,6 +200,11 @@ def _key(
         mode="json", exclude=dict.fromkeys(MAY_DIFFER, True) | {"data": WHERE_DATA_ARE}
     )
     what["data"]["files"] = [(path.name, path.stat().st_size) for path in training.data.files]
+    if training.init is None:
+        del what["init"]
+    else:
+        parent = find_parent(training)
+        what["init"]["model"] = None if parent is None else (parent.name, parent.sha256)
     content = json.dumps(
         [_VERSION, what, test, config.observables, *([perfect] if perfect else [])], sort_keys=True
     )
@@ -245,16 +251,22 @@ def _execute(
             process.communicate()
 
 
-def _start(job: _Job, config: StudyConfig, slot: str | None, *, restart: bool) -> "subprocess.Popen[bytes]":
-    folder = writable_folder(job.config.output)
-    order = {
-        "train": job.config.model_dump(mode="json"),
+def _order(job: _Job, config: StudyConfig, *, restart: bool) -> dict[str, Any]:
+    """What a process is told to do, as plain data."""
+    return {
+        # What is not set may come from the model of `init`.
+        "train": job.config.model_dump(mode="json", exclude_unset=True),
         "test_skims": [str(path) for path in config.test_skims],
         "observables": config.observables,
         "perfect": job.perfect,
         "key": job.key,
         "restart": restart,
     }
+
+
+def _start(job: _Job, config: StudyConfig, slot: str | None, *, restart: bool) -> "subprocess.Popen[bytes]":
+    folder = writable_folder(job.config.output)
+    order = _order(job, config, restart=restart)
     # Processes share the cores, so each has one thread.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     if slot is not None:
@@ -288,7 +300,7 @@ def _work(order: Mapping[str, Any]) -> None:
         ]
         data = config.data.model_copy(update={"files": tuple(files[0])})
         config, test = config.model_copy(update={"data": data}), files[1]
-    write_text(config.output / "train.yaml", dump_config(config))
+    write_text(config.output / "train.yaml", dump_config(with_parent(config)))
     (config.output / EVALUATION_FILE).unlink(missing_ok=True)
     model = train(config, restart=order["restart"])
     found = _evaluate(model, config, test, order["observables"])

@@ -12,6 +12,7 @@ from topreco.config import ValidationConfig, files_of
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents
 from topreco.core.files import check_outputs, complete_file, to_json
+from topreco.core.lineage import trained_datasets
 from topreco.core.method import Method
 from topreco.core.observables import OBSERVABLES
 from topreco.core.skim import Skim
@@ -312,7 +313,7 @@ def _describe_method(method: Method, table: EventTable, splits: Sequence[HeldOut
     if isinstance(model, dict):
         found["head"] = str(model.get("head", "on_shell"))
     held_out = any(split.model.resolve() == path.resolve() for split in splits)
-    trained_on = [] if held_out else [int(i) for i in metadata.get("data", {}).get("dataset_ids", ())]
+    trained_on = [] if held_out else sorted(map(int, trained_datasets(metadata)))
     found["training_events"] = int(np.isin(table.events["dataset"], np.array(trained_on, np.uint64)).sum())
     return found
 

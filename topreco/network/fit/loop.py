@@ -12,7 +12,7 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -28,6 +28,7 @@ from topreco.core.progress import Advance, progress_bar
 from topreco.network.fit.data import TrainingData, room
 from topreco.network.fit.optimisers import build_optimisers, learning_rate, update_average
 from topreco.network.fit.rows import Rows, sent
+from topreco.network.fit.start import ENCODER, Start
 from topreco.network.fit.state import Best, Paths, check_same, write_metrics, write_state
 from topreco.network.task import Columns, Evaluated, Task, TrainingError
 
@@ -89,7 +90,12 @@ class Fitted(NamedTuple):
 
 
 def fit(
-    task: Task[Any], data: TrainingData, options: FitConfig, session: Session, state: dict[str, Any]
+    task: Task[Any],
+    data: TrainingData,
+    options: FitConfig,
+    session: Session,
+    state: dict[str, Any],
+    start: Start | None = None,
 ) -> Fitted:
     """Train one network per fold, or continue with a training that was interrupted.
 
@@ -108,6 +114,8 @@ def fit(
         Devices, files and seed.
     state
         From `read_state`; kept up to date.
+    start
+        Weights of another model to start with.
 
     Raises
     ------
@@ -123,7 +131,7 @@ def fit(
         for message in ("Dynamo detected a call to a `functools.lru_cache`", "find_unused_parameters=True"):
             warnings.filterwarnings("ignore", message=message)
         for fold in range(len(state["finished"]), data.folds):
-            _Fold(task, data, options, session, fold, loss_weight).train(state)
+            _Fold(task, data, options, session, fold, loss_weight, start).train(state)
     return _finished(task, data, session, state, loss_weight)
 
 
@@ -207,8 +215,10 @@ class _Fold:
         session: Session,
         fold: int,
         loss_weight: Tensor,
+        start: Start | None,
     ) -> None:
         self.task, self.options, self.session, self.fold = task, options, session, fold
+        self.start = start
         self.device = session.fabric.device
         train_index, validation_index, _ = data.indices(fold)
         n = len(train_index)
@@ -288,8 +298,12 @@ class _Fold:
         stride = math.ceil(len(self.training) / _PREPARATION_EVENTS)
         sample = self.training.take(slice(None, None, stride))
         self.task.prepare(self.network, {name: column.cpu() for name, column in sample.items()})
+        # Also when the state of an epoch takes their place below: weights may be held near the loaded ones.
+        loaded = frozenset() if self.start is None else self.start.load(self.fold, self.network)
         self.network.to(self.device)
-        self.optimisers = build_optimisers(options, self.network)
+        self._set_start(loaded)
+        rate, toward = (1.0, None) if self.start is None else (self.start.rate, self.start.toward)
+        self.optimisers = build_optimisers(options, self.network, loaded, rate=rate, decays=toward is None)
         self.average = None if options.ema_decay is None else copy.deepcopy(self.network)
         epoch = 0
         if saved is not None:
@@ -299,10 +313,31 @@ class _Fold:
             if self.average is not None:
                 self.average.load_state_dict(saved["average"])
             self.step, self.best, epoch = saved["step"], Best(**saved["best"]), saved["epoch"]
+        elif self.start is not None:
+            self._begin(self.start.name, len(loaded))
         # A compiled module is a module, whatever torch's hints say.
         compiled = torch.compile(self.network, dynamic=False) if self.session.compile else self.network
         self.model, *self.steppers = self.session.fabric.setup(cast("nn.Module", compiled), *self.optimisers)
         return epoch
+
+    def _set_start(self, loaded: Collection[str]) -> None:
+        """Remember which weights were loaded, and those that stay for some epochs."""
+        parameters = {name: p for name, p in self.network.named_parameters() if name in loaded}
+        self.frozen = [p for name, p in parameters.items() if name.startswith(ENCODER)]
+        self.held: list[tuple[Tensor, Tensor]] = []
+        if self.start is not None and self.start.toward:
+            self.held = [(p, p.detach().clone()) for p in parameters.values()]
+
+    def _begin(self, name: str, n_loaded: int) -> None:
+        """Count the loaded weights as the best so far: training on few events may only make them worse."""
+        row: dict[str, Any] = {"fold": self.fold, "epoch": -1, "step": 0, "learning_rate": 0.0}
+        row = self._validated(row | {"train_loss": math.nan}, self.network)
+        if len(self.validation):
+            self.best = self.best.updated(row, self.network)
+        n = len(list(self.network.parameters()))
+        self.session.console.print(
+            f"{self.name}starts from {name}: {n_loaded} of {n} tensors of weights{self._of_validation(row)}"
+        )
 
     def _epoch(self, epoch: int, advance: Advance) -> dict[str, Any]:
         """Train for an epoch and return its metrics, without those of the validation."""
@@ -312,15 +347,20 @@ class _Fold:
         for parts in self._batches(epoch):
             rate = learning_rate(self.step, self.total_steps, options)
             for group in itertools.chain(*(each.param_groups for each in self.optimisers)):
-                group["lr"] = rate
+                group["lr"] = rate * group.get("rate_factor", 1.0)
             self.network.zero_grad(set_to_none=True)
             value = self._backward(parts)
             where = f"in step {self.step} (epoch {epoch}, network {self.fold})"
             if not math.isfinite(value):
                 raise TrainingError(f"loss is {value} {where}")
+            if self.start is not None and epoch < self.start.frozen_epochs:
+                # Without a gradient optimisers leave them alone, and so does weight decay.
+                for parameter in self.frozen:
+                    parameter.grad = None
             self._clip(where)
             for stepper in self.steppers:
                 stepper.step()
+            self._hold(rate)
             if self.average is not None:
                 update_average(self.average, self.network, self.step, options.ema_decay or 0.0)
             self.step += 1
@@ -391,6 +431,14 @@ class _Fold:
         # The same number on all ranks, so that all continue or all stop.
         return float(cast("Tensor", fabric.all_reduce(summed, reduce_op="mean")))
 
+    def _hold(self, rate: float) -> None:
+        """Decay the loaded weights toward what they were."""
+        if not self.held or self.start is None:
+            return
+        share = rate * self.start.rate * (self.start.toward or 0.0)
+        with torch.no_grad():
+            torch._foreach_lerp_([p for p, _ in self.held], [first for _, first in self.held], share)
+
     def _clip(self, where: str) -> None:
         largest = self.options.optimiser.clip_norm
         if largest is None:
@@ -402,13 +450,16 @@ class _Fold:
             raise TrainingError(f"gradient is {float(norm)} {where}")
 
     def _line(self, row: dict[str, Any]) -> str:
-        prefix = "validation_"
-        validation = {key.removeprefix(prefix): v for key, v in row.items() if key.startswith(prefix)}
         return (
             f"{self.name}epoch {row['epoch'] + 1}/{self.options.epochs}: loss {row['train_loss']:.4f}"
-            + (f"; validation: {self.task.describe(validation)}" if validation else "")
-            + f"; {row['events_per_second']:,.0f} events/s"
+            f"{self._of_validation(row)}; {row['events_per_second']:,.0f} events/s"
         )
+
+    def _of_validation(self, row: dict[str, Any]) -> str:
+        """The part of a line about validation metrics, empty without any."""
+        prefix = "validation_"
+        validation = {key.removeprefix(prefix): v for key, v in row.items() if key.startswith(prefix)}
+        return f"; validation: {self.task.describe(validation)}" if validation else ""
 
 
 def _finished(

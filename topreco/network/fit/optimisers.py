@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -37,37 +37,56 @@ def learning_rate(step: int, total_steps: int, config: OptimiserConfig) -> float
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def build_optimisers(config: OptimiserConfig, network: nn.Module) -> list[torch.optim.Optimizer]:
+def build_optimisers(
+    config: OptimiserConfig,
+    network: nn.Module,
+    loaded: Collection[str] = (),
+    *,
+    rate: float = 1.0,
+    decays: bool = True,
+) -> list[torch.optim.Optimizer]:
     """Optimisers that share the parameters of a network.
 
     Weight decay applies to matrices alone: biases and norms it would only shift. Muon is for matrices between
-    hidden layers; what leads in and out of the network is AdamW's.
+    hidden layers; what leads in and out of the network is AdamW's. The factor ``rate_factor`` of a group of
+    parameters belongs to its learning rate.
+
+    Parameters
+    ----------
+    config
+        Kind, largest learning rate, weight decay.
+    network
+        The network.
+    loaded
+        Names of parameters that were loaded from another model.
+    rate
+        Factor on their learning rate.
+    decays
+        Whether their weights decay to zero as those of the others do.
     """
-    named = dict(network.named_parameters())
-    matrices = {name: p for name, p in named.items() if p.ndim >= 2}
-    vectors = [p for p in named.values() if p.ndim < 2]
-    hidden = {
-        name: p
-        for name, p in matrices.items()
-        if config.kind == "muon" and ".blocks." in name and ".norm" not in name and p.ndim == 2
+    # Lists of matrices for Muon, other matrices and vectors; of what is new, and of what was loaded.
+    parts: dict[bool, tuple[list[Tensor], list[Tensor], list[Tensor]]] = {
+        False: ([], [], []),
+        True: ([], [], []),
     }
-    groups = [
-        {
-            "params": [p for name, p in matrices.items() if name not in hidden],
-            "weight_decay": config.weight_decay,
-        },
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    adamw = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-    if not hidden:
-        return [adamw]
-    muon = Muon(
-        hidden.values(),
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    return [muon, adamw]
+    for name, p in network.named_parameters():
+        is_hidden = config.kind == "muon" and ".blocks." in name and ".norm" not in name and p.ndim == 2
+        parts[name in loaded][0 if is_hidden else 1 if p.ndim >= 2 else 2].append(p)
+    hidden: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    for is_loaded, (for_muon, matrices, vectors) in parts.items():
+        factor = {"rate_factor": rate if is_loaded else 1.0}
+        decay = config.weight_decay if decays or not is_loaded else 0.0
+        hidden.append({"params": for_muon, "weight_decay": decay, **factor})
+        others.append({"params": matrices, "weight_decay": decay, **factor})
+        others.append({"params": vectors, "weight_decay": 0.0, **factor})
+    hidden, others = ([group for group in groups if group["params"]] for groups in (hidden, others))
+    found: list[torch.optim.Optimizer] = []
+    if hidden:
+        found.append(Muon(hidden, lr=config.learning_rate, adjust_lr_fn="match_rms_adamw"))
+    if others:
+        found.append(torch.optim.AdamW(others, lr=config.learning_rate, fused=True))
+    return found
 
 
 @torch.no_grad()
