@@ -23,9 +23,9 @@ class PreselectionConfig(Config):
     looser selection needs lower ones.
     """
 
-    pt_leading: NonNegative = 21.0
+    pt_leading: NonNegative = 23.0
     """Smallest transverse momentum in GeV of the leading lepton."""
-    pt_trailing: NonNegative = 17.0
+    pt_trailing: NonNegative = 18.0
     """Smallest transverse momentum in GeV of two leptons of opposite charge."""
     abs_eta: Positive = 2.45
     """Largest |η| of all of them."""
