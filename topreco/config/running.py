@@ -49,8 +49,8 @@ class SimulationConfig(Config):
     lhe: Path | None = None
     """Shower these external events instead of Pythia's own matrix elements."""
     decays_per_event: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Pairs of W decays that are tried for each hard event, the first being Pythia's own. Copies have the same
-    run, luminosity block and event, and the branch `decayCopy` counts them."""
+    """Pairs of W decays that are tried for each hard event, the first being Pythia's own. Copies have the
+    same run, luminosity block and event; the branch `decayCopy` tells them apart."""
     spin_correlation: Annotated[float, Field(ge=-1, le=1)] | None = None
     """Accept decays such that t and t̄ have this multiple of the spin correlation of leading-order QCD; null
     accepts all of them, which have none. With 1 half of the tries are refused."""
@@ -71,8 +71,8 @@ class SimulationConfig(Config):
     def _own_process(self) -> Self:
         if self.lhe is not None and self.redecays:
             raise ValueError(
-                "decays_per_event, spin_correlation and preselection need the decays of Pythia's own process: "
-                "leave them at their defaults with lhe, whose events have their own decays and weights"
+                "decays_per_event, spin_correlation and preselection are for Pythia's own process; "
+                "leave them at their defaults with lhe, whose events have decays of their own"
             )
         return self
 

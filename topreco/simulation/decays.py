@@ -1,26 +1,28 @@
 """New decays W → ℓν of generated tt̄ pairs: many events from each hard event, and tt̄ spin correlation.
 
-Generator, shower and hadronisation take nine tenths of the time of a simulated event, and W → ℓν does not talk
-to the rest of it: the W is a colour singlet, and its QED radiation stays with the lepton. So its decay products
-may be replaced while everything else is kept, as LHCb does with the decays of its signals [1]_. In the rest
-frame of each W all its descendants are rotated together, such that the charged lepton points in a new
-direction; masses, radiation, the polarisation of τ leptons and the W itself stay.
+Generator, shower and hadronisation take nine tenths of the time of a simulated event, and W → ℓν does not
+talk to the rest of it: the W is a colour singlet, and its QED radiation stays with the lepton. So its decay
+products may be replaced while everything else is kept, as LHCb does with the decays of its signals [1]_. In
+the rest frame of each W all its descendants are rotated together, such that the charged lepton points in a
+new direction; masses, radiation, the polarisation of τ leptons and the W itself stay.
 
 The new direction follows the matrix element of t → bℓν at leading order, |M|² ∝ (p_t·p_ℓ)(p_b·p_ν). With
-p_b = p_t − p_W, c the cosine of the angle between lepton and top in the W rest frame, p the momentum of the top
-there and v the velocity of the lepton, its density is ∝ (E_t − v p c)(E_b + p c), flat in the azimuth.
+p_b = p_t − p_W, c the cosine of the angle between lepton and top in the W rest frame, p the momentum of the
+top there and v the velocity of the lepton, its density is ∝ (E_t − v p c)(E_b + p c), flat in the azimuth.
 
 Pythia decays t and t̄ each on its own. Leading-order spin correlation is the weight 1 − κ q̂⁺ᵀ C′ q̂⁻ of
-`topreco.core.spin`. It correlates the directions of the W bosons too, which stay as they are: so every pair of
-decays is proposed without correlation and accepted with the probability (1 − κ q̂⁺ᵀ C′ q̂⁻)/(1 + |κ|). The
+`topreco.core.spin`. It correlates the directions of the W bosons too, which stay as they are: so every pair
+of decays is proposed without correlation and accepted with the probability (1 − κ q̂⁺ᵀ C′ q̂⁻)/(1 + |κ|). The
 *number* of accepted pairs of a hard event then carries the correlation of the W bosons.
 
-.. [1] D. Müller, M. Clemencic, G. Corti, M. Gersabeck, ReDecay: a novel approach to speed up the simulation at
-   LHCb, arXiv:1810.10362.
+.. [1] D. Müller, M. Clemencic, G. Corti, M. Gersabeck, ReDecay: a novel approach to speed up the simulation
+   at LHCb, arXiv:1810.10362.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,12 +91,12 @@ class Copies:
         """Count the copies."""
         return len(self.hard_event)
 
-    def __getitem__(self, index: object) -> "Copies":
+    def __getitem__(self, index: Any) -> "Copies":
         """Select copies by mask, slice or position."""
         return Copies(
-            self.hard_event[index],  # type: ignore[index]
-            self.number[index],  # type: ignore[index]
-            self.transformation[index],  # type: ignore[index]
+            self.hard_event[index],
+            self.number[index],
+            self.transformation[index],
         )
 
 
@@ -111,9 +113,7 @@ def find_decays(events: PythiaEvents) -> WDecays:
     decays
         Momenta of the particles that take part, and who descends from which W.
     """
-    top, w, lepton, leg, total = _find(
-        events.offsets, events.pdg_id, events.status, events.mother, events.p4
-    )
+    top, w, lepton, leg, total = _find(events.offsets, events.pdg_id, events.status, events.mother, events.p4)
     difference = np.abs(total - events.p4[w]).max(axis=-1)
     return WDecays(
         top=events.p4[top],
@@ -185,7 +185,9 @@ def boost_matrix(p4: Floats) -> Floats:
 
 
 def draw_cosine(energy_top: Floats, energy_b: Floats, momentum: Floats, speed: Floats, u: Floats) -> Floats:
-    """Draw the cosine c between charged lepton and top in the W rest frame, density ∝ (E_t − v p c)(E_b + p c).
+    """Draw the cosine c between charged lepton and top in the W rest frame.
+
+    Its density is ∝ (E_t − v p c)(E_b + p c).
 
     Parameters
     ----------
@@ -400,8 +402,8 @@ def preselect(
         found: NDArray[np.bool_] = np.bincount(copy[chosen], minlength=len(copies)) > 0
         return found
 
-    trailing = inside & (pt > cuts.pt_trailing)
-    return any_of(trailing & (code < 0)) & any_of(trailing & (code > 0)) & any_of(inside & (pt > cuts.pt_leading))
+    trailing, leading = (inside & (pt > cut) for cut in (cuts.pt_trailing, cuts.pt_leading))
+    return any_of(trailing & (code < 0)) & any_of(trailing & (code > 0)) & any_of(leading)
 
 
 def _ranges(offsets: Integers, index: Integers) -> tuple[Integers, Integers]:
@@ -463,5 +465,5 @@ def pieces(copies: Copies, size: int) -> Iterator[Copies]:
     """
     n_pieces = -(-len(copies) // size)
     edges = np.linspace(0, len(copies), n_pieces + 1).astype(int)
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    for first, last in itertools.pairwise(edges):
         yield copies[first:last]
