@@ -1,18 +1,21 @@
 """Whole simulations with Pythia: small, but from the generator to coffea."""
 
 import gzip
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
+from pathlib import Path
 
 import awkward as ak
 import numpy as np
 import pytest
 import uproot
 
-from topreco.config import SimulationConfig
+from topreco.config import PreselectionConfig, SimulationConfig
 from topreco.core.errors import TopRecoError
 
 pythia8mc = pytest.importorskip("pythia8mc")
@@ -255,6 +258,149 @@ def test_missing_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pythia8mc", None)
     with pytest.raises(TopRecoError, match=r"pip install 'topreco\[sim\]'"):
         simulate(FAST, tmp_path / "tt.root", workers=1, progress=False)
+
+
+# ---- new decays ------------------------------------------------------------------------------------------
+
+COPIES = FAST.model_copy(
+    update={"decays_per_event": 6, "spin_correlation": 1.0, "preselection": PreselectionConfig()}
+)
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory):
+    output = tmp_path_factory.mktemp("copies") / "tt.root"
+    return output, simulate(COPIES, output, workers=1, progress=False)
+
+
+def test_old_seeds_give_the_old_events(reference):
+    """Sums over all branches, made before there were options to change the decays."""
+    approved = json.loads((Path(__file__).parents[1] / "approved" / "simulation.json").read_text())
+    if (found := {name: version(name) for name in approved["versions"]}) != approved["versions"]:
+        pytest.skip(f"approved with other versions: {approved['versions']}, here {found}")
+    events = arrays(reference)
+    sums = {
+        name: float(np.abs(ak.to_numpy(ak.flatten(events[name], axis=None)).astype(np.float64)).sum())
+        for name in events.fields
+    }
+    assert sums == pytest.approx(approved["sums"], rel=1e-6)
+
+
+def test_without_correlation_and_with_one_decay_nothing_changes(reference, tmp_path):
+    """κ = 0 accepts every decay of Pythia."""
+    config = FAST.model_copy(update={"spin_correlation": 0.0})
+    simulate(config, tmp_path / "tt.root", workers=1, progress=False)
+    events = arrays(tmp_path / "tt.root")
+    assert ak.all(events.decayCopy == 0)
+    assert same(arrays(reference), events[[name for name in events.fields if name != "decayCopy"]])
+
+
+def test_copies_share_the_key_and_the_hard_event(copies):
+    output, summary = copies
+    events = arrays(output)
+    assert summary.n_events == len(events)
+    keys = np.stack([ak.to_numpy(events[name]) for name in ("event", "decayCopy")], -1)
+    assert len(np.unique(keys, axis=0)) == len(events)
+    assert (np.lexsort(keys.T[::-1]) == np.arange(len(events))).all()
+    assert keys.max(axis=0).tolist() <= [90, 5]
+    number, count = np.unique(keys[:, 0], return_counts=True)
+    assert count.max() > 1
+    top = events.GenPart_pt[(events.GenPart_pdgId == 6) & ((events.GenPart_statusFlags >> 13) & 1 == 1)][:, 0]
+    lepton = ak.max(events.GenPart_pt[abs(events.GenPart_pdgId) == 14], axis=1)
+    for i in number[count > 1]:
+        chosen = keys[:, 0] == i
+        for shared in (top, events.Generator_x1, events.luminosityBlock):
+            assert len(np.unique(ak.to_numpy(shared[chosen]))) == 1
+        assert len(np.unique(ak.to_numpy(events.MET_pt[chosen]))) == chosen.sum()
+        different = ak.drop_none(lepton[chosen])
+        assert len(np.unique(ak.to_numpy(different))) == len(different)
+
+
+def test_copies_have_the_hard_events_of_the_plain_sample(copies, reference):
+    """So that seeds of the two kinds of samples are to be kept apart as those of one kind are."""
+    plain, events = arrays(reference), arrays(copies[0])
+    x1 = ak.to_numpy(plain.Generator_x1)[ak.to_numpy(events.event).astype(int) - 1]
+    assert (x1 == ak.to_numpy(events.Generator_x1)).all()
+
+
+def test_sums_count_what_the_preselection_leaves_out(copies, tmp_path):
+    output, summary = copies
+    # Everything else equal, so that the same decays are accepted.
+    everything = COPIES.model_copy(update={"preselection": None})
+    whole = simulate(everything, tmp_path / "all.root", workers=1, progress=False)
+    assert summary.n_events < whole.n_events == whole.n_generated == summary.n_generated
+    assert summary.n_generated == pytest.approx(90 * 6 / 2, abs=5 * np.sqrt(90 * 6))
+    for name, n_written in ((output, summary.n_events), (tmp_path / "all.root", whole.n_events)):
+        with uproot.open(name) as file:
+            assert file["Events"].num_entries == n_written
+            sums = file["Runs"].arrays()
+        assert sums.genEventCount.tolist() == [whole.n_events]
+        assert sums.genEventSumw.tolist() == sums.genEventSumw2.tolist() == [float(whole.n_events)]
+    assert f"of {whole.n_generated} generated" in str(summary)
+    kept, both = (
+        {tuple(row) for row in np.stack([ak.to_numpy(e.event), ak.to_numpy(e.decayCopy)], -1).tolist()}
+        for e in (arrays(output), arrays(tmp_path / "all.root"))
+    )
+    assert kept < both
+
+
+def test_workers_do_not_change_copies(copies, tmp_path):
+    simulate(COPIES, tmp_path / "two.root", workers=2, progress=False)
+    assert same(arrays(copies[0]), arrays(tmp_path / "two.root"))
+
+
+def test_splits_and_skims_keep_copies_together(copies, tmp_path):
+    from topreco.config import DataConfig, SelectionConfig
+    from topreco.core.skim import Skim
+    from topreco.input.skimming import make_skim
+    from topreco.network.splits import fold_of, split_of
+
+    selection = SelectionConfig(z_window=0, met_min=0, jet={"pt_min": 25, "min_btags": 0})
+    result = make_skim([copies[0]], tmp_path / "tt.parquet", selection, dataset="tt", progress=False)
+    assert result.sum_gen_weights == copies[1].n_generated
+    events, truth = Skim(tmp_path / "tt.parquet").read()
+    assert truth.dileptonic.all()
+    numbers, first, count = np.unique(events.event, return_index=True, return_counts=True)
+    assert count.max() > 1
+    of_first = first[np.searchsorted(numbers, events.event)]
+    for part in (split_of(events, DataConfig(test_fraction=0.3)), fold_of(events, 4)):
+        assert len(np.unique(part)) > 1
+        assert (part == part[of_first]).all()
+
+
+def test_a_file_in_which_nothing_passes_is_empty_and_whole(copies, tmp_path):
+    config = COPIES.model_copy(
+        update={"n_events": 50, "preselection": PreselectionConfig(pt_leading=5000, pt_trailing=5000)}
+    )
+    summary = simulate(config, tmp_path / "none.root", workers=1, progress=False)
+    assert summary.n_events == 0
+    assert summary.n_generated > 0
+    with uproot.open(tmp_path / "none.root") as file:
+        assert file["Events"].num_entries == 0
+        assert file["Events"].keys() == uproot.open(copies[0])["Events"].keys()
+        assert file["Runs"]["genEventSumw"].array()[0] == summary.n_generated
+
+
+def test_copies_in_the_branches_of_a_nanoaod_version(copies, tmp_path):
+    config = COPIES.model_copy(update={"nanoaod_version": "v12"})
+    simulate(config, tmp_path / "v12.root", workers=1, progress=False)
+    events, plain = arrays(tmp_path / "v12.root"), arrays(copies[0])
+    assert events.decayCopy.tolist() == plain.decayCopy.tolist()
+    assert ak.all(events.Jet_pt == plain.Jet_pt)
+
+
+@pytest.mark.parametrize(
+    "option", [{"decays_per_event": 2}, {"spin_correlation": 1}, {"preselection": {"pt_leading": 20}}]
+)
+def test_external_events_keep_their_decays(option):
+    with pytest.raises(ValueError, match="are for Pythia's own process"):
+        SimulationConfig(lhe="tt.lhe", **option)
+
+
+@pytest.mark.parametrize("option", [{"decays_per_event": 0}, {"spin_correlation": 1.5}])
+def test_options_of_decays_have_limits(option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        SimulationConfig(**option)
 
 
 # ---- options ---------------------------------------------------------------------------------------------

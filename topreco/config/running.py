@@ -16,6 +16,21 @@ from topreco.core.errors import nearest
 from topreco.core.observables import OBSERVABLE_GROUPS, OBSERVABLES, observable_names
 
 
+class PreselectionConfig(Config):
+    """What generated electrons and muons must fulfil for an event to reach the detector.
+
+    The thresholds are those of `skim-loose.yaml` with a margin that loses less than 0.1 % of its events; a
+    looser selection needs lower ones.
+    """
+
+    pt_leading: NonNegative = 23.0
+    """Smallest transverse momentum in GeV of the leading lepton."""
+    pt_trailing: NonNegative = 18.0
+    """Smallest transverse momentum in GeV of two leptons of opposite charge."""
+    abs_eta: Positive = 2.45
+    """Largest |η| of all of them."""
+
+
 class SimulationConfig(Config):
     """`topreco simulate`: what to generate.
 
@@ -23,6 +38,7 @@ class SimulationConfig(Config):
     """
 
     n_events: PositiveInt = 20_000
+    """Events that Pythia generates: hard events."""
     seed: Annotated[int, Field(ge=0)] = 1
     sqrt_s: Positive = 13_000.0
     """Centre-of-mass energy in GeV."""
@@ -32,10 +48,33 @@ class SimulationConfig(Config):
     """Multi-parton interactions; without them four times as fast."""
     lhe: Path | None = None
     """Shower these external events instead of Pythia's own matrix elements."""
+    decays_per_event: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Pairs of W decays that are tried for each hard event, the first being Pythia's own. Copies have the
+    same run, luminosity block and event; the branch `decayCopy` tells them apart."""
+    spin_correlation: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Accept decays such that t and t̄ have this multiple of the spin correlation of leading-order QCD; null
+    accepts all of them, which have none. With 1 half of the tries are refused."""
+    preselection: PreselectionConfig | None = None
+    """Simulate the detector only for events whose generated leptons can pass; null: for all. Sums of weights
+    count all generated events."""
     block_size: PositiveInt = 500
     """Events per independently seeded block: the unit of resuming."""
     nanoaod_version: Literal["v7", "v9", "v11", "v12", "v14", "v15"] | None = None
     """Write the branches of that NanoAOD version, of the same events; null: those that all have in common."""
+
+    @property
+    def redecays(self) -> bool:
+        """Some option needs the W decays of the generated events."""
+        return self.decays_per_event > 1 or self.spin_correlation is not None or self.preselection is not None
+
+    @model_validator(mode="after")
+    def _own_process(self) -> Self:
+        if self.lhe is not None and self.redecays:
+            raise ValueError(
+                "decays_per_event, spin_correlation and preselection are for Pythia's own process; "
+                "leave them at their defaults with lhe, whose events have decays of their own"
+            )
+        return self
 
 
 def _rising(edges: tuple[float, ...]) -> tuple[float, ...]:

@@ -148,8 +148,12 @@ def _mean(values: FloatArray, weight: FloatArray) -> SpinCoefficient:
 # ---- leading order ---------------------------------------------------------------------------------------
 
 
+# C′ of a spin-0 resonance on the axes k, r, n, whatever its mass: w = 1 + c_hel and w = 1 − c_han.
+_RESONANCES = {"pseudoscalar": (-1.0, -1.0, -1.0), "scalar": (-1.0, 1.0, 1.0)}
+
+
 def spin_correlation_matrix(beta: FloatArray, cos_theta: FloatArray, initial: str) -> FloatArray:
-    """Spin correlation C′ of tt̄ at leading order of QCD [1]_.
+    """Spin correlation C′ of tt̄ at leading order, of QCD [1]_ or of a spin-0 resonance.
 
     Parameters
     ----------
@@ -158,7 +162,8 @@ def spin_correlation_matrix(beta: FloatArray, cos_theta: FloatArray, initial: st
     cos_theta
         Cosine of the angle between top and beam there, shape (...).
     initial
-        ``gg`` or ``qq``.
+        ``gg`` or ``qq`` for QCD, ``pseudoscalar`` (C′ = −1) or ``scalar`` (C′ = diag(−1, 1, 1)) for the
+        decay of a resonance.
 
     Returns
     -------
@@ -168,13 +173,16 @@ def spin_correlation_matrix(beta: FloatArray, cos_theta: FloatArray, initial: st
     Raises
     ------
     TopRecoError
-        If the initial state is another.
+        If `initial` is another.
 
     References
     ----------
     .. [1] Y. Afik, J. R. M. de Nova, Entanglement and quantum tomography with top quarks at the LHC,
        arXiv:2003.02280, appendix A.
     """
+    if initial in _RESONANCES:
+        shape = np.broadcast_shapes(np.shape(beta), np.shape(cos_theta))
+        return np.broadcast_to(np.diag(_RESONANCES[initial]), (*shape, 3, 3))
     b2, cos2 = np.asarray(beta) ** 2, np.asarray(cos_theta) ** 2
     sin2 = 1 - cos2
     sin, cos = np.sqrt(sin2), np.asarray(cos_theta)
@@ -192,14 +200,16 @@ def spin_correlation_matrix(beta: FloatArray, cos_theta: FloatArray, initial: st
         kk = b2 + cos2 * (2 - b2)
         rk = np.sqrt(1 - b2) * 2 * sin * cos
     else:
-        raise TopRecoError(f"spin_correlation_matrix: initial state {initial!r}; allowed are gg, qq")
+        raise TopRecoError(
+            f"spin_correlation_matrix: initial is {initial!r}; allowed are gg, qq, {', '.join(_RESONANCES)}"
+        )
     zero = np.zeros_like(norm)
     rows = [[kk, rk, zero], [rk, rr, zero], [zero, zero, nn]]
     return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2) / norm[..., None, None]
 
 
 def spin_correlation_weight(tops: Any, leptons: Any, initial: str, scale: float = 1.0) -> Any:
-    """Weight 1 − κ q̂⁺ᵀ C′ q̂⁻ that gives events without tt̄ spin correlation κ times that of leading-order QCD.
+    """Weight 1 − κ q̂⁺ᵀ C′ q̂⁻ that gives events without tt̄ spin correlation κ times that at leading order.
 
     Its mean over isotropic leptons is 1.
 
@@ -210,9 +220,9 @@ def spin_correlation_weight(tops: Any, leptons: Any, initial: str, scale: float 
     leptons
         True charged leptons of the W bosons in GeV, a τ before its decay, shape (n, 2, 4).
     initial
-        ``gg`` or ``qq``, the partons that made the pair.
+        What made the pair: the partons ``gg`` or ``qq``, or a resonance, ``pseudoscalar`` or ``scalar``.
     scale
-        κ, 1 for the correlation of QCD.
+        κ, 1 for the full correlation.
 
     Returns
     -------
@@ -222,7 +232,7 @@ def spin_correlation_weight(tops: Any, leptons: Any, initial: str, scale: float 
     Raises
     ------
     TopRecoError
-        If the initial state is another.
+        If `initial` is another.
     """
     system = tops.sum(-2)
     axes = spin_basis(tops, signed=False)
