@@ -165,7 +165,8 @@ def _jets(reco_jets: Jets, gen_jets: Jets, n_events: int, rng: np.random.Generat
     normal = rng.standard_normal(len(eta))
     columns = {
         "btagDeepFlavB": detector.btag_score(flavour, reco_jets.pt, eta, normal),
-        "btagDeepB": detector.deepcsv_score(flavour, eta, normal, rng),
+        # A stream of its own, so that a seed gives the events that it gave before this score was there.
+        "btagDeepB": detector.deepcsv_score(flavour, eta, normal, rng.spawn(1)[0]),
         "rawFactor": 1 - 1 / reco_jets.correction,
         "jetId": np.full(len(gen_index), _TIGHT_JET_ID, np.int32),
         "hadronFlavour": reco_jets.flavour,
