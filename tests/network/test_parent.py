@@ -158,9 +158,9 @@ def test_scope_encoder(child, begun):
     network, loaded, source = begun(child("posterior", init={"scope": "encoder"}, model=OF_POSTERIOR))
     assert loaded == {name for name, _ in network.named_parameters() if name.startswith("encoder.")}
     assert same(network.encoder.state_dict(), source.encoder.state_dict())
-    assert not torch.equal(network.means.weight, source.means.weight)
+    assert not torch.equal(network.velocity.point.weight, source.velocity.point.weight)
     # Of the child's own events, not of none.
-    assert not torch.equal(network.unit, torch.ones_like(network.unit))
+    assert not torch.equal(network.coordinate_std, torch.ones_like(network.coordinate_std))
 
 
 def test_scales_of_the_parent_are_kept(child, begun, skim_events, truth_of, tmp_path):
@@ -399,6 +399,8 @@ def test_rates(child, monkeypatch):
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     quiet(child("posterior", init={"scope": "encoder", "rate": 0.25}, model=OF_POSTERIOR))
+    # The means and quantiles that follow have no encoder.
+    rates = [each for each in rates if 0.25 in each]
     assert len(rates) > 3
     assert all(each[0.25] == pytest.approx(0.25 * each[1.0]) for each in rates)
     assert len({each[1.0] for each in rates}) > 2
@@ -443,7 +445,9 @@ def test_decay_toward_the_parent(child, parents):
     before = load_model(parents["posterior"]).networks[0]
     after = load_model(quiet(config)).networks[0]
     for name, parameter in after.named_parameters():
-        assert torch.equal(parameter, before.get_parameter(name)), name
+        # Means and quantiles learn in a training of their own, at other rates.
+        if not name.startswith("summary."):
+            assert torch.equal(parameter, before.get_parameter(name)), name
 
 
 def test_training_never_ends_behind_its_start(child, parents, capsys):

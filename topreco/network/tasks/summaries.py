@@ -321,7 +321,7 @@ class SummariesTask(Task[SummaryHeads]):
 
     def columns(self, events: DileptonEvents, truth: Truth | None) -> Columns:
         """Reconstructed objects and true tops, see `top_columns`."""
-        return top_columns(events, truth)
+        return top_columns(events, truth, self.config.tokens)
 
     def build(self) -> SummaryHeads:
         """Untrained heads."""
@@ -414,7 +414,7 @@ class SummariesTask(Task[SummaryHeads]):
         for fold, network in enumerate(networks):
 
             def found(fold: int = fold) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-                for heads, columns, weight, _ in validation(fold):
+                for heads, columns, _, weight in validation(fold):
                     seen = _features(columns)
                     summary = heads(seen)
                     yield summary.u, heads.residuals(seen, summary, columns["true_tops"]), weight, summary.p4
