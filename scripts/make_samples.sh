@@ -1,26 +1,38 @@
 #!/usr/bin/env bash
-# The samples of the package's own simulation that the shipped models are trained and tested on, and their
-# skims. Files are made one by one and kept, so the same command continues an interrupted run, adds files to a
-# smaller one, or makes only some of the seeds on each of several machines.
-# Usage: scripts/make_samples.sh [FOLDER] [TRAINING_FILES] [TEST_FILES]
-#        (default results/samples 5 5: 500 000 events, 80 minutes on one core, 0.4 GB)
+# Samples of the package's own simulation and their skims, for training and for tests. Files are made one by one
+# and kept, so the same command continues an interrupted run, adds files to a smaller one, or makes only some of
+# the seeds on each of several machines.
+# Usage: scripts/make_samples.sh [FOLDER] [TRAINING_FILES] [TEST_FILES] [new | plain]
+#        (default results/samples 5 5 new: 180 000 loosely selected events for training, 11 000 tightly selected
+#        ones for tests, 80 minutes on one core, 0.5 GB)
+# new:   training with ten W decays for each hard event, tests with one; spin correlation of leading-order QCD.
+# plain: the samples of the shipped models: Pythia's own decays without spin correlation.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=${1:-results/samples}
 n_train=${2:-5}
 n_test=${3:-5}
+kind=${4:-new}
+
+case $kind in
+  new) train=tt2l_13tev_redecay train_name=tt_redecay tests=tt2l_13tev_spin test_name=tt_spin ;;
+  plain) train=tt2l_13tev train_name=tt tests=tt2l_13tev test_name=tt ;;
+  *) echo "make_samples.sh: '$kind' is no kind of sample; allowed are new, plain" >&2; exit 2 ;;
+esac
 
 # Simulate the file of a seed and skim it, what is there already excepted. The dataset's name is part of each
 # event's identity and event numbers restart in every file, so each file is a dataset of its own.
 make_file() {
-  local seed=$1 selection=$2 root="$out/tt_$1.root" skim="$out/tt_$1_$2.parquet"
-  [ -e "$root" ] || topreco simulate --config sim/tt2l_13tev.yaml --seed "$seed" -o "$root"
-  [ -e "$skim" ] || topreco skim "$root" --dataset "tt_$seed" --config "skim-$selection.yaml" -o "$skim"
+  local recipe=$1 name=$2_$3 seed=$3 selection=$4
+  local root="$out/$name.root" skim="$out/${name}_$selection.parquet"
+  [ -e "$root" ] || topreco simulate --config "sim/$recipe.yaml" --seed "$seed" -o "$root"
+  [ -e "$skim" ] || topreco skim "$root" --dataset "$name" --config "skim-$selection.yaml" -o "$skim"
 }
 
+# A seed has the same hard events in every recipe: training and tests need different seeds.
 for ((seed = 101; seed < 101 + n_train; seed++)); do
-  make_file "$seed" loose
+  make_file "$train" "$train_name" "$seed" loose
 done
 for ((seed = 201; seed < 201 + n_test; seed++)); do
-  make_file "$seed" tight
+  make_file "$tests" "$test_name" "$seed" tight
 done

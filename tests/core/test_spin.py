@@ -135,8 +135,24 @@ def test_weights_lead_from_any_correlation_to_any_other():
     np.testing.assert_allclose((add * there)[known], event_spin_weight(truth, 0.4)[known])
 
 
+@pytest.mark.parametrize(
+    ("resonance", "sign", "name"), [("pseudoscalar", 1, "c_hel"), ("scalar", -1, "c_han")]
+)
+def test_resonances(resonance, sign, name):
+    """A pseudoscalar has the weight 1 + c_hel, a scalar 1 − c_han, at any velocity and angle."""
+    tops, leptons = isotropic(200, 0.6, 0.3)
+    weight = spin_correlation_weight(tops, leptons, resonance)
+    observable = OBSERVABLES[name].compute(tops, tops.sum(1), leptons)
+    np.testing.assert_allclose(weight, 1 + sign * observable, atol=1e-9)
+    np.testing.assert_allclose(
+        spin_correlation_weight(tops, leptons, resonance, 0.3), 1 + 0.3 * sign * observable, atol=1e-9
+    )
+    matrix = spin_correlation_matrix(np.zeros((2, 1)), np.zeros(3), resonance)
+    assert matrix.shape == (2, 3, 3, 3)
+
+
 def test_unknown_initial_state():
-    with pytest.raises(ValueError, match="'qg'; allowed are gg, qq"):
+    with pytest.raises(ValueError, match="'qg'; allowed are gg, qq, pseudoscalar, scalar"):
         spin_correlation_matrix(np.zeros(1), np.zeros(1), "qg")
 
 

@@ -1,6 +1,7 @@
 """The small scripts beside the package: the table of inputs, and the shell recipes."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -73,19 +74,31 @@ def test_shell_scripts_parse(script):
 
 @pytest.mark.sim
 @pytest.mark.slow
-def test_make_samples_goes_on_where_it_stopped(tmp_path):
+@pytest.mark.parametrize("kind", ["new", "plain"])
+def test_make_samples_goes_on_where_it_stopped(tmp_path, kind):
     """With files that exist already, only the skims are made, each with a dataset of its own."""
     from topreco.config import SimulationConfig
     from topreco.simulation import simulate
 
-    for seed in (101, 201):
-        config = SimulationConfig(n_events=300, mpi=False, seed=seed)
-        simulate(config, tmp_path / f"tt_{seed}.root", workers=1, progress=False)
+    names = {"new": ["tt_redecay_101", "tt_spin_201"], "plain": ["tt_101", "tt_201"]}[kind]
+    for name in names:
+        config = SimulationConfig(n_events=300, mpi=False, seed=int(name[-3:]))
+        simulate(config, tmp_path / f"{name}.root", workers=1, progress=False)
     environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
-    command = ["bash", SCRIPTS / "make_samples.sh", tmp_path, "1", "1"]
+    if "PYTHONPATH" in os.environ:
+        environment["PYTHONPATH"] = os.environ["PYTHONPATH"]
+    command = ["bash", SCRIPTS / "make_samples.sh", tmp_path, "1", "1", kind]
     subprocess.run(command, check=True, capture_output=True, env=environment)
-    skims = [Skim(tmp_path / name) for name in ("tt_101_loose.parquet", "tt_201_tight.parquet")]
-    assert [list(skim.metadata["datasets"]) for skim in skims] == [["tt_101"], ["tt_201"]]
+    skims = [Skim(tmp_path / f"{names[0]}_loose.parquet"), Skim(tmp_path / f"{names[1]}_tight.parquet")]
+    assert [list(skim.metadata["datasets"]) for skim in skims] == [[name] for name in names]
     before = [skim.path.stat().st_mtime_ns for skim in skims]
     subprocess.run(command, check=True, capture_output=True, env=environment)
     assert [skim.path.stat().st_mtime_ns for skim in skims] == before
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the recipes are bash scripts")
+def test_make_samples_refuses_an_unknown_kind(tmp_path):
+    command = ["bash", SCRIPTS / "make_samples.sh", tmp_path, "1", "1", "best"]
+    found = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "'best' is no kind of sample; allowed are new, plain" in found.stderr

@@ -11,8 +11,8 @@ calorimeter cells gives leptons, anti-kT jets and MET. What is *not* modelled:
   material and bremsstrahlung (other than radiation in the generator);
 - tracks' impact parameters and vertices: b-tag scores are drawn at random from hadron flavour and pT;
 - non-gaussian tails of resolutions, and systematic variations;
-- in Pythia's own process: higher orders and tt̄ spin correlation. Give events of another generator (`lhe`) to
-  have them.
+- in Pythia's own process: higher orders, for which give events of another generator (`lhe`), and by default
+  tt̄ spin correlation, see `topreco.simulation.decays`.
 """
 
 from topreco.simulation.simulate import SimulationSummary, simulate

@@ -22,7 +22,7 @@ import numpy as np
 
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
-from topreco.core.events import DileptonEvents, IntArray, Truth
+from topreco.core.events import WORKING_POINTS, DileptonEvents, IntArray, Truth
 from topreco.core.skim import Skim, SkimWriter
 
 MATCHING_RADIUS = 0.4
@@ -89,6 +89,9 @@ def perfected(events: DileptonEvents, truth: Truth, parts: Collection[str]) -> D
             jet_btag=tagged.astype(float),
             jet_tagged=tagged,
             b_candidates=candidates,
+            jet_working_points=np.where(mask, len(WORKING_POINTS), 0),
+            # What was measured of a jet says nothing about a quark.
+            features={n: x for n, x in (events.features or {}).items() if not n.startswith("jet:")} or None,
         )
     if "leptons" in parts:
         events = replace(events, lepton_plus=truth.lepton[:, 0], lepton_minus=truth.lepton[:, 1])
