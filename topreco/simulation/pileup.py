@@ -120,7 +120,7 @@ def prepare_pool(config: SimulationConfig, advance: Callable[[int], None] = lamb
     except TopRecoError:
         pool = _generate_pool(config, advance)
         with complete_file(path) as temporary:
-            np.savez(temporary, **pool)
+            np.savez(temporary, offsets=pool["offsets"], p4=pool["p4"], pdg_id=pool["pdg_id"])
     return path
 
 
