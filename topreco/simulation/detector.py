@@ -1,7 +1,8 @@
 """Response of a CMS-like detector to stable particles: pure functions of arrays and a random generator.
 
-Formulas and numbers are those of the public CMS card of Delphes 3 (arXiv:1307.6346), without pile-up;
-energies and momenta are in GeV. The steps are
+Formulas and numbers are those of the public CMS card of Delphes 3 (arXiv:1307.6346), without pile-up; events
+with pile-up have another response to soft particles (`SoftResponse`). Energies and momenta are in GeV. The
+steps are
 
 1. tracking: charged particles get a track with some efficiency and a smeared momentum (`track_efficiency`,
    `track_resolution`);
@@ -10,7 +11,7 @@ energies and momenta are in GeV. The steps are
    significant excess, the tracks share the weighted mean of both measurements;
 4. leptons (`select_leptons`, `isolation`) and b-tag scores (`btag_score`, `deepcsv_score`).
 
-Particles fly straight to the calorimeter: the bending of tracks is not simulated.
+Particles fly straight to the calorimeter: the bending of tracks is not simulated, but for `SoftResponse`.
 """
 
 from dataclasses import dataclass, fields

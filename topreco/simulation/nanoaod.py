@@ -241,7 +241,7 @@ def _missing_momentum(
     of all objects: without pile-up 16 GeV RMS and 13.5 GeV in the core, for each component.
     """
     raw = -_transverse(objects.event, objects.p4, n_events)
-    raw_sum = np.bincount(objects.event, objects.pt, n_events)
+    raw_sum: Floats = np.bincount(objects.event, objects.pt, n_events).astype(np.float64)
 
     inside = np.isin(clustered.kind, (ELECTRON, MUON)) & (reco_jets.owner >= 0)
     n_jets = len(reco_jets.event)

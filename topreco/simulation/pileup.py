@@ -120,7 +120,7 @@ def prepare_pool(config: SimulationConfig, advance: Callable[[int], None] = lamb
     except TopRecoError:
         pool = _generate_pool(config, advance)
         with complete_file(path) as temporary:
-            np.savez(temporary, **pool)
+            np.savez(temporary, offsets=pool["offsets"], p4=pool["p4"], pdg_id=pool["pdg_id"])
     return path
 
 
@@ -143,10 +143,11 @@ def load_pool(path: Path) -> Pool:
         If the file is missing or damaged; its arrays have checksums.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Numpy does not close a file that it cannot read.
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             offsets, p4, pdg_id = (file[name] for name in ("offsets", "p4", "pdg_id"))
         fitting = len(offsets) > 1 and offsets[-1] == len(p4) == len(pdg_id)
-    except (OSError, BadZipFile, ValueError, KeyError, EOFError, TypeError) as error:
+    except (OSError, BadZipFile, ValueError, KeyError, EOFError, TypeError, AttributeError) as error:
         raise TopRecoError(f"{path}: {_DAMAGED} ({error})") from error
     if not fitting:
         raise TopRecoError(f"{path}: {_DAMAGED} (its arrays do not fit each other)")

@@ -248,9 +248,8 @@ def _simulate_block(block: _Block) -> int:
     pythia = start_pythia(settings(config, pythia_seed, external=block.lhe is not None), block.lhe)
     batches = []
     generated = _Generated()
-    detector_batch, detect = _BATCH, partial(nanoaod, rng=rng)
-    if block.pool is not None:
-        detector_batch, detect = _PILEUP_BATCH, _with_pileup(block, rng)
+    detector_batch = _BATCH if block.pool is None else _PILEUP_BATCH
+    detect = partial(nanoaod, rng=rng) if block.pool is None else _with_pileup(block, rng)
     generator_batch = _BATCH if config.redecays else detector_batch
     first_event = block.index * config.block_size + 1
     for first in range(0, block.n_events, generator_batch):
