@@ -3,8 +3,8 @@
     python scripts/results/pileup_models.py --without SKIM... --with SKIM... -o results/pileup_models.csv
 
 SKIM is a file of `topreco skim` (skim-tight.yaml) of simulated events. Bias and half of the central 68 % of
-reconstructed − true, relative for m(tt̄) and in GeV for pT, and the correlation ρ of both. Errors by bootstrap of hard
-events: copies with new decays share the event's key.
+reconstructed − true, relative for m(tt̄) and in GeV for pT, and the correlation ρ of both. Errors by bootstrap
+of hard events: copies with new decays share the event's key.
 """
 
 import argparse
