@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import topreco
-from topreco.core.events import BoolArray, DileptonEvents, FloatArray, Truth
+from topreco.core.events import BoolArray, DileptonEvents, FloatArray, IntArray, Truth
 from topreco.core.observables import pair_values
 from topreco.core.skim import Skim
 from topreco.evaluation.fill import true_values
@@ -24,14 +24,19 @@ _RELATIVE = ("m_tt",)
 _REPLICAS = 200
 
 
-def read(paths: list[Path]) -> tuple[DileptonEvents, Truth]:
-    """Dileptonic events of skims with known tops."""
-    skims = [Skim(path) for path in paths]
-    parts = [skim.read_row_group(i) for skim in skims for i in range(skim.n_row_groups)]
+def read(paths: list[Path]) -> tuple[DileptonEvents, Truth, IntArray]:
+    """Dileptonic events of skims with known tops, and a number of the hard event of each."""
+    parts, hard = [], []
+    for number, path in enumerate(paths):
+        skim = Skim(path)
+        for group in range(skim.n_row_groups):
+            parts.append(skim.read_row_group(group))
+            # Files of other seeds have the same event numbers.
+            hard.append(parts[-1][0].event.astype(np.int64) * len(paths) + number)
     events = DileptonEvents.concatenate([events for events, _ in parts])
     truth = Truth.concatenate([truth for _, truth in parts])
     usable = truth.valid & truth.dileptonic
-    return events[usable], truth[usable]
+    return events[usable], truth[usable], np.concatenate(hard)[usable]
 
 
 def metrics(predicted: FloatArray, true: FloatArray, relative: bool) -> tuple[float, float, float]:
@@ -41,7 +46,7 @@ def metrics(predicted: FloatArray, true: FloatArray, relative: bool) -> tuple[fl
     return float(residual.mean()), float((high - low) / 2), float(np.corrcoef(predicted, true)[0, 1])
 
 
-def with_errors(predicted: FloatArray, true: FloatArray, relative: bool, key: FloatArray) -> list[float]:
+def with_errors(predicted: FloatArray, true: FloatArray, relative: bool, key: IntArray) -> list[float]:
     """The three metrics, each followed by its error."""
     rng = np.random.default_rng(1)
     _, hard = np.unique(key, return_inverse=True)
@@ -66,7 +71,7 @@ def main() -> None:
     given = parser.parse_args()
     rows = []
     for sample, paths in (("without", given.without), ("with", given.pileup)):
-        events, truth = read(paths)
+        events, truth, hard = read(paths)
         true = true_values(OBSERVABLES, truth)
         for name in given.method:
             pair = topreco.load(name, threads=1)(events)
@@ -77,7 +82,7 @@ def main() -> None:
                     found[observable][good],
                     np.asarray(true[observable], np.float64)[good],
                     observable in _RELATIVE,
-                    events.event[good],
+                    hard[good],
                 )
                 rows.append([sample, name, observable, len(good), int(good.sum()), *values])
     given.output.parent.mkdir(parents=True, exist_ok=True)

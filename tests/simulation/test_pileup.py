@@ -234,6 +234,21 @@ def test_density_is_a_median():
     assert mitigation.median_density(both, 1)[0] == pytest.approx(density[0], rel=0.03)
 
 
+def test_offset_is_area_times_density_of_its_region():
+    rng = np.random.default_rng(9)
+    n = 40_000
+    objects = flat(np.full(n, 0.05), rng.uniform(-5, 5, n), rng.uniform(-np.pi, np.pi, n))
+    density = np.array([n * 0.05 / (20 * np.pi)])
+    ratio = mitigation.offset_table(objects, np.full(10, 2.0), density)
+    expected = (density[0] - 2) / (density[0] - mitigation._DENSITY_OF_HARD_EVENT)
+    assert np.allclose(ratio, expected, rtol=0.08)
+    pt = mitigation.offset(
+        np.array([20.0, 20.0, 0.1]), np.array([0.5, 0.25, 0.5]), np.array([0.2, -0.2, 3.2])
+    )
+    assert pt[0] == pytest.approx(0.5 * (20 - mitigation._DENSITY_OF_HARD_EVENT) * mitigation._OFFSET[0])
+    assert pt.tolist() == [pt[0], pt[0] / 2, 0.0]
+
+
 def test_puppi_keeps_what_is_near_tracks_of_the_hard_vertex(pool):
     rng = np.random.default_rng(7)
     pileup = overlay(pool, 35.0, 10, rng)

@@ -310,7 +310,7 @@ def puppi_weights(
     Tracks count fully or not at all. For other objects α = log Σ (pT/ΔR)² over the tracks of the hard vertex
     with ΔR < 0.4 is compared with its median and width for tracks of other vertices; outside the tracker over
     all objects, and with those of all objects of the region, most of which are from pile-up. The weight is
-    the χ² probability of one degree of freedom, zero below the median.
+    the χ² probability of one degree of freedom for what exceeds the median by more than one width.
 
     Parameters
     ----------
