@@ -101,4 +101,4 @@ def test_make_samples_refuses_an_unknown_kind(tmp_path):
     command = ["bash", SCRIPTS / "make_samples.sh", tmp_path, "1", "1", "best"]
     found = subprocess.run(command, check=False, capture_output=True, text=True)
     assert found.returncode == 2
-    assert "'best' is no kind of sample; allowed are new, plain" in found.stderr
+    assert "'best' is no kind of sample; allowed are new, pileup, plain" in found.stderr
