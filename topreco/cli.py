@@ -15,6 +15,7 @@ from rich.console import Console
 from topreco.config import (
     Config,
     PepperWriteConfig,
+    RatioTrainConfig,
     RunConfig,
     SimulationConfig,
     SkimConfig,
@@ -25,6 +26,7 @@ from topreco.config import (
     is_fileset,
     load_config,
     load_study,
+    load_training,
 )
 from topreco.core.collection import kept_for_good
 from topreco.core.errors import OUT_OF_MEMORY, TopRecoError, first_line, is_out_of_memory
@@ -198,13 +200,13 @@ def pepper_write(
 ) -> None:
     """Copy pepper's event files (HDF5 or ROOT) with reconstructed tops as a new column."""
     from topreco.input.pepper.write import write_all
-    from topreco.reconstruction.load import load
+    from topreco.reconstruction.load import load_method
 
     files, overrides = _split(arguments)
     _root_files(files, "pepper-write")
     options = {"method": method, "column": column, "dataset": dataset}
     settings = load_config(PepperWriteConfig, config, overrides, options)
-    loaded = load(settings.method, solvers=settings.solvers)
+    loaded = load_method(settings.method, solvers=settings.solvers)
     for summary in write_all(files, output, loaded, settings):
         typer.echo(summary)
 
@@ -220,10 +222,15 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a network on skims; resumes an unfinished training in the same output folder."""
-    from topreco.network.train import train as run_training
+    settings = load_training(config, overrides or [])
+    if isinstance(settings, RatioTrainConfig):
+        from topreco.network.train_ratio import train_ratio
 
-    settings = load_config(TrainConfig, config, overrides or [])
-    model = run_training(settings, progress=not quiet, restart=restart)
+        model = train_ratio(settings, progress=not quiet, restart=restart)
+    else:
+        from topreco.network.train import train as run_training
+
+        model = run_training(settings, progress=not quiet, restart=restart)
     typer.echo(f"model: {model}")
 
 
@@ -564,13 +571,14 @@ def show_config(
     kinds: dict[str, type[Config]] = {
         "simulate": SimulationConfig,
         "skim": SkimConfig,
-        "train": TrainConfig,
         "study": StudyConfig,
         "run": RunConfig,
         "pepper-write": PepperWriteConfig,
         "validate": ValidationConfig,
     }
-    sys.stdout.write(dump_config(load_config(kinds[kind], config, overrides or [])))
+    given = overrides or []
+    settings = load_training(config, given) if kind == "train" else load_config(kinds[kind], config, given)
+    sys.stdout.write(dump_config(settings))
 
 
 def _guarded(command: Callable[[], Any]) -> None:

@@ -26,6 +26,7 @@ from topreco.config.model import (
     NormalisationConfig,
     PosteriorConfig,
     QuantilesConfig,
+    RatioConfig,
     ReadoutKind,
     SpurionConfig,
     TokensConfig,
@@ -73,7 +74,9 @@ from topreco.config.training import (
     LossConfig,
     OptimiserConfig,
     QuantileTrainingConfig,
+    RatioTrainConfig,
     TrainConfig,
+    load_training,
 )
 
 __all__ = [
@@ -113,6 +116,8 @@ __all__ = [
     "QuantileTrainingConfig",
     "QuantilesConfig",
     "Range",
+    "RatioConfig",
+    "RatioTrainConfig",
     "ReadoutKind",
     "RunConfig",
     "ScaleFactorConfig",
@@ -140,6 +145,7 @@ __all__ = [
     "lepton_branches",
     "load_config",
     "load_study",
+    "load_training",
     "read_yaml",
     "shipped_configs",
     "shipped_folder",
