@@ -14,6 +14,7 @@ from rich.console import Console
 
 from topreco.config import (
     Config,
+    OmniFoldConfig,
     PepperWriteConfig,
     RatioTrainConfig,
     RunConfig,
@@ -165,6 +166,10 @@ def skim(
     dataset: DatasetOption = None,
     preset: PresetOption = None,
     era: EraOption = None,
+    generated: Annotated[
+        Path | None,
+        typer.Option(help="Also write all generated events, selected or not, for `topreco omnifold`."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Select events of NanoAOD or pepper files, with truth where they have it, into a Parquet file."""
@@ -183,6 +188,7 @@ def skim(
         tree=settings.tree,
         step_size=settings.step_size,
         progress=not quiet,
+        generated=generated,
     )
     _console().print(summary.cutflow.table(settings.dataset))
     typer.echo(summary.preset)
@@ -558,10 +564,29 @@ def unfolding(
             )
 
 
+@app.command()
+def omnifold(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    restart: Annotated[bool, typer.Option(help="Discard earlier results in the output folder.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Unfold data without bins (OmniFold): weights of generated events, spectra and their covariances."""
+    from topreco.measurement.omnifold_files import iteration_table, run_omnifold
+    from topreco.reconstruction.load import load_method
+
+    settings = load_config(OmniFoldConfig, config, overrides or [])
+    method = load_method(settings.method, quantiles=False)
+    result = run_omnifold(settings, method, progress=not quiet, restart=restart)
+    _console().print(iteration_table(result))
+    typer.echo(f"unfolded to: {result.level}")
+    typer.echo(f"results: {result.folder}")
+
+
 @app.command("config")
 def show_config(
     kind: Annotated[
-        Literal["simulate", "skim", "train", "study", "run", "pepper-write", "validate"],
+        Literal["simulate", "skim", "train", "study", "run", "omnifold", "pepper-write", "validate"],
         typer.Argument(help="The command."),
     ],
     overrides: Overrides = None,
@@ -573,6 +598,7 @@ def show_config(
         "skim": SkimConfig,
         "study": StudyConfig,
         "run": RunConfig,
+        "omnifold": OmniFoldConfig,
         "pepper-write": PepperWriteConfig,
         "validate": ValidationConfig,
     }

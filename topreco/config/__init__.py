@@ -33,6 +33,7 @@ from topreco.config.model import (
     TransformerConfig,
     VelocityConfig,
 )
+from topreco.config.omnifold import OmniFoldConfig
 from topreco.config.running import (
     ClusterConfig,
     HistogramConfig,
@@ -108,6 +109,7 @@ __all__ = [
     "MuonSelection",
     "NormalisationConfig",
     "ObjectSource",
+    "OmniFoldConfig",
     "OptimiserConfig",
     "PepperWriteConfig",
     "PhaseSpaceConfig",
