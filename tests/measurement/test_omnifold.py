@@ -38,7 +38,7 @@ def relative(values, wanted):
 
 @pytest.fixture(scope="module")
 def closure():
-    """Data at mean 0.3 with 600 fakes, simulation at 0 with 300, half as many events as data generated twice."""
+    """Data at mean 0.3 with 600 fakes, unfolded with a simulation at 0 with 300."""
     rng = np.random.default_rng(1)
     truth = simulate(rng, 6000, 0.3, fakes=600)
     simulation = simulate(rng, 6000, 0.0, fakes=300)
@@ -131,9 +131,7 @@ def test_signed_weights_of_simulation():
     """Weights +1 and −1 with the same mean everywhere give what weights of 1 give, with larger errors."""
     rng = np.random.default_rng(6)
     truth = simulate(rng, 4000, 0.3)
-    signed = simulate(
-        rng, 8000, 0.0, weight=lambda rng, z: np.where(rng.random(len(z)) < 0.75, 1.0, -1.0)
-    )
+    signed = simulate(rng, 8000, 0.0, weight=lambda rng, z: np.where(rng.random(len(z)) < 0.75, 1.0, -1.0))
     result = unfold(as_data(truth), signed, iterations=2, settings=SETTINGS)
     after = spectrum([signed.z[:, 0]], [EDGES], signed.generator_weight * result.ratio).value
     wanted = spectrum([truth.z[:, 0]], [EDGES], np.ones(4000)).value

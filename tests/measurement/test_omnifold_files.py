@@ -193,7 +193,9 @@ def test_simulation_needs_truth(config, files):
 
 
 def test_generated_events_belong_to_the_skim(config, files):
-    with pytest.raises(TopRecoError, match=r"generated.parquet: generated events of another skim than .*data"):
+    with pytest.raises(
+        TopRecoError, match=r"generated.parquet: generated events of another skim than .*data"
+    ):
         run(config(simulation=[files / "data.parquet"]))
     with pytest.raises(TopRecoError, match=r"tt.parquet: no file of generated events"):
         run(config(generated=[files / "tt.parquet"]))

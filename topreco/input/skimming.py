@@ -130,9 +130,7 @@ def make_skim(
         raise InputError(f"step_size: {step_size} entries per chunk, at least 1 expected")
     check_distinct(files)
     cutflow_file = output.with_name(f"{output.name}.cutflow.json")
-    check_outputs(
-        [output, cutflow_file, *([generated] if generated else [])], [*files, *files_of(config)]
-    )
+    check_outputs([output, cutflow_file, *([generated] if generated else [])], [*files, *files_of(config)])
     # All problems with the input are found before the first event is read.
     pepper = pepper_format(files[0], tree) is not None
     given = config
@@ -173,7 +171,7 @@ def make_skim(
         )
     with (
         SkimWriter(output) as writer,
-        (nullcontext() if generated is None else GeneratedWriter(generated)) as all_events,
+        nullcontext() if generated is None else GeneratedWriter(generated) as all_events,
         progress_bar("events", n_read, show=progress) as advance,
     ):
         for file, summary in summaries.items():

@@ -4,6 +4,7 @@ What `topreco.network.tasks.ratio` learns from whole events, this learns from a 
 a second, hundreds of times for bootstrap replicas.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -86,7 +87,13 @@ def fit_log_ratio(
     """
     half = len(x) / 2
     return _fit(
-        x, np.stack([a * half / a.sum(), b * half / b.sum()], 1), "ratio", settings, seed, np.log(a.sum() / b.sum()), 1.0
+        x,
+        np.stack([a * half / a.sum(), b * half / b.sum()], 1),
+        "ratio",
+        settings,
+        seed,
+        np.log(a.sum() / b.sum()),
+        1.0,
     )
 
 
@@ -98,9 +105,7 @@ def fit_mean(x: FloatArray, y: FloatArray, settings: ClassifierSettings, seed: S
     return _fit(x, target, "mean", settings, seed, offset, scale)
 
 
-def cross_fitted(
-    fit_on: Any, x: FloatArray, fold: IntArray, folds: int, others: Any = None
-) -> FloatArray:
+def cross_fitted(fit_on: Any, x: FloatArray, fold: IntArray, folds: int, others: Any = None) -> FloatArray:
     """Outputs for rows by networks that have not seen them.
 
     Parameters
@@ -141,10 +146,15 @@ def _fit(
     values, wanted = _standardised(x, mean, std), target.astype(np.float32)
     sizes = [x.shape[1], settings.hidden, settings.hidden, 1]
     layers = []
-    for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for n_in, n_out in itertools.pairwise(sizes):
         # The last layer begins with zero: a ratio begins with 1.
         width = np.sqrt(2 / (n_in + n_out)) * (n_out > 1)
-        layers.append((rng.normal(0, 1, (n_in, n_out)).astype(np.float32) * np.float32(width), np.zeros(n_out, np.float32)))
+        layers.append(
+            (
+                rng.normal(0, 1, (n_in, n_out)).astype(np.float32) * np.float32(width),
+                np.zeros(n_out, np.float32),
+            )
+        )
     parameters = [p for layer in layers for p in layer]
     first = [np.zeros_like(p) for p in parameters]
     second = [np.zeros_like(p) for p in parameters]
@@ -161,9 +171,9 @@ def _fit(
             step += 1
             rate = settings.learning_rate * 0.5 * (1 + np.cos(np.pi * (step - 1) / total))
             for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
-                m += 0.1 * (g - m)
-                v += 0.01 * (g * g - v)
-                p -= np.float32(rate / (1 - 0.9**step)) * m / (np.sqrt(v / (1 - 0.99**step)) + 1e-8)
+                m[...] += 0.1 * (g - m)
+                v[...] += 0.01 * (g * g - v)
+                p[...] -= np.float32(rate / (1 - 0.9**step)) * m / (np.sqrt(v / (1 - 0.99**step)) + 1e-8)
     return Classifier(mean, std, layers, float(offset), float(scale))
 
 

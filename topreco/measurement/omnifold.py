@@ -4,8 +4,8 @@ Simulated events have measured columns x where they are selected, and generated 
 the phase space. Weights ν(z) of generated events are found by repeating
 
 1. at detector level the ratio r(x) of data to everything that is expected there: selected simulation with
-   the weights ν of before, fakes with a weight φ of their own, and simulated background, which stays as it is.
-   Each selected event then has the weight ν r, and each fake φ ← φ r;
+   the weights ν of before, fakes with a weight φ of their own, and simulated background, which stays as it
+   is. Each selected event then has the weight ν r, and each fake φ ← φ r;
 2. at generated level the mean ν(z) ← ⟨ν r⟩ over selected events at given z, which is the ratio of the
    densities of generated events with and without these weights. It is evaluated for events that are not
    selected too: they get what their generated neighbours get, not 1.
@@ -226,7 +226,10 @@ def unfold(
         spectrum = updated
         expected = [Measured(simulated.x[chosen], (simulated.weight * ratio)[chosen]), *others[1:]]
         distance, chi2 = observed.compare(
-            data.x, data.weight, np.concatenate([e.x for e in expected]), np.concatenate([e.weight for e in expected])
+            data.x,
+            data.weight,
+            np.concatenate([e.x for e in expected]),
+            np.concatenate([e.weight for e in expected]),
         )
         truth_distance, truth_chi2 = (
             (None, None)
@@ -277,7 +280,9 @@ def _push(
     def fit_on(used: BoolArray, number: int) -> Classifier:
         rows = np.flatnonzero(simulated.generated)[used]
         rows = rows[weight[rows] > 0]
-        return fit_log_ratio(simulated.z[rows], weight[rows] * step1[rows], weight[rows], settings, (*seed, number))
+        return fit_log_ratio(
+            simulated.z[rows], weight[rows] * step1[rows], weight[rows], settings, (*seed, number)
+        )
 
     chosen = simulated.generated
     return cross_fitted(fit_on, simulated.z[chosen], simulated.fold[chosen], folds, _exponential)
@@ -331,7 +336,9 @@ class _Bins(NamedTuple):
 
     def spectra(self, columns: FloatArray, weight: FloatArray) -> list[FloatArray]:
         return [
-            np.bincount(np.searchsorted(edges, column, side="right"), weights=weight, minlength=len(edges) + 1)
+            np.bincount(
+                np.searchsorted(edges, column, side="right"), weights=weight, minlength=len(edges) + 1
+            )
             for edges, column in zip(self.edges, columns.T, strict=True)
         ]
 

@@ -68,7 +68,9 @@ class _Sample(NamedTuple):
     level: str
 
 
-def run_omnifold(config: OmniFoldConfig, method: Method, *, progress: bool = True, restart: bool = False) -> OmniFoldResult:
+def run_omnifold(
+    config: OmniFoldConfig, method: Method, *, progress: bool = True, restart: bool = False
+) -> OmniFoldResult:
     """Unfold skims of data with skims of simulation.
 
     The nominal result and each bootstrap replica are kept in the output folder as soon as they are there, so
@@ -93,7 +95,9 @@ def run_omnifold(config: OmniFoldConfig, method: Method, *, progress: bool = Tru
     """
     for name in ("data", "simulation"):
         if not getattr(config, name):
-            raise TopRecoError(f"{name}: no skims given; `topreco skim` writes them, {name}=[FILE] names them")
+            raise TopRecoError(
+                f"{name}: no skims given; `topreco skim` writes them, {name}=[FILE] names them"
+            )
     folder = writable_folder(config.output)
     names = ("weights.parquet", "weights.root", "spectra.json", "omnifold.md")
     inputs = (*config.data, *config.simulation, *config.generated, *config.background)
@@ -117,9 +121,7 @@ def run_omnifold(config: OmniFoldConfig, method: Method, *, progress: bool = Tru
     data_key = _key_of(data_events)
 
     most = config.iterations or config.max_iterations
-    with progress_bar(
-        "OmniFold", most * (1 + config.replicas), show=progress, unit="iterations"
-    ) as advance:
+    with progress_bar("OmniFold", most * (1 + config.replicas), show=progress, unit="iterations") as advance:
         nominal = _kept(
             parts / "nominal.npz",
             lambda: unfold(
@@ -177,13 +179,20 @@ def run_omnifold(config: OmniFoldConfig, method: Method, *, progress: bool = Tru
     tops = sample.truth.tops[inside]
     values = _observables(tops, leptons, tuple(config.spectra))
     spectra = {
-        name: spectrum([values[n] for n in name.split(",")], [np.array(config.spectra[n]) for n in name.split(",")], weight, of_replicas)
+        name: spectrum(
+            [values[n] for n in name.split(",")],
+            [np.array(config.spectra[n]) for n in name.split(",")],
+            weight,
+            of_replicas,
+        )
         for name in (*config.spectra, *(",".join(pair) for pair in config.pairs))
     }
     known = None
     if truth is not None:
         known = _closure(config, sample, nominal, replicas, data_events, data_truth)
-    _write_weights(folder, {k: v[inside] for k, v in sample.key.items()}, nominal.ratio[inside], weight, of_replicas)
+    _write_weights(
+        folder, {k: v[inside] for k, v in sample.key.items()}, nominal.ratio[inside], weight, of_replicas
+    )
     about = {
         "level": sample.level,
         "stopped": nominal.stopped,
@@ -236,7 +245,9 @@ def _poisson(key: Mapping[str, IntArray], seed: int, replica: int) -> FloatArray
 
 def _compressed(values: Mapping[str, FloatArray]) -> FloatArray:
     """Observables as columns for the networks, shape (n, d)."""
-    columns = [np.arcsinh(v / _MOMENTUM) if OBSERVABLES[name].unit == "GeV" else v for name, v in values.items()]
+    columns = [
+        np.arcsinh(v / _MOMENTUM) if OBSERVABLES[name].unit == "GeV" else v for name, v in values.items()
+    ]
     return np.stack(columns, axis=1)
 
 
@@ -295,7 +306,10 @@ def _read_simulation(config: OmniFoldConfig, method: Method, *, progress: bool) 
         _check_pairs(config, parts, files)
         starts = np.cumsum([0, *(len(part) for part, _ in parts)])[:-1]
         row = np.concatenate(
-            [np.where(f.selected_row >= 0, f.selected_row + start, -1) for f, start in zip(files, starts, strict=True)]
+            [
+                np.where(f.selected_row >= 0, f.selected_row + start, -1)
+                for f, start in zip(files, starts, strict=True)
+            ]
         )
         key = {name: np.concatenate([f.key[name] for f in files]) for name in _KEY}
         truth = Truth.concatenate([f.truth for f in files])
@@ -310,7 +324,9 @@ def _read_simulation(config: OmniFoldConfig, method: Method, *, progress: bool) 
         if spectra is not None and spectra.complete:
             efficiency = spectra.efficiency_of(truth.tops)
             divided = np.where(efficiency > 0, 1 / np.where(efficiency > 0, efficiency, 1.0), 0.0)
-            level = "selected events divided by their efficiency in bins of m(tt̄) and pT(t), stored in the skims"
+            level = (
+                "selected events divided by their efficiency in bins of m(tt̄) and pT(t), stored in the skims"
+            )
     there = row >= 0
     safe = np.maximum(row, 0)
     selected = there & solved[safe] if len(solved) else there
@@ -343,9 +359,7 @@ def _check_pairs(
     files: Sequence[Generated],
 ) -> None:
     """Raise unless each file of generated events was written together with its skim."""
-    for path, own, (events, _), file in zip(
-        config.generated, config.simulation, parts, files, strict=True
-    ):
+    for path, own, (events, _), file in zip(config.generated, config.simulation, parts, files, strict=True):
         chosen = np.flatnonzero(file.selected_row >= 0)
         same = file.n_selected == len(events) and all(
             np.array_equal(file.key[name][chosen], getattr(events, name)[file.selected_row[chosen]])
@@ -386,9 +400,7 @@ def _closure(
     base = sample.simulated.weight[inside]
     known = _in_phase_space(truth)
     names = tuple(config.spectra)
-    values = _observables(
-        sample.truth.tops[inside], (sample.truth.w - sample.truth.neutrino)[inside], names
-    )
+    values = _observables(sample.truth.tops[inside], (sample.truth.w - sample.truth.neutrino)[inside], names)
     true = _observables(truth.tops[known], (truth.w - truth.neutrino)[known], names)
     found = {}
     for name in names:
@@ -402,7 +414,9 @@ def _closure(
         filled = wanted.value > 0
         if unfolded.covariance is not None and replicas.shape[1] > filled.sum() + 1:
             difference = (unfolded.value - wanted.value)[filled]
-            chi2 = float(difference @ np.linalg.pinv(unfolded.covariance[np.ix_(filled, filled)]) @ difference)
+            chi2 = float(
+                difference @ np.linalg.pinv(unfolded.covariance[np.ix_(filled, filled)]) @ difference
+            )
         found[name] = {
             "before": triangular_discriminator(start.value, wanted.value),
             "after": triangular_discriminator(unfolded.value, wanted.value),
@@ -429,10 +443,12 @@ def _check_settings(parts: Path, config: OmniFoldConfig, method: Method, *, rest
     if path.is_file():
         changes = differences(json.loads(path.read_text(encoding="utf-8")), content)
         if changes:
-            described = "; ".join(f"{key}: {there} there, {here} here" for key, (there, here) in changes.items())
+            described = "; ".join(
+                f"{key}: {there} there, {here} here" for key, (there, here) in changes.items()
+            )
             raise TopRecoError(
-                f"{parts.parent}: holds a result that differs in {described}; choose another output folder, or "
-                "--restart to start afresh"
+                f"{parts.parent}: holds a result that differs in {described}; choose another output folder, "
+                "or --restart to start afresh"
             )
     write_text(path, to_json(content))
 
@@ -471,7 +487,9 @@ def _write_weights(
     with complete_file(folder / "weights.parquet") as temporary:
         pq.write_table(pa.table(columns), temporary, compression="zstd", write_page_checksum=True)
     with complete_file(folder / "weights.root") as temporary, uproot.recreate(temporary) as file:
-        file.mktree("Friends", {k: (v.dtype, v.shape[1:]) if v.ndim > 1 else v.dtype for k, v in branches.items()})
+        file.mktree(
+            "Friends", {k: (v.dtype, v.shape[1:]) if v.ndim > 1 else v.dtype for k, v in branches.items()}
+        )
         file["Friends"].extend(branches)
 
 
@@ -505,6 +523,12 @@ _HEADINGS = {
 }
 
 
+_LEGEND = (
+    "change: χ² per bin between two iterations. Δ: triangular discriminator, of data and expectation at "
+    "detector level, and of unfolded and true spectra of selected pseudo-data; the worst of the columns."
+)
+
+
 def _cells(step: Iteration) -> list[str]:
     return ["–" if value is None else f"{value:.3g}" for value in step]
 
@@ -520,13 +544,13 @@ def _markdown(result: OmniFoldResult, about: Mapping[str, Any]) -> str:
     lines = ["# OmniFold", "", f"Unfolded to: {result.level}. Stopped by: {result.stopped}.", ""]
     lines += ["| iteration | " + " | ".join(_HEADINGS.values()) + " |", "|---:" * 6 + "|"]
     lines += [f"| {i + 1} | {' | '.join(_cells(step))} |" for i, step in enumerate(result.iterations)]
-    lines += [
-        "",
-        "change: χ² per bin between two iterations. Δ: triangular discriminator, of data and expectation at "
-        "detector level, and of unfolded and true spectra of selected pseudo-data; the worst of the columns.",
-    ]
+    lines += ["", _LEGEND]
     if about["closure"]:
-        lines += ["", "| selected pseudo-data | Δ×10³ before | after | χ² | bins |", "|---|---:|---:|---:|---:|"]
+        lines += [
+            "",
+            "| selected pseudo-data | Δ×10³ before | after | χ² | bins |",
+            "|---|---:|---:|---:|---:|",
+        ]
         for name, row in about["closure"].items():
             chi2 = "–" if row["chi2"] is None else f"{row['chi2']:.1f}"
             lines.append(f"| {name} | {row['before']:.3g} | {row['after']:.3g} | {chi2} | {row['bins']} |")

@@ -193,9 +193,7 @@ def log_ratio(
                 there = {name: column.to(parameter) for name, column in columns.items()}
                 found[chosen] = network(there).double().cpu().numpy()
         else:
-            found[chosen] = _forward(
-                network, events[chosen], lambda own, inputs: (own(inputs.columns()),)
-            )[0]
+            found[chosen] = _forward(network, events[chosen], lambda own, inputs: (own(inputs.columns()),))[0]
     return found
 
 

@@ -78,7 +78,9 @@ def train_ratio(config: RatioTrainConfig, *, progress: bool = True, restart: boo
     path = writable_folder(config.output) / MODEL_FILE
     for name in ("a", "b"):
         if not getattr(config, name):
-            raise TrainingError(f"{name}: no skims given; `topreco skim` writes them, a=[FILE] b=[FILE] names them")
+            raise TrainingError(
+                f"{name}: no skims given; `topreco skim` writes them, a=[FILE] b=[FILE] names them"
+            )
     check_outputs([path], [*config.a, *config.b])
     fabric, console = _launch(config, progress)
     members = config.model.members
@@ -160,9 +162,10 @@ def train_ratio(config: RatioTrainConfig, *, progress: bool = True, restart: boo
 def _line(quality: RatioQuality) -> str:
     """What the terminal says of a ratio."""
     return (
-        f"of events that their network has not seen: mean ratio {quality.mean:.4f} ± {quality.mean_error:.4f}, "
-        f"{quality.effective_events:,.0f} effective of {quality.events_b:,} events of B, largest ratio "
-        f"{quality.largest:.3g}, χ² of the calibration {quality.chi2:.1f} in {quality.bins} bins"
+        f"of events that their network has not seen: mean ratio {quality.mean:.4f} ± "
+        f"{quality.mean_error:.4f}, {quality.effective_events:,.0f} effective of "
+        f"{quality.events_b:,} events of B, largest ratio {quality.largest:.3g}, "
+        f"χ² of the calibration {quality.chi2:.1f} in {quality.bins} bins"
     )
 
 
@@ -203,11 +206,13 @@ def _read_samples(config: RatioTrainConfig) -> _Samples:
     _check_taggers(config)
     a, b = parts["a"], parts["b"]
     for column in sorted(a.columns.keys() | b.columns.keys()):
-        shapes = [tuple(each.columns[column].shape[1:]) if column in each.columns else None for each in (a, b)]
+        shapes = [
+            tuple(each.columns[column].shape[1:]) if column in each.columns else None for each in (a, b)
+        ]
         if shapes[0] != shapes[1]:
             raise TrainingError(
-                f"a, b: {column} has the shape {shapes[0]} in {config.a[0]} and {shapes[1]} in {config.b[0]}; "
-                "samples with the same tokens expected, skimmed with one configuration"
+                f"a, b: {column} has the shape {shapes[0]} in {config.a[0]} and {shapes[1]} in "
+                f"{config.b[0]}; samples with the same tokens expected, skimmed with one configuration"
             )
     _check_apart(keys["a"], keys["b"])
     sums, scaled = {}, {}
@@ -307,8 +312,8 @@ def _check_apart(a: _Keys, b: _Keys) -> None:
         dataset, run, block, event = common[0].tolist()
         raise TrainingError(
             f"a, b: {len(common)} events are in both samples, the first of them with run {run}, "
-            f"luminosityBlock {block}, event {event} of the dataset {dataset}; samples without a common event "
-            "expected"
+            f"luminosityBlock {block}, event {event} of the dataset {dataset}; samples without a "
+            "common event expected"
         )
 
 

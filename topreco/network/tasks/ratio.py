@@ -44,7 +44,7 @@ SCHEMA_VERSION = 1
 
 
 class EventNetwork(nn.Module):
-    """Some numbers of an event from all of its tokens.
+    """Some numbers of an event: from the tokens of ℓ⁺ and ℓ⁻ and the mean of all, after the backbone.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class EventNetwork(nn.Module):
         own = truth_encoder(config) if self.generated else config.encoder
         self.encoder = Encoder(own, vectors=1, scalars=config.scalars)
         self.layers = nn.Sequential(
-            nn.Linear(config.scalars, config.hidden),
+            nn.Linear(3 * config.scalars, config.hidden),
             nn.SiLU(),
             nn.Linear(config.hidden, config.hidden),
             nn.SiLU(),
@@ -80,8 +80,8 @@ class EventNetwork(nn.Module):
             tokens = self.encoder.tokens(Inputs.from_columns(columns))
         encoded = self.encoder(tokens, self.encoder.scale(tokens))
         # Under autocast a backbone may compute in half precision.
-        scalars = over_objects(encoded.scalars, encoded.mask, mean=True).to(tokens.p4)
-        out: Tensor = self.layers(scalars)
+        mean = over_objects(encoded.scalars, encoded.mask, mean=True)
+        out: Tensor = self.layers(torch.cat([*encoded.scalars[:, :2].unbind(1), mean], 1).to(tokens.p4))
         return out
 
     def fit_standardisation(self, columns: Mapping[str, Tensor]) -> None:
@@ -168,7 +168,8 @@ def event_columns(config: RatioConfig, events: DileptonEvents, truth: Truth | No
         return Inputs.from_events(events, tokens=config.tokens).columns()
     if truth is None:
         raise TrainingError(
-            "model.inputs: generated tops and leptons wanted, and these events have no truth, as data have none"
+            "model.inputs: generated tops and leptons wanted, and these events have no truth, as data "
+            "have none"
         )
     columns = truth_columns(truth)
     unknown = ~columns[TRUTH_COLUMN].isfinite().flatten(1).all(1)
