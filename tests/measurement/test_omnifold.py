@@ -123,8 +123,10 @@ def test_background_is_a_part_of_the_expectation():
     for name, own in (("with", background), ("without", None)):
         ratio = unfold(data, simulation, own, iterations=2, settings=SETTINGS).ratio
         found[name] = spectrum([simulation.z[:, 0]], [EDGES], ratio).value
-    assert np.abs(relative(found["with"], wanted))[:2].max() < 0.25
-    assert relative(found["without"], wanted)[0] > 1
+    # In the first bin are 80 selected events of signal under 1500 of background.
+    assert np.abs(relative(found["with"], wanted))[0] < 1.5
+    assert np.abs(relative(found["with"], wanted))[1:].max() < 0.25
+    assert relative(found["without"], wanted)[0] > 5
 
 
 def test_signed_weights_of_simulation():

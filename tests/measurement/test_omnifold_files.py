@@ -125,6 +125,8 @@ def test_weights_and_spectra(config, files):
     with uproot.open(result.folder / "weights.root") as file:
         friends = file["Friends"].arrays(library="np")
     np.testing.assert_allclose(friends["weight"], weights["weight"])
+    generated = read_generated(files / "generated.parquet")
+    np.testing.assert_array_equal(generated.key["event"][weights["row"]], weights["event"])
     assert friends["weight_replica"].shape == weights["weight_replica"].shape
     stored = json.loads((result.folder / "spectra.json").read_text())
     assert stored["spectra"]["m_tt"]["value"] == pytest.approx(spectrum.value.tolist())

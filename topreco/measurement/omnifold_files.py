@@ -350,6 +350,7 @@ def _read_simulation(config: OmniFoldConfig, method: Method, *, progress: bool) 
         fold=np.floor(hashed_uniform(_FOLD_SALT, *(key[n] for n in _KEY))[kept] * config.folds).astype(int),
     )
     divided = np.where(np.isfinite(divided), divided, 0.0)[kept]
+    key["row"] = np.arange(len(kept))
     return _Sample({k: v[kept] for k, v in key.items()}, simulated, truth[kept], divided, level)
 
 
@@ -494,10 +495,11 @@ def _write_weights(
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
-    """Columns of ``weights.parquet``: the key, ``ratio``, ``weight`` and ``weight_replica``, shape (n, R).
+    """Columns of ``weights.parquet``, by name.
 
-    With values of observables of the same events `topreco.measurement.omnifold.spectrum` gives spectra in any
-    bins.
+    They are the key, ``row`` among the generated events, ``ratio``, ``weight``, and ``weight_replica`` of shape
+    (n, R). With values of observables of the same events `topreco.measurement.omnifold.spectrum` gives
+    spectra in any bins.
     """
     table = pq.read_table(path).combine_chunks()
     found: dict[str, Any] = {}
