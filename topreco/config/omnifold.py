@@ -17,8 +17,8 @@ class OmniFoldConfig(Config):
     data: tuple[Path, ...] = ()
     """Skims of data or pseudo-data."""
     simulation: tuple[Path, ...] = ()
-    """Skims of simulated signal, with truth. Its weights scale it to the data, up to one factor that is
-    fitted."""
+    """Skims of simulated signal, with truth. Its weights need no normalisation, several samples one relative
+    to each other."""
     generated: tuple[Path, ...] = ()
     """All generated events of each of them in the same order, from `topreco skim --generated`; empty: unfold
     the spectra of selected events, and divide by the efficiency that the skims have stored."""
@@ -28,8 +28,6 @@ class OmniFoldConfig(Config):
     """Model file or name of the method that gives the measured observables."""
     observables: Annotated[tuple[str, ...], Field(min_length=1)] = ("m_tt", "pt_top", "y_top", "c_hel")
     """Observables that the networks see, measured ones and generated ones."""
-    scale: Positive = 1.0
-    """Factor of the weights of the simulated signal."""
     spectra: dict[str, Edges] = {
         "m_tt": (300, 380, 450, 550, 700, 1000, 2000),
         "pt_top": (0, 60, 120, 180, 250, 400, 800),

@@ -1,7 +1,7 @@
 """NanoAOD or pepper files to one skim of selected events, a chunk at a time."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -164,14 +164,19 @@ def make_skim(
     n_selected = n_generated = 0
     sum_gen_weights = 0.0
     spectra = Spectra() if has_truth and simulated else None
+    if generated is not None and Path(generated).absolute() == output.absolute():
+        raise InputError(f"--generated {generated}: is the output too; give another name")
     if generated is not None and spectra is None:
         raise InputError(
             f"--generated {generated}: {files[0]} has no generated particles and weights of a generator "
             "(GenPart, genWeight); simulated NanoAOD expected"
         )
+    of_generated: AbstractContextManager[GeneratedWriter | None] = (
+        nullcontext() if generated is None else GeneratedWriter(generated)
+    )
     with (
         SkimWriter(output) as writer,
-        nullcontext() if generated is None else GeneratedWriter(generated) as all_events,
+        of_generated as all_events,
         progress_bar("events", n_read, show=progress) as advance,
     ):
         for file, summary in summaries.items():

@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from topreco.core.events import FloatArray, IntArray
 
-LARGEST_LOG_RATIO = 8.0
-"""Absolute value at which a log-ratio ends, relative to that of the sums of weights."""
+LARGEST_OUTPUT = 8.0
+"""Absolute value at which a log-ratio ends, relative to that of the sums of weights; a mean, in units of the
+mean absolute value."""
 _LARGEST_INPUT = 5.0
 
 _Single = npt.NDArray[np.float32]
@@ -63,7 +64,8 @@ class Classifier(NamedTuple):
     def __call__(self, x: FloatArray) -> FloatArray:
         """Output for rows of shape (n, d), shape (n,)."""
         values = _standardised(x, self.mean, self.std)
-        return np.asarray(self.offset + self.scale * _forward(values, self.layers)[-1][:, 0], np.float64)
+        out = _forward(values, self.layers)[-1][:, 0].astype(np.float64)
+        return self.offset + self.scale * np.clip(out, -LARGEST_OUTPUT, LARGEST_OUTPUT)
 
 
 def fit_log_ratio(

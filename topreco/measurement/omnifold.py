@@ -33,7 +33,6 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import BoolArray, FloatArray, IntArray
 from topreco.core.ratios import triangular_discriminator
 from topreco.measurement.classifier import (
-    LARGEST_LOG_RATIO,
     Classifier,
     ClassifierSettings,
     cross_fitted,
@@ -43,6 +42,9 @@ from topreco.measurement.classifier import (
 
 N_BINS = 20
 """Bins of equal population, of each column, in which iterations are compared."""
+
+_SMALLEST_SHARE = 0.01
+"""Share of the data with which the signal begins where the background alone explains more."""
 
 MIN_EVENTS = 20
 """Smallest number of data events, and of selected events of the phase space."""
@@ -195,12 +197,16 @@ def unfold(
     a_fixed = np.r_[data_weight, *(np.zeros(len(each)) for each in more)]
     b_fixed = np.r_[np.zeros(len(data_weight)), *more]
 
-    ratio = np.ones(len(simulated))
+    # Whatever the units of the simulated weights, with the background it explains the number of data events.
+    observed_sum = float(data.weight.sum())
+    missing = observed_sum - (0.0 if background is None else float(background.weight.sum()))
+    start = max(missing, _SMALLEST_SHARE * observed_sum) / float(simulated.weight[chosen].sum())
+    ratio = np.full(len(simulated), start)
     observed = _Bins.of(data.x, data.weight)
     of_truth = None if truth is None else _Bins.of(*truth)
     of_z = _Bins.of(simulated.z[inside], simulated.weight[inside])
     found: list[Iteration] = []
-    spectrum = of_z.spectra(simulated.z[inside], simulated.weight[inside])
+    spectrum = of_z.spectra(simulated.z[inside], start * simulated.weight[inside])
     stopped = "iterations"
     for number in range(max_iterations if iterations is None else iterations):
         pulled = _pull(
@@ -264,7 +270,7 @@ def _pull(
         a, b = np.r_[a_fixed, np.zeros(len(own))], np.r_[b_fixed, own]
         return fit_log_ratio(rows, a, b, settings, (*seed, number))
 
-    return cross_fitted(fit_on, x, fold, folds, _exponential)
+    return cross_fitted(fit_on, x, fold, folds, np.exp)
 
 
 def _push(
@@ -285,11 +291,7 @@ def _push(
         )
 
     chosen = simulated.generated
-    return cross_fitted(fit_on, simulated.z[chosen], simulated.fold[chosen], folds, _exponential)
-
-
-def _exponential(log_ratio: FloatArray) -> FloatArray:
-    return np.exp(np.clip(log_ratio, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO))
+    return cross_fitted(fit_on, simulated.z[chosen], simulated.fold[chosen], folds, np.exp)
 
 
 def _local_weights(

@@ -300,7 +300,7 @@ def _read_simulation(config: OmniFoldConfig, method: Method, *, progress: bool) 
     truths = [truth for _, truth in parts if truth is not None]
     x = _measured_columns(events, config, method, "simulation", progress=progress)
     solved = np.isfinite(x).all(axis=1)
-    weight = config.scale * np.asarray(events.weight, float)
+    weight = np.asarray(events.weight, float)
     if config.generated:
         files = [read_generated(path) for path in config.generated]
         _check_pairs(config, parts, files)
@@ -313,7 +313,7 @@ def _read_simulation(config: OmniFoldConfig, method: Method, *, progress: bool) 
         )
         key = {name: np.concatenate([f.key[name] for f in files]) for name in _KEY}
         truth = Truth.concatenate([f.truth for f in files])
-        generator_weight = config.scale * np.concatenate([f.weight for f in files])
+        generator_weight = np.concatenate([f.weight for f in files])
         divided, level = np.ones(len(row)), "all generated events"
     else:
         row, key = np.arange(len(events)), _key_of(events)
@@ -337,9 +337,6 @@ def _read_simulation(config: OmniFoldConfig, method: Method, *, progress: bool) 
     unknown = generated & ~np.isfinite(z).all(axis=1)
     generated &= ~unknown
     kept = selected | generated
-    if not config.generated:
-        # What is unfolded to are the selected and solved events.
-        kept = selected
     simulated = Simulated(
         x=np.where(selected[:, None], x[safe] if len(x) else 0.0, 0.0)[kept],
         z=np.where(generated[:, None], z, 0.0)[kept],
@@ -497,9 +494,9 @@ def _write_weights(
 def read_weights(path: str | Path) -> dict[str, Any]:
     """Columns of ``weights.parquet``, by name.
 
-    They are the key, ``row`` among the generated events, ``ratio``, ``weight``, and ``weight_replica`` of shape
-    (n, R). With values of observables of the same events `topreco.measurement.omnifold.spectrum` gives
-    spectra in any bins.
+    They are the key, ``row`` among the generated events, ``ratio``, ``weight``, and ``weight_replica`` of
+    shape (n, R). With values of observables of the same events `topreco.measurement.omnifold.spectrum`
+    gives spectra in any bins.
     """
     table = pq.read_table(path).combine_chunks()
     found: dict[str, Any] = {}

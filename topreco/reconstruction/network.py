@@ -137,7 +137,8 @@ def network_method(path: str | Path, **options: Any) -> NetworkMethod | DensityR
     path, **options
         As of `ModelFile`.
     """
-    if Path(path).is_file() and _read_file(Path(path), modified(Path(path))).kind == "ratio":
+    file = Path(path).absolute()
+    if file.suffix == ".safetensors" and file.is_file() and _read_file(file, modified(file)).kind == "ratio":
         return DensityRatio(path, name=options.get("name"), threads=options.get("threads"))
     method = NetworkMethod(path, **options)
     return PosteriorMethod(path, **options) if method.model.kind == "posterior" else method

@@ -213,7 +213,7 @@ class LocalWeightTask(_EventTask):
     name = "local_weight"
 
     def build(self) -> EventNetwork:
-        """Network with an output for A and one for B, which begin with the mean of all weights."""
+        """Network with an output for A and one for B."""
         return EventNetwork(self.config, 2)
 
     def loss_weights(self, weight: Tensor, columns: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
