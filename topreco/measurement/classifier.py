@@ -1,7 +1,7 @@
 """A small network of few columns, in numpy: log-ratios of two weighted samples, and mean weights.
 
-What `topreco.network.tasks.ratio` learns from whole events, this learns from a handful of observables within
-a second, hundreds of times for bootstrap replicas.
+What `topreco.network.tasks.ratio` learns from whole events, this learns from a handful of observables, fast
+enough for hundreds of bootstrap replicas.
 """
 
 import itertools
