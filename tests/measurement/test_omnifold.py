@@ -126,7 +126,7 @@ def test_background_is_a_part_of_the_expectation():
     # In the first bin are 80 selected events of signal under 1500 of background.
     assert np.abs(relative(found["with"], wanted))[0] < 1.5
     assert np.abs(relative(found["with"], wanted))[1:].max() < 0.25
-    assert relative(found["without"], wanted)[0] > 5
+    assert relative(found["without"], wanted)[0] > 2.5
 
 
 def test_signed_weights_of_simulation():

@@ -1,17 +1,22 @@
 """Ratios of densities p_A(x)/p_B(x) as weights of events: calibration, quality, distance of two spectra."""
 
+import itertools
 import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import isotonic_regression
-from scipy.special import expit, logit
+from scipy.optimize import brentq, isotonic_regression
+from scipy.special import expit
 
 from topreco.core.errors import TopRecoError
 from topreco.core.events import BoolArray, FloatArray
 
 SHARE_OF_LARGEST = 0.001
 """Share of the events, those with the largest weights, whose part of all weights is quoted."""
+
+
+LARGEST_SHIFT = 5.0
+"""Largest correction of a log-ratio by its calibration."""
 
 
 class LogRatioCalibration(NamedTuple):
@@ -42,7 +47,8 @@ def calibrate_log_ratio(
 
     In bins of equal population the share of A, after both samples are scaled to the same sum of weights, is
     p_A/(p_A + p_B). Its isotonic regression [1]_ is the rising function that comes closest; neighbours that
-    it makes equal become one knot, so that the calibrated log-ratio rises everywhere.
+    it makes equal are one bin. Each bin is a knot at its median, where the log-ratio is shifted such that the
+    sum of the probabilities of A is that of its events of A.
 
     Parameters
     ----------
@@ -72,26 +78,37 @@ def calibrate_log_ratio(
     parts = np.array_split(np.argsort(log_ratio, kind="stable"), n_bins)
     a = np.array([share[part][in_a[part]].sum() for part in parts])
     b = np.array([share[part][~in_a[part]].sum() for part in parts])
-    probability = expit(log_ratio)
-    predicted = np.array([(share[part] * probability[part]).sum() for part in parts])
     # A bin that its negative weights empty says nothing.
-    used = a + b > 0
-    a, b, predicted = a[used], b[used], predicted[used]
-    # Half an event on either side keeps the logarithms finite.
-    half = 0.5 / len(log_ratio)
-    fitted = isotonic_regression(a / (a + b), weights=a + b)
-    knots, values = [], []
-    for start, end in zip(fitted.blocks[:-1], fitted.blocks[1:], strict=True):
-        block = slice(start, end)
-        # Where the mean probability is; the mean log-ratio of a wide bin is another one.
-        mean = np.clip(predicted[block].sum() / (a + b)[block].sum(), half, 1 - half)
-        knots.append(logit(mean))
-        values.append(math.log(max(a[block].sum(), half) / max(b[block].sum(), half)))
+    used = np.flatnonzero(a + b > 0)
+    fitted = isotonic_regression((a / (a + b))[used], weights=(a + b)[used])
+    found = []
+    for start, end in itertools.pairwise(fitted.blocks):
+        block = np.concatenate([parts[i] for i in used[start:end]])
+        knot = float(np.median(log_ratio[block]))
+        found.append((knot, knot + _shift(log_ratio[block], share[block], a[used[start:end]].sum())))
+    knots, values = np.array(found).T
     # With weights of both signs neighbours may be out of order.
     rising = np.ones(len(knots), bool)
     for of in (knots, values):
         rising[1:] &= np.diff(np.maximum.accumulate(of)) > 0
-    return LogRatioCalibration(np.array(knots)[rising], np.array(values)[rising])
+    return LogRatioCalibration(knots[rising], values[rising])
+
+
+def _shift(log_ratio: FloatArray, share: FloatArray, in_a: float) -> float:
+    """Shift of log-ratios with which the sum of their probabilities of A is that of the events of A.
+
+    This is the shift of largest likelihood. Where the bin has events of one sample only, it ends at
+    `LARGEST_SHIFT`.
+    """
+
+    def excess(shift: float) -> float:
+        return float((share * expit(log_ratio + shift)).sum()) - in_a
+
+    if excess(-LARGEST_SHIFT) >= 0:
+        return -LARGEST_SHIFT
+    if excess(LARGEST_SHIFT) <= 0:
+        return LARGEST_SHIFT
+    return float(brentq(excess, -LARGEST_SHIFT, LARGEST_SHIFT))
 
 
 def _normalised(in_a: BoolArray, weight: FloatArray) -> FloatArray:

@@ -438,7 +438,8 @@ def _check_settings(parts: Path, config: OmniFoldConfig, method: Method, *, rest
         for old in parts.glob("*.npz"):
             old.unlink()
         path.unlink(missing_ok=True)
-    if path.is_file():
+    # Settings alone are no result.
+    if path.is_file() and any(parts.glob("*.npz")):
         changes = differences(json.loads(path.read_text(encoding="utf-8")), content)
         if changes:
             described = "; ".join(
