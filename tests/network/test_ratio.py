@@ -124,15 +124,16 @@ def inputs_of(events):
     return Inputs.from_events(events).columns()
 
 
+@pytest.mark.slow
 def test_negative_weights_do_not_bias(config, samples, tmp_path):
     """Signs whose mean depends on the lepton; with |w| the two samples would be equal."""
-    a = of_dataset(3000, "signed", 3)
-    mean = 0.6 + 0.25 * log_weight(a)
+    a = of_dataset(8000, "signed", 3)
+    mean = 0.52 + 0.3 * log_weight(a)
     positive = np.random.default_rng(1).random(len(a)) < (1 + mean) / 2
     write(tmp_path / "a.parquet", dataclasses.replace(a, weight=np.where(positive, 1.0, -1.0)))
     ratio = trained(config(a=[tmp_path / "a.parquet"]))
     events, _ = Skim(samples / "b.parquet").read()
-    true = np.log(0.6 + 0.25 * log_weight(events))
+    true = np.log(0.52 + 0.3 * log_weight(events))
     assert np.corrcoef(ratio.log_ratio(events), true)[0, 1] > 0.6
     negative = ratio.metadata["ratio"]["negative_weights"]
     assert 0 <= negative["negative"] < 0.2
