@@ -69,7 +69,7 @@ def features(network: PosteriorNetwork, events: DileptonEvents, truth: Truth) ->
     parts = []
     for start in range(0, len(events), 512):
         part = slice(start, start + 512)
-        event = network.event(Inputs.from_events(events[part]))
+        event = network.event(Inputs.from_events(events[part], tokens=network.config.tokens))
         tops = network.on_shell(turned(torch.from_numpy(truth.tops[part]).float(), event.axes))
         parts.append((event.features.context, network.coordinates(tops[:, None])[:, 0], event.axes))
     context, end, axes = (torch.cat(columns) for columns in zip(*parts, strict=True))

@@ -5,6 +5,7 @@ import pytest
 import uproot
 
 from topreco.config import SelectionConfig
+from topreco.config.presets import working_points
 from topreco.core import fourvector
 from topreco.core.constants import FLAG_IS_LAST_COPY
 from topreco.core.errors import TopRecoError
@@ -48,8 +49,11 @@ def test_skim_holds_what_is_selected(nano_file, random_events, tmp_path):
     metadata = stored.metadata
     assert Cutflow.from_dict(metadata["cutflow"]) == cutflow
     # No version has so few branches: the defaults.
+    jet = DEFAULT.jet.model_copy(
+        update={"btag_working_points": working_points()["UL2018"].taggers["btagDeepFlavB"]}
+    )
     assert SelectionConfig.model_validate(metadata["selection"]) == DEFAULT.model_copy(
-        update={"preset": "none"}
+        update={"preset": "none", "jet": jet}
     )
     assert metadata["preset"].startswith("no preset")
     assert metadata["datasets"] == {"tt": dataset_id("tt")}

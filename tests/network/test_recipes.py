@@ -15,7 +15,7 @@ from topreco.config import TrainConfig, load_config, load_study
 
 ROOT = Path(__file__).parents[2]
 RECIPES = (
-    *("demo", "dilepton", "dilepton-point", "dilepton-full", "dilepton-transformer", "dilepton-unbiased"),
+    *("demo", "dilepton", "dilepton-point", "dilepton-full", "dilepton-transformer"),
     "tops",
     "finetune",
 )

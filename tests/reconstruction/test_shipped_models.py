@@ -49,7 +49,7 @@ def predictions(name):
 
 
 def test_the_promised_models_are_there():
-    assert {"dilepton", "dilepton-point", "dilepton-full", "dilepton-unbiased"} <= set(NAMES)
+    assert {"dilepton", "dilepton-point", "dilepton-full"} <= set(NAMES)
     assert gives_samples(topreco.load("dilepton"))
 
 

@@ -57,6 +57,13 @@ class SimulationConfig(Config):
     preselection: PreselectionConfig | None = None
     """Simulate the detector only for events whose generated leptons can pass; null: for all. Sums of weights
     count all generated events."""
+    pileup: NonNegative | Literal["run2", "run3"] = 0.0
+    """Mean number of additional collisions in an event, or a profile of it: `run2` (UL2018 of CMS, 31 on
+    average) or `run3` (2022 and 2023, 48); the number is Poisson distributed about it."""
+    pileup_pool: PositiveInt = 20_000
+    """Minimum-bias events that these are drawn from, made once."""
+    pileup_cache: Path | None = None
+    """Folder where they are kept; null: `topreco` in the user's cache folder."""
     block_size: PositiveInt = 500
     """Events per independently seeded block: the unit of resuming."""
     nanoaod_version: Literal["v7", "v9", "v11", "v12", "v14", "v15"] | None = None

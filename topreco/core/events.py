@@ -525,4 +525,6 @@ def toy_events(n: int, *, max_jets: int = 12, seed: int = 0) -> DileptonEvents:
         luminosity_block=np.ones(n, dtype=np.uint32),
         event=np.arange(n, dtype=np.uint64),
         weight=np.ones(n),
+        # L, M and T of DeepJet in UL2018.
+        jet_working_points=(btag[..., None] > np.array([0.049, 0.2783, 0.71])).sum(axis=-1),
     )

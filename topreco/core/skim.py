@@ -26,6 +26,8 @@ FORMAT_VERSION = 1
 _METADATA_KEY = b"topreco"
 _KINDS = {"events": DileptonEvents, "truth": Truth}
 _WORKING_POINTS, _FEATURES = "events.jet_working_points", "events.features."
+FURTHER_COLUMNS = "further_columns"
+"""Key of the metadata: columns that not every skim has."""
 _MIXED = "all events of a skim need the same columns, so either all have truth or none"
 # Every other floating-point column is a momentum or a score, which NanoAOD holds in single precision.
 _DOUBLE = {"weight"}
@@ -98,8 +100,11 @@ class SkimWriter:
             raise SkimError(f"{self.path}: nothing was written to the skim")
         self._flush()
         if self._writer is not None:
+            metadata = self.metadata
+            if further := [name for name in self._writer.schema.names if _is_further(name)]:
+                metadata = metadata | {FURTHER_COLUMNS: further}
             # The pages have checksums of their own, the footer has none.
-            metadata = self.metadata | {"sha256": _digest(self.metadata)}
+            metadata = metadata | {"sha256": _digest(metadata)}
             self._writer.add_key_value_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
             self._writer.close()
 
@@ -156,7 +161,8 @@ class Skim:
                 f"{path}: not a topreco skim of format {FORMAT_VERSION}"
                 f" (found format {self.metadata.get('format')!r}); write it with `topreco skim`"
             )
-        missing = [n for n in _column_names("events") if n not in names]
+        expected = [*_column_names("events"), *self.metadata.get(FURTHER_COLUMNS, ())]
+        missing = [n for n in expected if n not in names]
         if missing:
             raise SkimError(f"{path}: column {missing[0]!r} is missing")
         self.has_truth = all(name in names for name in _column_names("truth"))
@@ -219,6 +225,10 @@ def _column_names(prefix: str) -> list[str]:
 def _required_fields(prefix: str) -> list[Any]:
     """Fields that every skim has, in which there is more than in old ones."""
     return [f for f in dataclasses.fields(_KINDS[prefix]) if f.default is dataclasses.MISSING]
+
+
+def _is_further(column: str) -> bool:
+    return column == _WORKING_POINTS or column.startswith(_FEATURES)
 
 
 def _to_table(events: DileptonEvents, truth: Truth | None) -> pa.Table:

@@ -163,7 +163,6 @@ DESCRIPTIONS = {
     "dilepton": "network to start with: means, quantiles and samples of the tops an event may come from",
     "dilepton-point": "one on-shell pair of tops per event",
     "dilepton-full": "full geometric-algebra network L-GATr",
-    "dilepton-unbiased": "as dilepton, trained for a slope near one in the response of m_tt",
 }
 """One line about each of `shipped_models`."""
 

@@ -4,7 +4,8 @@ Pythia 8 generates pp → tt̄ → (b ℓ⁺ ν)(b̄ ℓ⁻ ν̄), ℓ = e, μ, 
 detector with the formulas of the public Delphes CMS card and an energy-flow combination of tracks and
 calorimeter cells gives leptons, anti-kT jets and MET. What is *not* modelled:
 
-- pile-up, and the additional jets, worse MET and lower isolation efficiency that it brings;
+- by default pile-up, and the additional jets, worse MET and lower isolation efficiency that it brings: see
+  `topreco.simulation.pileup` and `topreco.simulation.mitigation`; with it, other bunch crossings;
 - trigger, misidentified leptons and photons, charge misassignment, cosmic and beam backgrounds, dead
   channels;
 - the magnetic field (particles reach the calorimeter along straight lines), showers that spread over cells,

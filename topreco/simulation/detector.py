@@ -1,7 +1,8 @@
 """Response of a CMS-like detector to stable particles: pure functions of arrays and a random generator.
 
-Formulas and numbers are those of the public CMS card of Delphes 3 (arXiv:1307.6346), without pile-up;
-energies and momenta are in GeV. The steps are
+Formulas and numbers are those of the public CMS card of Delphes 3 (arXiv:1307.6346), without pile-up; events
+with pile-up have another response to soft particles (`SoftResponse`). Energies and momenta are in GeV. The
+steps are
 
 1. tracking: charged particles get a track with some efficiency and a smeared momentum (`track_efficiency`,
    `track_resolution`);
@@ -10,10 +11,11 @@ energies and momenta are in GeV. The steps are
    significant excess, the tracks share the weighted mean of both measurements;
 4. leptons (`select_leptons`, `isolation`) and b-tag scores (`btag_score`, `deepcsv_score`).
 
-Particles fly straight to the calorimeter: the bending of tracks is not simulated.
+Particles fly straight to the calorimeter: the bending of tracks is not simulated, but for `SoftResponse`.
 """
 
 from dataclasses import dataclass, fields
+from functools import partial
 from statistics import NormalDist
 from typing import Any, Self
 
@@ -27,6 +29,7 @@ Floats = NDArray[np.float64]
 
 TRACKER_ETA = 2.5
 CALORIMETER_ETA = 5.0
+_FORWARD_ETA = 3.0
 ELECTRON_PT_MIN = 5.0
 MUON_PT_MIN = 3.0
 MUON_ETA = 2.4
@@ -249,6 +252,56 @@ def log_normal(mean: Floats, sigma: Floats, rng: np.random.Generator) -> Floats:
     return np.where(mean > 0, safe * np.exp(width * normal - 0.5 * width**2), 0.0)
 
 
+# ---- particles -------------------------------------------------------------------------------------------
+
+_NEUTRINOS = (12, 14, 16)
+# Charged particles that live long enough to reach the detector.
+_POSITIVE = (-11, -13, 211, 321, 2212, 3222, -3112, -3312, -3334)
+_NEGATIVE = tuple(-code for code in _POSITIVE)
+
+
+def electric_charge(pdg_id: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Charges of particles that live long enough to reach the detector.
+
+    Parameters
+    ----------
+    pdg_id
+        Identities, shape (n,).
+
+    Returns
+    -------
+    charge
+        In units of the positron's, shape (n,).
+    """
+    return np.isin(pdg_id, _POSITIVE).astype(np.int32) - np.isin(pdg_id, _NEGATIVE).astype(np.int32)
+
+
+def visible_particles(
+    event: NDArray[np.int64], p4: Floats, pdg_id: NDArray[np.int32], stable: NDArray[np.bool_]
+) -> Particles:
+    """Stable particles that the calorimeters can see, with |η| < 5 and not along the beam.
+
+    Parameters
+    ----------
+    event, p4, pdg_id
+        Event, four-momentum in GeV and identity of particles in an event record, ordered by event.
+    stable
+        They reach the detector, shape (n,).
+
+    Returns
+    -------
+    particles
+        The visible ones; `source` is their position in the record.
+    """
+    transverse = np.hypot(p4[:, 1], p4[:, 2])
+    inside = np.abs(p4[:, 3]) < transverse * np.sinh(CALORIMETER_ETA)
+    visible = np.flatnonzero(stable & inside & ~np.isin(np.abs(pdg_id), _NEUTRINOS))
+    code = pdg_id[visible]
+    return Particles(
+        event=event[visible], p4=p4[visible], kind=code, charge=electric_charge(code), source=visible
+    )
+
+
 # ---- energy flow -----------------------------------------------------------------------------------------
 
 
@@ -274,7 +327,39 @@ def classify(pdg_id: NDArray[np.int32], charge: NDArray[np.int32]) -> NDArray[np
     return kind.astype(np.int32)
 
 
-def energy_flow(particles: Particles, rng: np.random.Generator) -> tuple[Particles, Particles]:
+@dataclass(frozen=True)
+class SoftResponse:
+    """Response to soft particles, which decides about pile-up. The defaults are what the card has.
+
+    Attributes
+    ----------
+    curling_pt
+        Charged hadrons within |η| < 2.5 and of smaller transverse momentum in GeV do not reach the
+        calorimeters: the magnetic field curls them up.
+    missed_tracks
+        Factor on the probability to miss a track.
+    hadronic_excess_min
+        Smallest excess of the hadronic calorimeter over tracks, in standard deviations.
+    hadronic_scale
+        Factor on the resolution of the hadronic calorimeter within |η| < 2.5.
+    endcap_scale, forward_scale
+        Factors on the resolution of both calorimeters for 2.5 < |η| < 3 and beyond.
+    """
+
+    curling_pt: float = 0.0
+    missed_tracks: float = 1.0
+    hadronic_excess_min: float = 1.0
+    hadronic_scale: float = 1.0
+    endcap_scale: float = 1.0
+    forward_scale: float = 1.0
+
+
+CARD = SoftResponse()
+
+
+def energy_flow(
+    particles: Particles, rng: np.random.Generator, soft: SoftResponse = CARD
+) -> tuple[Particles, Particles]:
     """Reconstruct tracks and calorimeter energy.
 
     Parameters
@@ -283,6 +368,8 @@ def energy_flow(particles: Particles, rng: np.random.Generator) -> tuple[Particl
         Stable visible particles within |η| < 5; `kind` is their PDG identity.
     rng
         Source of randomness.
+    soft
+        Response to soft particles.
 
     Returns
     -------
@@ -297,6 +384,8 @@ def energy_flow(particles: Particles, rng: np.random.Generator) -> tuple[Particl
 
     charged = particles.charge != 0
     efficiency = np.where(charged, track_efficiency(kind, pt, eta), 0.0)
+    if soft.missed_tracks != 1:
+        efficiency = np.where(efficiency > 0, 1 - soft.missed_tracks * (1 - efficiency), 0.0)
     tracked = rng.random(len(particles)) < efficiency
     relative = track_resolution(kind, pt, eta)[tracked]
     scale = log_normal(np.ones(len(relative)), relative, rng)
@@ -317,14 +406,17 @@ def energy_flow(particles: Particles, rng: np.random.Generator) -> tuple[Particl
     )
     hcal_share = np.where(kind == MUON, 0.0, 1.0 - ecal_share)
 
-    outputs = [tracks[tracks.kind == MUON]]
+    stopped = (kind == HADRON_TRACK) & (pt < soft.curling_pt) & (np.abs(eta) < TRACKER_ETA)
+    outputs = [tracks[(tracks.kind == MUON) | stopped[tracked]]]
+    ecal = partial(_scaled, ecal_resolution, 1.0, soft)
+    hcal = partial(_scaled, hcal_resolution, soft.hadronic_scale, soft)
     layers = (
-        (ecal_share, ELECTRON, PHOTON, ecal_resolution, _ecal_cells, 0.5, 2.0),
-        (hcal_share, HADRON_TRACK, NEUTRAL, hcal_resolution, _hcal_cells, 1.0, 1.0),
+        (ecal_share, ELECTRON, PHOTON, ecal, _ecal_cells, 0.5, 2.0, 2.0),
+        (hcal_share, HADRON_TRACK, NEUTRAL, hcal, _hcal_cells, 1.0, 1.0, soft.hadronic_excess_min),
     )
-    for share, track_kind, neutral_kind, resolution, cells, energy_min, significance_min in layers:
-        hit = share > 0
-        mine = tracks.kind == track_kind
+    for share, track_kind, neutral_kind, resolution, cells, energy_min, significance, excess_min in layers:
+        hit = (share > 0) & ~stopped
+        mine = (tracks.kind == track_kind) & ~stopped[tracked]
         outputs += calorimeter(
             event=particles.event[hit],
             deposit=(energy * share)[hit],
@@ -334,7 +426,8 @@ def energy_flow(particles: Particles, rng: np.random.Generator) -> tuple[Particl
             track_sigma=relative[mine] * tracks.p4[mine, 0],
             resolution=resolution,
             energy_min=energy_min,
-            significance_min=significance_min,
+            significance_min=significance,
+            excess_min=excess_min,
             neutral_kind=neutral_kind,
             rng=rng,
         )
@@ -345,6 +438,14 @@ def energy_flow(particles: Particles, rng: np.random.Generator) -> tuple[Particl
         }
     )
     return merged[np.argsort(merged.event, kind="stable")], tracks
+
+
+def _scaled(resolution: Any, central: float, soft: SoftResponse, energy: Floats, eta: Floats) -> Floats:
+    """Resolution of a calorimeter times the factors of three regions."""
+    regions = [np.abs(eta) < TRACKER_ETA, np.abs(eta) < _FORWARD_ETA]
+    scale = np.select(regions, [central, soft.endcap_scale], soft.forward_scale)
+    sigma: Floats = scale * resolution(energy, eta)
+    return sigma
 
 
 @dataclass(frozen=True)
@@ -407,6 +508,7 @@ def calorimeter(
     resolution: Any,
     energy_min: float,
     significance_min: float,
+    excess_min: float,
     neutral_kind: int,
     rng: np.random.Generator,
 ) -> list[Particles]:
@@ -435,6 +537,8 @@ def calorimeter(
         Function of energies and pseudorapidities giving the standard deviation of the energy.
     energy_min, significance_min
         Thresholds: energy in GeV, and energy divided by its resolution.
+    excess_min
+        Smallest excess over the tracks divided by its resolution.
     neutral_kind
         Kind of the objects made of the excess.
     rng
@@ -459,7 +563,7 @@ def calorimeter(
     track_energy = np.bincount(tower, tracks.p4[:, 0], n_towers)
     track_variance = np.bincount(tower, track_sigma**2, n_towers)
     excess = np.maximum(energy - track_energy, 0.0)
-    neutral = (excess > energy_min) & (excess > significance_min * np.sqrt(track_variance + sigma**2))
+    neutral = (excess > energy_min) & (excess > excess_min * np.sqrt(track_variance + sigma**2))
 
     combined = (track_energy * sigma**2 + energy * track_variance) / (sigma**2 + track_variance)
     factor = np.where(

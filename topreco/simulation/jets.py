@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import awkward as ak
 import numpy as np
@@ -38,6 +38,8 @@ class Jets(Momenta):
         Jet of each input, −1 without, shape (inputs,).
     correction
         Factor that the four-momenta have been multiplied with, shape (jets,).
+    subtraction
+        The part of it that subtracts pile-up, shape (jets,).
     """
 
     event: NDArray[np.int64]
@@ -46,6 +48,7 @@ class Jets(Momenta):
     flavour: NDArray[np.int32]
     owner: NDArray[np.int64]
     correction: Floats
+    subtraction: Floats
 
     @property
     def mass(self) -> Floats:
@@ -84,6 +87,7 @@ def corrected(jets: Jets, correction: Floats, pt_min: float) -> Jets:
         flavour=jets.flavour[order],
         owner=place[jets.owner],
         correction=(jets.correction * correction)[order],
+        subtraction=jets.subtraction[order],
     )
 
 
@@ -156,6 +160,7 @@ def cluster(
         flavour=flavour,
         owner=owner,
         correction=np.ones(n_jets),
+        subtraction=np.ones(n_jets),
     )
 
 
@@ -175,13 +180,38 @@ _RESPONSE = np.array(
 )
 
 
-def energy_correction(pt: Floats, eta: Floats) -> Floats:
+# The same in events with pile-up (`run2`), after charged-hadron and area subtraction and with PUPPI.
+_RESPONSE_CHS = np.array(
+    [
+        [0.860, 0.872, 0.884, 0.896, 0.908, 0.917, 0.922, 0.922],
+        [0.855, 0.869, 0.884, 0.898, 0.911, 0.920, 0.922, 0.922],
+        [0.798, 0.816, 0.835, 0.856, 0.876, 0.893, 0.905, 0.905],
+        [0.899, 0.899, 0.899, 0.903, 0.916, 0.938, 0.965, 0.965],
+        [0.852, 0.879, 0.912, 0.934, 0.934, 0.934, 0.934, 0.934],
+    ]
+)
+_RESPONSE_PUPPI = np.array(
+    [
+        [0.879, 0.893, 0.908, 0.923, 0.934, 0.940, 0.940, 0.940],
+        [0.861, 0.881, 0.902, 0.922, 0.938, 0.945, 0.945, 0.945],
+        [0.665, 0.709, 0.758, 0.810, 0.861, 0.907, 0.939, 0.939],
+        [0.718, 0.763, 0.812, 0.865, 0.915, 0.959, 0.990, 0.990],
+        [0.730, 0.775, 0.830, 0.857, 0.857, 0.857, 0.857, 0.857],
+    ]
+)
+_RESPONSES = {"all": _RESPONSE, "chs": _RESPONSE_CHS, "puppi": _RESPONSE_PUPPI}
+
+
+def energy_correction(pt: Floats, eta: Floats, kind: Literal["all", "chs", "puppi"] = "all") -> Floats:
     """Jet-energy correction: the inverse of the median response, interpolated in log pT.
 
     Parameters
     ----------
     pt, eta
         Uncorrected transverse momentum in GeV and pseudorapidity, shape (jets,).
+    kind
+        What the jets are made of: all objects of events without pile-up; with it, after charged-hadron and
+        area subtraction; or PUPPI.
 
     Returns
     -------
@@ -189,7 +219,7 @@ def energy_correction(pt: Floats, eta: Floats) -> Floats:
         Factor for the four-momentum, shape (jets,).
     """
     row = np.searchsorted(_RESPONSE_ETA, np.abs(eta), side="right") - 1
-    table = np.stack([np.interp(np.log(pt), np.log(_RESPONSE_PT), values) for values in _RESPONSE])
+    table = np.stack([np.interp(np.log(pt), np.log(_RESPONSE_PT), values) for values in _RESPONSES[kind]])
     return 1.0 / table[row, np.arange(len(pt))]
 
 

@@ -7,16 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topreco.core.constants import M_ELECTRON, M_MUON, PDG_TAU
-from topreco.simulation import detector, jets
+from topreco.simulation import detector, jets, mitigation
 from topreco.simulation.detector import ELECTRON, MUON, Floats, Particles
 from topreco.simulation.genparticles import Record, read_record
 from topreco.simulation.jets import Jets
+from topreco.simulation.mitigation import Contamination
+from topreco.simulation.pileup import PileUp, with_pileup
 from topreco.simulation.pythia import PythiaEvents
 
 _NEUTRINOS = (12, 14, 16)
-# Charged particles that live long enough to reach the detector.
-_POSITIVE = (-11, -13, 211, 321, 2212, 3222, -3112, -3312, -3334)
-_NEGATIVE = tuple(-code for code in _POSITIVE)
 _BEAM_ETA = 20_000.0  # what CMS stores for particles along the beam
 _TIGHT_CUT_BASED = 4
 _FAILING_CUT_BASED = 1
@@ -25,7 +24,7 @@ _TIGHT_JET_ID = 6
 Integers = NDArray[np.int64]
 
 
-def nanoaod(events: PythiaEvents, rng: np.random.Generator) -> dict[str, Any]:
+def nanoaod(events: PythiaEvents, rng: np.random.Generator, pileup: PileUp | None = None) -> dict[str, Any]:
     """Simulate the detector and lay out the result as NanoAOD.
 
     Parameters
@@ -34,6 +33,8 @@ def nanoaod(events: PythiaEvents, rng: np.random.Generator) -> dict[str, Any]:
         Generated events.
     rng
         Source of randomness of the detector.
+    pileup
+        Additional collisions of these events; None for none.
 
     Returns
     -------
@@ -43,21 +44,54 @@ def nanoaod(events: PythiaEvents, rng: np.random.Generator) -> dict[str, Any]:
     n_events = len(events)
     record = read_record(events)
     event = np.repeat(np.arange(n_events), np.diff(events.offsets))
-    particles = _visible(events, event)
-    objects, _ = detector.energy_flow(particles, rng)
+    hard = detector.visible_particles(event, events.p4, events.pdg_id, events.status > 0)
+    contamination = None
+    particles = hard
+    if pileup is None:
+        objects, _ = detector.energy_flow(hard, rng)
+        selected = detector.select_leptons(objects, rng)
+    else:
+        particles, vertex = with_pileup(hard, pileup)
+        objects, _ = detector.energy_flow(particles, rng, mitigation.SOFT_RESPONSE)
+        contamination = Contamination.of(objects, vertex, pileup, rng)
+        selected = detector.select_leptons(objects, rng) & contamination.of_hard_vertex
     # After the combination with the calorimeter, which measures electrons of high momentum far better.
-    leptons = objects[detector.select_leptons(objects, rng)]
+    leptons = objects[selected]
     leptons = leptons[np.lexsort((-leptons.pt, leptons.event))]
-    isolation = detector.isolation(leptons, objects, _offsets(objects.event, n_events))
 
     ghosts = np.flatnonzero((record.heavy_flavour > 0) & (events.p4[:, 1:3] != 0).any(axis=-1))
     heavy = (event[ghosts], events.p4[ghosts], record.heavy_flavour[ghosts])
-    gen_jets = jets.cluster(particles.event, particles.p4, *heavy, n_events, jets.GEN_PT_MIN)
+    gen_jets = jets.cluster(hard.event, hard.p4, *heavy, n_events, jets.GEN_PT_MIN)
     gen_jets = jets.corrected(gen_jets, gen_jets.correction, jets.GEN_PT_MIN)
-    raw_jets = jets.cluster(objects.event, objects.p4, *heavy, n_events, jets.RAW_PT_MIN)
-    reco_jets = jets.corrected(raw_jets, jets.energy_correction(raw_jets.pt, raw_jets.eta), jets.PT_MIN)
+    if contamination is None:
+        isolation = detector.isolation(leptons, objects, _offsets(objects.event, n_events))
+        clustered = objects
+        raw_jets = jets.cluster(objects.event, objects.p4, *heavy, n_events, jets.RAW_PT_MIN)
+    else:
+        isolation = mitigation.corrected_isolation(
+            leptons, objects, contamination.distant, contamination.density
+        )
+        objects, raw_jets = contamination.chs_jets(objects, heavy, rng)
+        clustered = objects[~contamination.removed]
+    correction = jets.energy_correction(raw_jets.pt, raw_jets.eta, "all" if pileup is None else "chs")
+    reco_jets = jets.corrected(raw_jets, correction, jets.PT_MIN)
 
-    jet_index = _lepton_jets(leptons, objects, reco_jets, len(particles), n_events)
+    met, raw_met = _missing_momentum(objects, clustered, reco_jets, n_events)
+    puppi_met, more = met, {}
+    if contamination is not None:
+        puppi, puppi_jets = contamination.puppi_jets(objects, heavy)
+        puppi_met, raw_puppi_met = _missing_momentum(puppi, puppi, puppi_jets, n_events)
+        noise = contamination.puppi_noise(raw_puppi_met[1], rng)
+        puppi_met = puppi_met[0] + noise, puppi_met[1]
+        more = _met_branches("RawPuppiMET", raw_puppi_met[0] + noise, raw_puppi_met[1])
+    missing = (
+        _met_branches("MET", *met)
+        | _met_branches("PuppiMET", *puppi_met)
+        | _met_branches("RawMET", *raw_met)
+        | more
+    )
+
+    jet_index = _lepton_jets(leptons, clustered, reco_jets, len(particles), n_events)
     generated = particles.source[leptons.source]
     gen_index = np.where(np.isin(record.origin[generated], (1, PDG_TAU)), record.gen_part[generated], -1)
     lepton_columns = {
@@ -91,9 +125,9 @@ def nanoaod(events: PythiaEvents, rng: np.random.Generator) -> dict[str, Any]:
         "Generator_id2": events.parton_id[:, 1].copy(),
         "Generator_x1": events.parton_x[:, 0].astype(np.float32),
         "Generator_x2": events.parton_x[:, 1].astype(np.float32),
-        "PV_npvs": np.ones(n_events, np.int32),
-        "PV_npvsGood": np.ones(n_events, np.int32),
-        **_missing_momentum(events, event, objects, reco_jets),
+        **_vertices(n_events, pileup, contamination),
+        **missing,
+        **_met_branches("GenMET", _neutrinos(events, event)),
         "Electron": _collection(leptons.event, lepton_columns | electron, n_events, is_electron),
         "Muon": _collection(leptons.event, lepton_columns | muon, n_events, is_muon),
         "Jet": _jets(reco_jets, gen_jets, n_events, rng),
@@ -104,17 +138,6 @@ def nanoaod(events: PythiaEvents, rng: np.random.Generator) -> dict[str, Any]:
         ),
         "GenPart": _gen_part(events, event, record),
     }
-
-
-def _visible(events: PythiaEvents, event: Integers) -> Particles:
-    """Stable particles that the calorimeters can see, with |η| < 5 and not along the beam."""
-    transverse = np.hypot(events.p4[:, 1], events.p4[:, 2])
-    inside = np.abs(events.p4[:, 3]) < transverse * np.sinh(detector.CALORIMETER_ETA)
-    stable = events.status > 0
-    visible = np.flatnonzero(stable & inside & ~np.isin(np.abs(events.pdg_id), _NEUTRINOS))
-    code = events.pdg_id[visible]
-    charge = np.isin(code, _POSITIVE).astype(np.int32) - np.isin(code, _NEGATIVE).astype(np.int32)
-    return Particles(event=event[visible], p4=events.p4[visible], kind=code, charge=charge, source=visible)
 
 
 def _offsets(event: Integers, n_events: int) -> Integers:
@@ -176,46 +199,60 @@ def _jets(reco_jets: Jets, gen_jets: Jets, n_events: int, rng: np.random.Generat
     return _collection(reco_jets.event, _kinematics(reco_jets) | columns, n_events)
 
 
+def _vertices(n_events: int, pileup: PileUp | None, contamination: Contamination | None) -> dict[str, Any]:
+    """Numbers of vertices, and the density of pile-up if there is any."""
+    if pileup is None or contamination is None:
+        return dict.fromkeys(("PV_npvs", "PV_npvsGood"), np.ones(n_events, np.int32))
+    return {
+        "PV_npvs": contamination.n_vertices,
+        "PV_npvsGood": contamination.n_vertices,
+        "Pileup_nTrueInt": pileup.n_true.astype(np.float32),
+        "Pileup_nPU": pileup.n_vertices.astype(np.int32),
+        "Rho_fixedGridRhoFastjetAll": contamination.density.astype(np.float32),
+    }
+
+
+def _transverse(index: Integers, p4: Floats, size: int) -> Floats:
+    """Sums of px and py in GeV, shape (size, 2)."""
+    return np.stack([np.bincount(index, p4[:, i], size) for i in (1, 2)], axis=-1)
+
+
+def _met_branches(name: str, momentum: Floats, scalar_sum: Floats | None = None) -> dict[str, Any]:
+    branches = {
+        f"{name}_pt": np.hypot(*momentum.T).astype(np.float32),
+        f"{name}_phi": np.arctan2(momentum[:, 1], momentum[:, 0]).astype(np.float32),
+    }
+    return branches if scalar_sum is None else branches | {f"{name}_sumEt": scalar_sum.astype(np.float32)}
+
+
+def _neutrinos(events: PythiaEvents, event: Integers) -> Floats:
+    """Sum of the neutrinos' transverse momenta."""
+    neutrino = (events.status > 0) & np.isin(np.abs(events.pdg_id), _NEUTRINOS)
+    return _transverse(event[neutrino], events.p4[neutrino], len(events))
+
+
 def _missing_momentum(
-    events: PythiaEvents, event: Integers, objects: Particles, reco_jets: Jets
-) -> dict[str, Any]:
-    """Missing transverse momenta: raw, corrected, generated.
+    objects: Particles, clustered: Particles, reco_jets: Jets, n_events: int
+) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+    """Missing transverse momentum, corrected and raw, each with the scalar sum.
 
     The corrected one carries the energy correction of the jets above 15 GeV, leptons in them excepted
-    ("type 1"). Its resolution follows from that of all objects: 16 GeV RMS and 13.5 GeV in the core, for
-    each component.
+    ("type 1"); what is subtracted from jets as pile-up is not a part of it. Its resolution follows from that
+    of all objects: without pile-up 16 GeV RMS and 13.5 GeV in the core, for each component.
     """
-    n_events = len(events)
+    raw = -_transverse(objects.event, objects.p4, n_events)
+    raw_sum: Floats = np.bincount(objects.event, objects.pt, n_events).astype(np.float64)
 
-    def total(index: Integers, values: Floats, size: int) -> Floats:
-        return np.stack([np.bincount(index, values[:, i], size) for i in (1, 2)], axis=-1)
-
-    raw = -total(objects.event, objects.p4, n_events)
-    raw_sum = np.bincount(objects.event, objects.pt, n_events)
-
-    inside = np.isin(objects.kind, (ELECTRON, MUON)) & (reco_jets.owner >= 0)
+    inside = np.isin(clustered.kind, (ELECTRON, MUON)) & (reco_jets.owner >= 0)
     n_jets = len(reco_jets.event)
-    without_leptons = reco_jets.p4 / reco_jets.correction[:, None]
-    without_leptons[:, 1:3] -= total(reco_jets.owner[inside], objects.p4[inside], n_jets)
-    shift = without_leptons * (reco_jets.correction - 1)[:, None]
-    met = raw - total(reco_jets.event, shift, n_events)
-    shift_pt = np.hypot(without_leptons[:, 1], without_leptons[:, 2]) * (reco_jets.correction - 1)
+    correction = reco_jets.correction / reco_jets.subtraction
+    without_leptons = reco_jets.p4 / correction[:, None]
+    without_leptons[:, 1:3] -= _transverse(reco_jets.owner[inside], clustered.p4[inside], n_jets)
+    shift = without_leptons * (correction - 1)[:, None]
+    met = raw - _transverse(reco_jets.event, shift, n_events)
+    shift_pt = np.hypot(without_leptons[:, 1], without_leptons[:, 2]) * (correction - 1)
     met_sum = raw_sum + np.bincount(reco_jets.event, shift_pt, n_events)
-
-    neutrino = (events.status > 0) & np.isin(np.abs(events.pdg_id), _NEUTRINOS)
-    generated = total(event[neutrino], events.p4[neutrino], n_events)
-    branches = {}
-    for name, momentum, scalar_sum in (
-        ("MET", met, met_sum),
-        ("PuppiMET", met, met_sum),
-        ("RawMET", raw, raw_sum),
-        ("GenMET", generated, None),
-    ):
-        branches[f"{name}_pt"] = np.hypot(*momentum.T).astype(np.float32)
-        branches[f"{name}_phi"] = np.arctan2(momentum[:, 1], momentum[:, 0]).astype(np.float32)
-        if scalar_sum is not None:
-            branches[f"{name}_sumEt"] = scalar_sum.astype(np.float32)
-    return branches
+    return (met, met_sum), (raw, raw_sum)
 
 
 def _gen_part(events: PythiaEvents, event: Integers, record: Record) -> ak.Array:

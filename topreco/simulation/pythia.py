@@ -145,6 +145,31 @@ def settings(config: SimulationConfig, seed: int, *, external: bool = False) -> 
     ]
 
 
+def minimum_bias_settings(config: SimulationConfig, seed: int) -> list[str]:
+    """Pythia settings of minimum-bias events: inelastic collisions, as CMS overlays.
+
+    Parameters
+    ----------
+    config
+        Energy and tune; they always have multi-parton interactions.
+    seed
+        Pythia's seed, 1 to 900 000 000.
+
+    Returns
+    -------
+    settings
+        Lines for `Pythia.readString`.
+    """
+    return [
+        *COMMON,
+        *(CP5 if config.tune == "CP5" else MONASH),
+        "SoftQCD:inelastic = on",
+        f"Beams:eCM = {config.sqrt_s!r}",
+        "Random:setSeed = on",
+        f"Random:seed = {seed}",
+    ]
+
+
 def start_pythia(lines: list[str], lhe: Path | None = None) -> Any:
     """Start Pythia.
 

@@ -8,13 +8,14 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import awkward as ak
 import numpy as np
@@ -29,6 +30,7 @@ from topreco.core.threads import available_cores
 from topreco.simulation import lhe
 from topreco.simulation.decays import Copies, copied_events, draw_copies, find_decays, pieces, preselect
 from topreco.simulation.nanoaod import nanoaod
+from topreco.simulation.pileup import load_pool, overlay, prepare_pool
 from topreco.simulation.pythia import (
     MAX_PYTHIA_SEED,
     PythiaEvents,
@@ -42,6 +44,10 @@ from topreco.simulation.versions import as_version
 # Events that Pythia generates, and events that the detector takes, at a time: about 40 MB of Pythia's records
 # each.
 _BATCH = 250
+# Events with pile-up that the detector takes at a time: a hundred MB of arrays.
+_PILEUP_BATCH = 50
+# Relative difference of energies that are the same but for rounding.
+_ENERGY_TOLERANCE = 1e-3
 # Events per basket of the final file, at least.
 _MERGE = 10_000
 _FINGERPRINT = "config.json"
@@ -94,6 +100,7 @@ class _Block:
     n_events: int
     part: Path
     lhe: Path | None
+    pool: Path | None
 
 
 @dataclass(frozen=True)
@@ -180,7 +187,8 @@ def simulate(
     part_files = [parts / f"block-{index:06d}.parquet" for index in range(n_blocks)]
     sizes = [min(config.block_size, n_events - i * config.block_size) for i in range(n_blocks)]
     missing = [index for index, part in enumerate(part_files) if not part.exists()]
-    jobs = _jobs(config, parts, part_files, sizes, missing)
+    pool = _pool(config, show=progress) if config.pileup and missing else None
+    jobs = _jobs(config, parts, part_files, sizes, missing, pool)
     n_missing = sum(sizes[index] for index in missing)
     with progress_bar(
         "simulating", n_events, show=progress, unit="events", done=n_events - n_missing
@@ -240,19 +248,22 @@ def _simulate_block(block: _Block) -> int:
     pythia = start_pythia(settings(config, pythia_seed, external=block.lhe is not None), block.lhe)
     batches = []
     generated = _Generated()
+    detector_batch = _BATCH if block.pool is None else _PILEUP_BATCH
+    detect = partial(nanoaod, rng=rng) if block.pool is None else _with_pileup(block, rng)
+    generator_batch = _BATCH if config.redecays else detector_batch
     first_event = block.index * config.block_size + 1
-    for first in range(0, block.n_events, _BATCH):
-        size = min(_BATCH, block.n_events - first)
+    for first in range(0, block.n_events, generator_batch):
+        size = min(generator_batch, block.n_events - first)
         events = generate(pythia, size, refill=block.lhe is None)
         if not len(events):
             continue
         if config.redecays:
-            found, n = _redecayed(events, config, decay_rng, rng, first_event)
+            found, n = _redecayed(events, config, decay_rng, detect, first_event, detector_batch)
             batches += found
             generated += n
         else:
             number = {"event": np.arange(len(events), dtype=np.uint64) + np.uint64(first_event)}
-            batches.append(number | nanoaod(events, rng))
+            batches.append(number | detect(events))
             generated += _Generated.of(events.weight)
         first_event += len(events)
     if not batches:
@@ -278,8 +289,9 @@ def _redecayed(
     events: PythiaEvents,
     config: SimulationConfig,
     decay_rng: np.random.Generator,
-    rng: np.random.Generator,
+    detect: Callable[[PythiaEvents], dict[str, Any]],
     first_event: int,
+    detector_batch: int,
 ) -> tuple[list[dict[str, Any]], _Generated]:
     """Branches of the copies of generated events that pass the preselection, and the sums of all copies."""
     decays = find_decays(events)
@@ -294,12 +306,30 @@ def _redecayed(
             "event": piece.hard_event.astype(np.uint64) + np.uint64(first_event),
             "decayCopy": piece.number.astype(np.uint16),
         }
-        return number | nanoaod(copied_events(events, decays, piece), rng)
+        return number | detect(copied_events(events, decays, piece))
 
     if len(copies):
-        return [detected(piece) for piece in pieces(copies, _BATCH)], generated
+        return [detected(piece) for piece in pieces(copies, detector_batch)], generated
     # The empty branches of an event, so that a file in which nothing passes has all of them.
     return [{name: column[:0] for name, column in detected(all_copies[:1]).items()}], generated
+
+
+def _with_pileup(block: _Block, rng: np.random.Generator) -> Callable[[PythiaEvents], dict[str, Any]]:
+    """The detector with additional collisions, which have random numbers of their own."""
+    config = block.config
+    pileup_rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(block.index, 2)))
+    pool = load_pool(cast(Path, block.pool))
+
+    def detect(events: PythiaEvents) -> dict[str, Any]:
+        sqrt_s = float(events.p4[events.offsets[0], 0])
+        if abs(sqrt_s - config.sqrt_s) > _ENERGY_TOLERANCE * config.sqrt_s:
+            raise TopRecoError(
+                f"sqrt_s is {config.sqrt_s:g}, but the events of {config.lhe} have {sqrt_s:g} GeV; "
+                "additional collisions need the same energy"
+            )
+        return nanoaod(events, rng, overlay(pool, config.pileup, len(events), pileup_rng))
+
+    return detect
 
 
 def _sums_file(part: Path) -> Path:
@@ -310,13 +340,24 @@ def _sums_file(part: Path) -> Path:
 # ---- all blocks ------------------------------------------------------------------------------------------
 
 
+def _pool(config: SimulationConfig, *, show: bool) -> Path:
+    """File with the pool of minimum-bias events, made before the workers need it."""
+    with progress_bar("minimum-bias events", config.pileup_pool, show=show, unit="events") as advance:
+        return prepare_pool(config, advance)
+
+
 def _jobs(
-    config: SimulationConfig, parts: Path, part_files: list[Path], sizes: list[int], missing: list[int]
+    config: SimulationConfig,
+    parts: Path,
+    part_files: list[Path],
+    sizes: list[int],
+    missing: list[int],
+    pool: Path | None,
 ) -> Iterator[_Block]:
     """Missing blocks; those of a Les Houches file are cut out of it just before they are needed."""
     if config.lhe is None:
         for index in missing:
-            yield _Block(config, index, sizes[index], part_files[index], None)
+            yield _Block(config, index, sizes[index], part_files[index], None, pool)
         return
     wanted = set(missing)
     for index, text in enumerate(lhe.split(config.lhe, config.block_size)):
@@ -325,7 +366,7 @@ def _jobs(
         if index in wanted:
             path = parts / f"block-{index:06d}.lhe"
             path.write_text(text, encoding="utf-8")
-            yield _Block(config, index, sizes[index], part_files[index], path)
+            yield _Block(config, index, sizes[index], part_files[index], path, pool)
 
 
 def _work_through(jobs: Iterator[_Block], workers: int, advance: Advance) -> None:
@@ -368,7 +409,7 @@ def _start_worker() -> None:
 
 def _open_parts(parts: Path, config: SimulationConfig) -> None:
     """Create the folder of finished blocks, or check that it belongs to this simulation."""
-    content = config.model_dump(mode="json")
+    content = config.model_dump(mode="json", exclude={"pileup_cache"})
     if config.lhe is not None:
         with config.lhe.open("rb") as file:
             content["lhe"] = hashlib.file_digest(file, "sha256").hexdigest()

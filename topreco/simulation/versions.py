@@ -31,6 +31,7 @@ _ELECTRON_IDS = {version: _FALL17 if version in ("v7", "v9") else _WINTER22 for 
 _FRACTIONS = {"chHEF": 0.60, "neHEF": 0.10, "chEmEF": 0.0, "neEmEF": 0.28, "muEF": 0.0}
 _MULTIPLICITIES = {"chMultiplicity": 10, "neMultiplicity": 10}
 _PU_ID_PASSED = 7
+_DENSITY = "Rho_fixedGridRhoFastjetAll"
 
 # From v12 on, integers are as short as they can be.
 _SHORT: dict[str, dict[str, Any]] = {
@@ -63,6 +64,8 @@ def as_version(branches: Mapping[str, Any], version: str) -> dict[str, Any]:
     result["Jet"] = _jets(result["Jet"], version, preset.era)
     filters = [flag for era in preset.eras.values() for flag in era.met_filters]
     result |= {flag: np.ones(n_events, np.bool_) for flag in dict.fromkeys((*preset.met_filters, *filters))}
+    if version in ("v7", "v9") and _DENSITY in result:
+        result[_DENSITY.removeprefix("Rho_")] = result.pop(_DENSITY)
     if version == "v15":
         result = {_v15_name(name): values for name, values in result.items()}
     if version in ("v12", "v14", "v15"):

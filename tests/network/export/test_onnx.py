@@ -359,7 +359,7 @@ def exported_posterior(tmp_path_factory):
         torch.manual_seed(4)
         networks = [PosteriorNetwork(config) for _ in range(2)]
         for network in networks:
-            network.momentum_std.fill_(80.0)
+            network.summary.momentum_std.fill_(80.0)
             torch.nn.init.normal_(network.velocity.out.weight, std=0.3)
     saved = saved_model(folder, *networks)
     export_onnx(saved, folder / "model.onnx", triton=folder / "models")

@@ -74,7 +74,7 @@ def test_means_and_quantiles_are_those_of_the_samples(trained):
         inside = (values[name] > pair.quantiles[name][:, [1]]) & (values[name] < pair.quantiles[name][:, [3]])
         assert inside.mean() == pytest.approx(0.68, abs=0.06), name
     from_samples = mean_tops(posterior, CONFIG.m_top)
-    assert np.abs(pair.p4 - from_samples)[..., 1:].mean() < 20
+    assert np.abs(pair.p4 - from_samples)[..., 1:].mean() < 30
 
 
 def test_only_samples_and_not_the_truth_are_learnt(trained):

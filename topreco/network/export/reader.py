@@ -443,7 +443,8 @@ class TopModel:
         sections = [selection[section] if section else selection for selection in selections]
         found = {json.dumps(content.get(name)): content.get(name) for content in sections}
         if len(found) != 1:
-            raise ModelError(f"{self.path}: the file does not tell {name} (found {sorted(found)}); give it")
+            known = ", ".join(sorted(found)) or "nothing"
+            raise ModelError(f"{self.path}: the file does not tell {name} (found {known}); give it")
         return found.popitem()[1]
 
 

@@ -21,7 +21,7 @@ from topreco.config import DataConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, Truth
 from topreco.core.prior import METADATA_KEY, sum_spectra
-from topreco.core.skim import Skim
+from topreco.core.skim import FURTHER_COLUMNS, Skim
 from topreco.network.fit.rows import Rows, mapped, moved, row_bytes, sent
 from topreco.network.splits import TEST, TRAIN, VALIDATION, fold_of, same_key, split_of
 from topreco.network.task import Columns, TrainingError
@@ -30,7 +30,7 @@ STREAM_FROM = 1_000_000
 """Events from which `data.stream: auto` streams: 0.4 GB for each process."""
 
 # Of a skim's metadata these say nothing about the content that a model file should repeat.
-_SKIM_ONLY = {"format", "cutflow", METADATA_KEY}
+_SKIM_ONLY = {"format", "cutflow", FURTHER_COLUMNS, METADATA_KEY}
 
 
 ColumnsOf = Callable[[DileptonEvents, Truth | None], Columns]
