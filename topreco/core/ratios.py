@@ -189,7 +189,7 @@ def ratio_quality(
     place = np.searchsorted(edges, log_ratio, side="right")
 
     def sums(of: BoolArray, values: FloatArray) -> FloatArray:
-        return np.bincount(place[of], weights=values, minlength=len(edges) + 1)
+        return np.bincount(place[of], weights=values, minlength=len(edges) + 1).astype(float)
 
     difference = sums(in_a, share[in_a]) - sums(~in_a, weighted / mean)
     variance = sums(in_a, share[in_a] ** 2) + sums(~in_a, (weighted / mean) ** 2)

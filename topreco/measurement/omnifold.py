@@ -340,7 +340,7 @@ class _Bins(NamedTuple):
         return [
             np.bincount(
                 np.searchsorted(edges, column, side="right"), weights=weight, minlength=len(edges) + 1
-            )
+            ).astype(float)
             for edges, column in zip(self.edges, columns.T, strict=True)
         ]
 
@@ -428,7 +428,7 @@ def spectrum(
     size = int(np.prod(shape))
 
     def sums(of: FloatArray) -> FloatArray:
-        return np.bincount(cell, weights=of[known], minlength=size)
+        return np.bincount(cell, weights=of[known], minlength=size).astype(float)
 
     covariance = None
     if replicas is not None and replicas.shape[1] > 1:
