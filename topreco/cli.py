@@ -14,7 +14,9 @@ from rich.console import Console
 
 from topreco.config import (
     Config,
+    OmniFoldConfig,
     PepperWriteConfig,
+    RatioTrainConfig,
     RunConfig,
     SimulationConfig,
     SkimConfig,
@@ -25,6 +27,7 @@ from topreco.config import (
     is_fileset,
     load_config,
     load_study,
+    load_training,
 )
 from topreco.core.collection import kept_for_good
 from topreco.core.errors import OUT_OF_MEMORY, TopRecoError, first_line, is_out_of_memory
@@ -163,6 +166,10 @@ def skim(
     dataset: DatasetOption = None,
     preset: PresetOption = None,
     era: EraOption = None,
+    generated: Annotated[
+        Path | None,
+        typer.Option(help="Also write all generated events, selected or not, for `topreco omnifold`."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Select events of NanoAOD or pepper files, with truth where they have it, into a Parquet file."""
@@ -181,6 +188,7 @@ def skim(
         tree=settings.tree,
         step_size=settings.step_size,
         progress=not quiet,
+        generated=generated,
     )
     _console().print(summary.cutflow.table(settings.dataset))
     typer.echo(summary.preset)
@@ -198,13 +206,13 @@ def pepper_write(
 ) -> None:
     """Copy pepper's event files (HDF5 or ROOT) with reconstructed tops as a new column."""
     from topreco.input.pepper.write import write_all
-    from topreco.reconstruction.load import load
+    from topreco.reconstruction.load import load_method
 
     files, overrides = _split(arguments)
     _root_files(files, "pepper-write")
     options = {"method": method, "column": column, "dataset": dataset}
     settings = load_config(PepperWriteConfig, config, overrides, options)
-    loaded = load(settings.method, solvers=settings.solvers)
+    loaded = load_method(settings.method, solvers=settings.solvers)
     for summary in write_all(files, output, loaded, settings):
         typer.echo(summary)
 
@@ -220,10 +228,15 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a network on skims; resumes an unfinished training in the same output folder."""
-    from topreco.network.train import train as run_training
+    settings = load_training(config, overrides or [])
+    if isinstance(settings, RatioTrainConfig):
+        from topreco.network.train_ratio import train_ratio
 
-    settings = load_config(TrainConfig, config, overrides or [])
-    model = run_training(settings, progress=not quiet, restart=restart)
+        model = train_ratio(settings, progress=not quiet, restart=restart)
+    else:
+        from topreco.network.train import train as run_training
+
+        model = run_training(settings, progress=not quiet, restart=restart)
     typer.echo(f"model: {model}")
 
 
@@ -551,10 +564,29 @@ def unfolding(
             )
 
 
+@app.command()
+def omnifold(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    restart: Annotated[bool, typer.Option(help="Discard earlier results in the output folder.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Unfold data without bins (OmniFold): weights of generated events, spectra and their covariances."""
+    from topreco.measurement.omnifold_files import iteration_table, run_omnifold
+    from topreco.reconstruction.load import load_method
+
+    settings = load_config(OmniFoldConfig, config, overrides or [])
+    method = load_method(settings.method, quantiles=False)
+    result = run_omnifold(settings, method, progress=not quiet, restart=restart)
+    _console().print(iteration_table(result))
+    typer.echo(f"unfolded to: {result.level}")
+    typer.echo(f"results: {result.folder}")
+
+
 @app.command("config")
 def show_config(
     kind: Annotated[
-        Literal["simulate", "skim", "train", "study", "run", "pepper-write", "validate"],
+        Literal["simulate", "skim", "train", "study", "run", "omnifold", "pepper-write", "validate"],
         typer.Argument(help="The command."),
     ],
     overrides: Overrides = None,
@@ -564,13 +596,15 @@ def show_config(
     kinds: dict[str, type[Config]] = {
         "simulate": SimulationConfig,
         "skim": SkimConfig,
-        "train": TrainConfig,
         "study": StudyConfig,
         "run": RunConfig,
+        "omnifold": OmniFoldConfig,
         "pepper-write": PepperWriteConfig,
         "validate": ValidationConfig,
     }
-    sys.stdout.write(dump_config(load_config(kinds[kind], config, overrides or [])))
+    given = overrides or []
+    settings = load_training(config, given) if kind == "train" else load_config(kinds[kind], config, given)
+    sys.stdout.write(dump_config(settings))
 
 
 def _guarded(command: Callable[[], Any]) -> None:

@@ -9,7 +9,9 @@ from topreco.config import (
     ConfigError,
     LGATrConfig,
     LGATrSlimConfig,
+    OmniFoldConfig,
     PepperWriteConfig,
+    RatioTrainConfig,
     RunConfig,
     SimulationConfig,
     SkimConfig,
@@ -30,6 +32,8 @@ KINDS = {
     "systematics": RunConfig,
     "skim": SkimConfig,
     "study": StudyConfig,
+    "ratio": RatioTrainConfig,
+    "omnifold": OmniFoldConfig,
     "sim": SimulationConfig,
 }
 

@@ -26,12 +26,14 @@ from topreco.config.model import (
     NormalisationConfig,
     PosteriorConfig,
     QuantilesConfig,
+    RatioConfig,
     ReadoutKind,
     SpurionConfig,
     TokensConfig,
     TransformerConfig,
     VelocityConfig,
 )
+from topreco.config.omnifold import OmniFoldConfig
 from topreco.config.running import (
     ClusterConfig,
     HistogramConfig,
@@ -73,7 +75,9 @@ from topreco.config.training import (
     LossConfig,
     OptimiserConfig,
     QuantileTrainingConfig,
+    RatioTrainConfig,
     TrainConfig,
+    load_training,
 )
 
 __all__ = [
@@ -105,6 +109,7 @@ __all__ = [
     "MuonSelection",
     "NormalisationConfig",
     "ObjectSource",
+    "OmniFoldConfig",
     "OptimiserConfig",
     "PepperWriteConfig",
     "PhaseSpaceConfig",
@@ -113,6 +118,8 @@ __all__ = [
     "QuantileTrainingConfig",
     "QuantilesConfig",
     "Range",
+    "RatioConfig",
+    "RatioTrainConfig",
     "ReadoutKind",
     "RunConfig",
     "ScaleFactorConfig",
@@ -140,6 +147,7 @@ __all__ = [
     "lepton_branches",
     "load_config",
     "load_study",
+    "load_training",
     "read_yaml",
     "shipped_configs",
     "shipped_folder",

@@ -258,6 +258,26 @@ class PosteriorConfig(EncoderConfig):
     """As `quantiles.calibration_bins` of a model of the tops."""
 
 
+class RatioConfig(EncoderConfig):
+    """A classifier of events of two samples A and B, whose output is the ratio of their densities."""
+
+    task: Literal["ratio"] = "ratio"
+    inputs: Literal["objects", "generated"] = "objects"
+    """Reconstructed objects, as `tokens` says, or the generated tops and leptons of simulation, for which
+    `tokens` means nothing."""
+    scalars: PositiveInt = 64
+    """Scalars that the encoder gives for an event."""
+    hidden: PositiveInt = 64
+    """Width of the layers after it."""
+    members: PositiveInt = 1
+    """Networks of each fold, which differ in their seed; the answer is the mean of their log-ratios."""
+    calibration_bins: PositiveInt = 40
+    """Largest number of bins in which validation events calibrate the ratio."""
+    calibration_events: PositiveInt = 1000
+    """Smallest number of validation events in each of them; with fewer than two bins the calibration is a
+    factor."""
+
+
 def _task_kind(value: Any) -> str:
     """Task of a model that is being read; without one, the tops."""
     return str(value.get("task", "tops") if isinstance(value, dict) else getattr(value, "task", "tops"))

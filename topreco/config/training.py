@@ -1,13 +1,24 @@
 """Configuration of trainings: data, losses, optimiser, devices."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from topreco.config.base import Config, Fraction, NonNegative, Positive, PositiveInt
-from topreco.config.model import AnyModelConfig, ModelConfig
+from topreco.config.base import (
+    Config,
+    Fraction,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    assign,
+    find_config,
+    load_config,
+    read_yaml,
+    with_sections,
+)
+from topreco.config.model import AnyModelConfig, ModelConfig, RatioConfig
 
 
 class LossConfig(Config):
@@ -206,3 +217,64 @@ class TrainConfig(FitConfig):
     output: Path = Path("results/train")
     mlflow: bool = False
     """Also log to MLflow, extra `mlflow`."""
+
+
+class RatioDataConfig(Config):
+    """Splits and folds of the events of A and B, by the hash of each event's key."""
+
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Events that calibrate the ratio and choose the best epoch."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Networks, each trained without the events of its fold, which it alone weights."""
+    max_events: PositiveInt | None = None
+    """Read at most so many events of A, and as many of B, for quick trials."""
+    require_dileptonic: bool = True
+    """Of generated events, use only those whose W bosons both gave an electron or a muon."""
+
+
+class RatioTrainConfig(FitConfig):
+    """`topreco train` of the task `ratio`: log p_A(x)/p_B(x) of two samples with signed weights.
+
+    The densities are those of the weighted samples, each scaled to a sum of weights of 1. Samples of several
+    datasets need weights with the right relative normalisation.
+    """
+
+    a: tuple[Path, ...] = ()
+    """Skims of sample A."""
+    b: tuple[Path, ...] = ()
+    """Skims of sample B, whose events the ratio weights to those of A."""
+    model: RatioConfig = RatioConfig()
+    data: RatioDataConfig = RatioDataConfig()
+    batch_size: PositiveInt = 256
+    optimiser: OptimiserConfig = OptimiserConfig(kind="adamw", learning_rate=2e-3)
+    seed: Annotated[int, Field(ge=0)] = 1
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: PositiveInt = 1
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    threads: PositiveInt | None = 1
+    compile: bool = False
+    output: Path = Path("results/ratio")
+
+
+def load_training(
+    source: str | Path | None = None, overrides: Sequence[str] = ()
+) -> TrainConfig | RatioTrainConfig:
+    """Read the configuration of a training, whose `model.task` says of what.
+
+    Parameters
+    ----------
+    source, overrides
+        As of `load_config`.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or a key or value is not allowed.
+    """
+    content = {} if source is None else read_yaml(find_config(source))
+    content = with_sections(content, TrainConfig.short_forms)
+    assign(content, overrides, TrainConfig.short_forms)
+    model = content.get("model")
+    if isinstance(model, dict) and model.get("task") == "ratio":
+        return load_config(RatioTrainConfig, source, overrides)
+    return load_config(TrainConfig, source, overrides)

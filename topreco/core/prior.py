@@ -133,6 +133,17 @@ class Spectra:
         self.check_complete()
         return _ratio(self.selected, self.generated)
 
+    def efficiency_of(self, tops: FloatArray) -> FloatArray:
+        """ε in the bins of some tops, shape (n, 2, 4); NaN without generated events, shape (n,).
+
+        Raises
+        ------
+        TopRecoError
+            As `efficiency`.
+        """
+        m_tt, pt_top = on_shell_spectrum(tops)
+        return np.asarray(self.efficiency[_bin(m_tt, M_TT_EDGES), _bin(pt_top, PT_TOP_EDGES)])
+
     @property
     def efficiency_m_tt(self) -> FloatArray:
         """ε in bins of m(tt̄) alone, shape (m,)."""

@@ -191,8 +191,8 @@ class Skim:
     def _decode(self, read: Any) -> tuple[DileptonEvents, Truth | None]:
         try:
             table = read().combine_chunks()
-            events = DileptonEvents(**_from_table(table, "events"))
-            truth = Truth(**_from_table(table, "truth")) if self.has_truth else None
+            events = DileptonEvents(**fields_from_table(table, "events"))
+            truth = Truth(**fields_from_table(table, "truth")) if self.has_truth else None
         except (pa.ArrowException, OSError, ValueError) as error:
             # Sizes in a damaged file may ask for any memory, and a thread may be what does not fit any more.
             starved = isinstance(error, MemoryError) or "launch worker thread" in str(error)
@@ -232,15 +232,10 @@ def _is_further(column: str) -> bool:
 
 
 def _to_table(events: DileptonEvents, truth: Truth | None) -> pa.Table:
-    columns = {}
+    columns: dict[str, pa.Array] = {}
     for prefix, struct in (("events", events), ("truth", truth)):
-        if struct is None:
-            continue
-        for field in _required_fields(prefix):
-            values = np.asarray(getattr(struct, field.name))
-            if values.dtype == np.float64 and field.name not in _DOUBLE:
-                values = values.astype(np.float32)
-            columns[f"{prefix}.{field.name}"] = _to_arrow(values)
+        if struct is not None:
+            columns |= arrow_columns(struct, prefix)
     if events.jet_working_points is not None:
         columns[_WORKING_POINTS] = _to_arrow(events.jet_working_points.astype(np.int8))
     # Beyond single precision is an infinity, of which a training says which feature has it.
@@ -250,6 +245,17 @@ def _to_table(events: DileptonEvents, truth: Truth | None) -> pa.Table:
     return pa.table(columns)
 
 
+def arrow_columns(struct: DileptonEvents | Truth, prefix: str) -> dict[str, pa.Array]:
+    """Columns ``<prefix>.<field>`` of the fields that every skim has."""
+    columns = {}
+    for field in _required_fields(prefix):
+        values = np.asarray(getattr(struct, field.name))
+        if values.dtype == np.float64 and field.name not in _DOUBLE:
+            values = values.astype(np.float32)
+        columns[f"{prefix}.{field.name}"] = _to_arrow(values)
+    return columns
+
+
 def _to_arrow(values: np.ndarray[Any, Any]) -> pa.Array:
     array = pa.array(np.ascontiguousarray(values).reshape(-1))
     for length in reversed(values.shape[1:]):
@@ -257,7 +263,8 @@ def _to_arrow(values: np.ndarray[Any, Any]) -> pa.Array:
     return array
 
 
-def _from_table(table: pa.Table, prefix: str) -> dict[str, Any]:
+def fields_from_table(table: pa.Table, prefix: str) -> dict[str, Any]:
+    """Fields of `DileptonEvents` or `Truth` of a table with columns ``<prefix>.<field>``."""
     content: dict[str, Any] = {
         field.name: _column(table, f"{prefix}.{field.name}", field.type) for field in _required_fields(prefix)
     }

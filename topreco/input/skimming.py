@@ -1,13 +1,17 @@
 """NanoAOD or pepper files to one skim of selected events, a chunk at a time."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from topreco.config import SelectionConfig, files_of
 from topreco.config.presets import describe_preset
-from topreco.core.events import dataset_id
+from topreco.core.events import IntArray, dataset_id
 from topreco.core.files import check_outputs, write_text
+from topreco.core.generated import GeneratedWriter
 from topreco.core.prior import METADATA_KEY, Spectra
 from topreco.core.progress import progress_bar
 from topreco.core.skim import SkimWriter
@@ -15,6 +19,7 @@ from topreco.core.versions import versions
 from topreco.input.branches import Branches
 from topreco.input.cutflow import Cutflow
 from topreco.input.nano import (
+    EVENT_KEY,
     FileSummary,
     InputError,
     check_copies,
@@ -76,6 +81,7 @@ def make_skim(
     step_size: int = 50_000,
     progress: bool = True,
     require_truth: bool = False,
+    generated: str | Path | None = None,
 ) -> SkimSummary:
     """Select events of NanoAOD or pepper files, and write them to a skim.
 
@@ -102,6 +108,9 @@ def make_skim(
         Show a progress bar on the error stream.
     require_truth
         Refuse files without generated particles.
+    generated
+        Also write all generated events, selected or not, with truth and weights of the generator to this
+        file, which `topreco omnifold` takes (`topreco.core.generated`).
 
     Returns
     -------
@@ -121,7 +130,7 @@ def make_skim(
         raise InputError(f"step_size: {step_size} entries per chunk, at least 1 expected")
     check_distinct(files)
     cutflow_file = output.with_name(f"{output.name}.cutflow.json")
-    check_outputs([output, cutflow_file], [*files, *files_of(config)])
+    check_outputs([output, cutflow_file, *([generated] if generated else [])], [*files, *files_of(config)])
     # All problems with the input are found before the first event is read.
     pepper = pepper_format(files[0], tree) is not None
     given = config
@@ -155,7 +164,21 @@ def make_skim(
     n_selected = n_generated = 0
     sum_gen_weights = 0.0
     spectra = Spectra() if has_truth and simulated else None
-    with SkimWriter(output) as writer, progress_bar("events", n_read, show=progress) as advance:
+    if generated is not None and Path(generated).absolute() == output.absolute():
+        raise InputError(f"--generated {generated}: is the output too; give another name")
+    if generated is not None and spectra is None:
+        raise InputError(
+            f"--generated {generated}: {files[0]} has no generated particles and weights of a generator "
+            "(GenPart, genWeight); simulated NanoAOD expected"
+        )
+    of_generated: AbstractContextManager[GeneratedWriter | None] = (
+        nullcontext() if generated is None else GeneratedWriter(generated)
+    )
+    with (
+        SkimWriter(output) as writer,
+        of_generated as all_events,
+        progress_bar("events", n_read, show=progress) as advance,
+    ):
         for file, summary in summaries.items():
             of_file = Cutflow()
             if pepper:
@@ -171,11 +194,12 @@ def make_skim(
                 selection = (select_pepper if pepper else select)(chunk, config, dataset=dataset)
                 truth = None
                 if spectra is not None:
-                    generated = read_truth(chunk)
-                    truth = generated[selection.index]
-                    spectra += Spectra.of(
-                        generated, chunk.finite("genWeight"), truth, selection.events.weight
-                    )
+                    of_all = read_truth(chunk)
+                    truth = of_all[selection.index]
+                    weight = chunk.finite("genWeight")
+                    spectra += Spectra.of(of_all, weight, truth, selection.events.weight)
+                    if all_events is not None:
+                        all_events.write(_keys(chunk, dataset), weight, selection.index, of_all)
                 elif has_truth:
                     truth = read_truth(chunk[selection.index])
                 writer.write(selection.events, truth)
@@ -216,6 +240,13 @@ def make_skim(
         cutflow,
         preset,
     )
+
+
+def _keys(chunk: Branches, dataset: str) -> dict[str, IntArray]:
+    """Keys of all events of a chunk."""
+    run, luminosity_block, event = (chunk.read(name, per_event=True) for name in EVENT_KEY)
+    identity = np.full(len(chunk), dataset_id(dataset), np.uint64)
+    return {"dataset": identity, "run": run, "luminosity_block": luminosity_block, "event": event}
 
 
 def _all_or_none(

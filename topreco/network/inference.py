@@ -16,11 +16,13 @@ from topreco.core.events import (
     IntArray,
     Posterior,
     TopPair,
+    Truth,
     mass_quality,
 )
 from topreco.core.posterior import normal_noise
 from topreco.network.splits import fold_of
 from topreco.network.tasks.posterior import PosteriorNetwork
+from topreco.network.tasks.ratio import RatioNetwork, event_columns
 from topreco.network.tasks.summaries import DIMENSIONS, SUMMARISED
 from topreco.network.tasks.tops import TopNetwork
 from topreco.network.tokens import Inputs
@@ -147,6 +149,52 @@ def sample(
 
         samples[chosen] = _forward(network, part, drawn, rows=True)[0]
     return Posterior.equal(samples)
+
+
+def log_ratio(
+    networks: Sequence[RatioNetwork],
+    events: DileptonEvents,
+    truth: Truth | None = None,
+    *,
+    batch_size: int = 256,
+) -> FloatArray:
+    """Calibrated log p_A/p_B of each event, by the network that has not seen it.
+
+    Parameters
+    ----------
+    networks
+        One network per fold.
+    events
+        Selected events, any number.
+    truth
+        Their truth, for networks that see generated tops and leptons.
+    batch_size
+        Events per forward pass; results depend on it by rounding only.
+
+    Returns
+    -------
+    log_ratio
+        Double precision, shape (n,); NaN where an input that exists is not finite.
+
+    Raises
+    ------
+    TrainingError
+        If the networks see generated tops and leptons, and there are none, or some are unknown.
+    """
+    _check(networks, batch_size)
+    found = np.full(len(events), np.nan)
+    generated = networks[0].config.inputs == "generated"
+    for network, chosen in _batches(networks, events, batch_size):
+        if generated:
+            own = None if truth is None else truth[chosen]
+            with torch.no_grad():
+                parameter = next(network.parameters())
+                columns = event_columns(network.config, events[chosen], own)
+                there = {name: column.to(parameter) for name, column in columns.items()}
+                found[chosen] = network(there).double().cpu().numpy()
+        else:
+            found[chosen] = _forward(network, events[chosen], lambda own, inputs: (own(inputs.columns()),))[0]
+    return found
 
 
 def _check(networks: Sequence[Any], batch_size: int) -> None:

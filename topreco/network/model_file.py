@@ -244,6 +244,9 @@ def _check_size(path: Path, config: EncoderConfig, folds: int, tensors: Mapping[
     if (velocity := getattr(config, "velocity", None)) is not None:
         own = ("hidden", "vectors", "scalars")
         sizes += [*((name, getattr(config, name)) for name in own), *velocity]
+    if (members := getattr(config, "members", None)) is not None:
+        own = ("scalars", "hidden", "calibration_bins")
+        sizes += [("members", members), *((name, getattr(config, name)) for name in own)]
     for name, size in sizes:
         if isinstance(size, int) and size > limit:
             raise ModelFileError(f"{path}: {name} is {size}, but no tensor in the file is of that size")

@@ -16,7 +16,14 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from rich.console import Console
 
-from topreco.config import DataConfig, ModelConfig, PosteriorConfig, QuantilesConfig, TrainConfig
+from topreco.config import (
+    DataConfig,
+    ModelConfig,
+    PosteriorConfig,
+    QuantilesConfig,
+    RatioTrainConfig,
+    TrainConfig,
+)
 from topreco.core.errors import needs_extra
 from topreco.core.files import check_outputs, writable_folder
 from topreco.core.lineage import ancestors, trained_datasets
@@ -448,7 +455,7 @@ def _content(config: TrainConfig, parent: Parent | None = None) -> dict[str, Any
     return content
 
 
-def _launch(config: TrainConfig, progress: bool) -> tuple[Fabric, Console]:
+def _launch(config: TrainConfig | RatioTrainConfig, progress: bool) -> tuple[Fabric, Console]:
     """Fabric on the requested devices, which starts the other processes; and where lines are printed."""
     if config.threads is not None:
         torch.set_num_threads(torch_threads(config.threads))

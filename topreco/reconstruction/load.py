@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, cast, get_args
 
 from topreco.config import SolverConfig, Summary
 from topreco.core.errors import TopRecoError
@@ -10,7 +10,7 @@ from topreco.core.method import Method, NamedCallable, as_method, gives_samples
 from topreco.core.shipped import shipped_models
 from topreco.reconstruction.analytic import ANALYTIC_METHODS, AnalyticMethod
 from topreco.reconstruction.model_files import DESCRIPTIONS
-from topreco.reconstruction.network import network_method
+from topreco.reconstruction.network import DensityRatio, network_method
 from topreco.reconstruction.onnx import onnx_method
 from topreco.reconstruction.wrappers import Median, Mode, QualityCut
 
@@ -56,7 +56,8 @@ def load(
     Returns
     -------
     method
-        A callable from `DileptonEvents` to `TopPair`.
+        A callable from `DileptonEvents` to `TopPair`; of a model file of the task `ratio` a
+        `topreco.reconstruction.network.DensityRatio`, from `DileptonEvents` to weights.
 
     Raises
     ------
@@ -68,6 +69,9 @@ def load(
     if summary not in get_args(Summary):
         raise TopRecoError(f"summary: {summary!r} found, allowed are {', '.join(get_args(Summary))}")
     found = _load(source, name, threads, solvers, ship=ship, quantiles=quantiles or summary == "median")
+    if isinstance(found, DensityRatio):
+        # Not a method: it gives weights, and `load_method` refuses it where tops are wanted.
+        return cast("Method", found)
     if summary == "mode" and gives_samples(found):
         return Mode(found)
     return Median(found) if summary == "median" else found
@@ -81,7 +85,7 @@ def _load(
     *,
     ship: bool,
     quantiles: bool,
-) -> Method:
+) -> Method | DensityRatio:
     """The method itself."""
     if str(source) in ANALYTIC_METHODS:
         return AnalyticMethod(str(source), solvers, name=name, threads=threads, quantiles=quantiles)
@@ -93,6 +97,28 @@ def _load(
             f"written by `topreco export`, or one of {', '.join(methods())}"
         )
     return network_method(source, name=name, threads=threads, ship=ship, quantiles=quantiles)
+
+
+def load_method(source: str | Path, **options: Any) -> Method:
+    """As `load`, but refuse what does not reconstruct tops.
+
+    Parameters
+    ----------
+    source, **options
+        As of `load`.
+
+    Raises
+    ------
+    TopRecoError
+        As `load`, and if the model file holds a ratio of densities.
+    """
+    found = load(source, **options)
+    if isinstance(found, DensityRatio):
+        raise TopRecoError(
+            f"method {str(source)!r}: holds a model of the task 'ratio', whose weights topreco.load gives; a "
+            "method that reconstructs tops expected"
+        )
+    return found
 
 
 def load_methods(
@@ -135,7 +161,7 @@ def load_methods(
         If a method cannot be loaded, two have the same name, or `min_quality` names none of them.
     """
     loaded = [
-        load(m, threads=threads, solvers=solvers, ship=ship, quantiles=quantiles, summary=summary)
+        load_method(m, threads=threads, solvers=solvers, ship=ship, quantiles=quantiles, summary=summary)
         if isinstance(m, str | Path)
         else as_method(m)
         for m in methods

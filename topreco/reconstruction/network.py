@@ -6,9 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from topreco.core.errors import TopRecoError
-from topreco.core.events import DileptonEvents, Posterior, TopPair
-from topreco.core.threads import torch_threads
+from topreco.core.events import DileptonEvents, FloatArray, Posterior, TopPair, Truth
+from topreco.core.threads import checked_threads, torch_threads
 from topreco.reconstruction.model_files import ModelFile, PosteriorFile, modified
 
 if TYPE_CHECKING:
@@ -65,7 +67,69 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def network_method(path: str | Path, **options: Any) -> NetworkMethod:
+class DensityRatio:
+    """A ratio of the densities of two samples A and B, of the task `ratio` of `topreco train`.
+
+    Called with events of B it gives the weights that make them like A, each from the network that has not
+    seen the event. The ratio is that of densities: the sum of weights stays what it was.
+
+    Parameters
+    ----------
+    path
+        Model file.
+    name
+        Name; by default the file's stem.
+    threads
+        Threads of each call, see `topreco.core.threads`.
+    """
+
+    def __init__(self, path: str | Path, *, name: str | None = None, threads: int | None = None) -> None:
+        self.path = Path(path).absolute()
+        self.name = self.path.stem if name is None else name
+        self.threads = checked_threads(threads)
+        _ = self.metadata
+
+    @property
+    def model(self) -> "TrainedModel":
+        """The networks and metadata of the model file."""
+        return _read_file(self.path, modified(self.path))
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Description in the model file; ``ratio`` says of what it is and how good."""
+        return self.model.metadata
+
+    def __call__(self, events: DileptonEvents, truth: Truth | None = None) -> FloatArray:
+        """Ratio p_A/p_B of each event, shape (n,); as `log_ratio`."""
+        return np.asarray(np.exp(self.log_ratio(events, truth)))
+
+    def log_ratio(self, events: DileptonEvents, truth: Truth | None = None) -> FloatArray:
+        """Logarithm of the ratio p_A/p_B of each event.
+
+        Parameters
+        ----------
+        events
+            Selected events.
+        truth
+            Their truth, if the ratio is one of generated tops and leptons.
+
+        Returns
+        -------
+        log_ratio
+            Shape (n,); NaN where an input that exists is not finite.
+
+        Raises
+        ------
+        TopRecoError
+            If the events lack something that the networks see.
+        """
+        from topreco.network.inference import log_ratio
+
+        with _torch_threads(self.threads):
+            return log_ratio(self.model.networks, events, truth)
+
+
+def network_method(path: str | Path, **options: Any) -> NetworkMethod | DensityRatio:
     """Method of a model file or shipped model, whatever task it was trained for.
 
     Parameters
@@ -73,15 +137,22 @@ def network_method(path: str | Path, **options: Any) -> NetworkMethod:
     path, **options
         As of `ModelFile`.
     """
+    file = Path(path).absolute()
+    if file.suffix == ".safetensors" and file.is_file() and _read_file(file, modified(file)).kind == "ratio":
+        return DensityRatio(path, name=options.get("name"), threads=options.get("threads"))
     method = NetworkMethod(path, **options)
     return PosteriorMethod(path, **options) if method.model.kind == "posterior" else method
 
 
 @lru_cache(maxsize=64)
-def _read_model(path: Path, changed: str) -> "TrainedModel":  # noqa: ARG001 - part of the cache's key
+def _read_file(path: Path, changed: str) -> "TrainedModel":  # noqa: ARG001 - part of the cache's key
     from topreco.network.model_file import load_model
 
-    model = load_model(path)
+    return load_model(path)
+
+
+def _read_model(path: Path, changed: str) -> "TrainedModel":
+    model = _read_file(path, changed)
     if model.kind not in _TASKS:
         raise TopRecoError(
             f"{path}: holds a model of the task {model.kind!r}, {' or '.join(_TASKS)} expected"

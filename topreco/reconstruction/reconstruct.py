@@ -12,7 +12,7 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, FloatArray, IntArray, Posterior, TopPair
 from topreco.core.method import Method, NamedCallable, as_method, as_sampler, checked_samples
 from topreco.input.own import ACCEPTED, dilepton_events
-from topreco.reconstruction.load import load
+from topreco.reconstruction.load import load_method
 from topreco.reconstruction.model_files import needed_features
 
 _FLAT = {"nJet", "Jet_pt", "Electron_pt", "Muon_pt"}
@@ -79,7 +79,7 @@ def reconstruct(
     """
     import awkward as ak
 
-    method = load(model, threads=threads) if isinstance(model, str | Path) else as_method(model)
+    method = load_method(model, threads=threads) if isinstance(model, str | Path) else as_method(model)
     if samples is not None:
         as_sampler(method)
         checked_samples(samples)

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from topreco.config import EncoderConfig, ModelConfig, PosteriorConfig
-from topreco.network.tasks import posterior, tops
+from topreco.config import EncoderConfig, ModelConfig, PosteriorConfig, RatioConfig
+from topreco.network.tasks import posterior, ratio, tops
 from topreco.network.tasks.posterior import PosteriorNetwork
+from topreco.network.tasks.ratio import RatioNetwork
 from topreco.network.tasks.tops import TopNetwork
 
 
@@ -32,5 +33,6 @@ class ModelKind(NamedTuple):
 MODELS: dict[str, ModelKind] = {
     TopNetwork.kind: ModelKind(ModelConfig, TopNetwork, tops.task_schema),
     PosteriorNetwork.kind: ModelKind(PosteriorConfig, PosteriorNetwork, posterior.task_schema),
+    RatioNetwork.kind: ModelKind(RatioConfig, RatioNetwork, ratio.task_schema),
 }
 """By name of the task."""
