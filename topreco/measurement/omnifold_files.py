@@ -13,7 +13,7 @@ from rich.table import Table
 
 from topreco.config import OmniFoldConfig
 from topreco.core.errors import TopRecoError
-from topreco.core.events import DileptonEvents, FloatArray, IntArray, Truth, hashed_uniform
+from topreco.core.events import BoolArray, DileptonEvents, FloatArray, IntArray, Truth, hashed_uniform
 from topreco.core.files import check_outputs, complete_file, content_of, to_json, writable_folder, write_text
 from topreco.core.folders import differences
 from topreco.core.generated import Generated, read_generated
@@ -253,14 +253,15 @@ def _compressed(values: Mapping[str, FloatArray]) -> FloatArray:
 
 def _observables(tops: FloatArray, leptons: FloatArray, names: Sequence[str]) -> dict[str, FloatArray]:
     """True values of observables."""
-    return compute_observables(names, tops, tops.sum(1), leptons, np.isfinite(tops).all(axis=(1, 2)))
+    finite: BoolArray = np.isfinite(tops).reshape(len(tops), -1).all(axis=1)
+    return compute_observables(names, tops, tops.sum(1), leptons, finite)
 
 
 def _measured_columns(
     events: DileptonEvents, config: OmniFoldConfig, method: Method, title: str, *, progress: bool
 ) -> FloatArray:
     """Measured columns of events, NaN where not solved, shape (n, d)."""
-    found = [np.empty((0, len(config.observables)))]
+    found: list[FloatArray] = [np.empty((0, len(config.observables)))]
     with progress_bar(title, len(events), show=progress, unit="events") as advance:
         for start in range(0, len(events), _CHUNK):
             part = events[start : start + _CHUNK]
@@ -299,7 +300,7 @@ def _read_simulation(config: OmniFoldConfig, method: Method, *, progress: bool) 
     events = DileptonEvents.concatenate([part for part, _ in parts])
     truths = [truth for _, truth in parts if truth is not None]
     x = _measured_columns(events, config, method, "simulation", progress=progress)
-    solved = np.isfinite(x).all(axis=1)
+    solved: BoolArray = np.isfinite(x).all(axis=1)
     weight = np.asarray(events.weight, float)
     if config.generated:
         files = [read_generated(path) for path in config.generated]

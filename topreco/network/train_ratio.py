@@ -238,8 +238,8 @@ def _read_samples(config: RatioTrainConfig) -> _Samples:
         "events": n,
         "sums_of_weights": sums,
     }
-    described = {
-        name: {
+    described: dict[str, Any] = {
+        str(name): {
             "files": [path.name for path in getattr(config, name)],
             "dataset_ids": parts[name].summary["dataset_ids"],
             "events": len(parts[name]),
@@ -306,8 +306,8 @@ def _check_taggers(config: RatioTrainConfig) -> None:
 
 def _check_apart(a: _Keys, b: _Keys) -> None:
     """Raise if an event is in both samples."""
-    both = [np.rec.fromarrays([np.asarray(x).astype(np.uint64) for x in keys]) for keys in (a, b)]
-    common = np.intersect1d(*both)
+    first, second = (np.rec.fromarrays([np.asarray(x).astype(np.uint64) for x in keys]) for keys in (a, b))
+    common: Any = np.intersect1d(np.asarray(first), np.asarray(second))
     if len(common):
         dataset, run, block, event = common[0].tolist()
         raise TrainingError(

@@ -112,13 +112,13 @@ def load_method(source: str | Path, **options: Any) -> Method:
     TopRecoError
         As `load`, and if the model file holds a ratio of densities.
     """
-    found = load(source, **options)
+    found: object = load(source, **options)
     if isinstance(found, DensityRatio):
         raise TopRecoError(
             f"method {str(source)!r}: holds a model of the task 'ratio', whose weights topreco.load gives; a "
             "method that reconstructs tops expected"
         )
-    return found
+    return cast("Method", found)
 
 
 def load_methods(
