@@ -253,7 +253,7 @@ def _compressed(values: Mapping[str, FloatArray]) -> FloatArray:
 
 def _observables(tops: FloatArray, leptons: FloatArray, names: Sequence[str]) -> dict[str, FloatArray]:
     """True values of observables."""
-    finite: BoolArray = np.isfinite(tops).reshape(len(tops), -1).all(axis=1)
+    finite: BoolArray = np.asarray(np.isfinite(tops).reshape(len(tops), -1).all(axis=1))
     return compute_observables(names, tops, tops.sum(1), leptons, finite)
 
 
@@ -300,7 +300,7 @@ def _read_simulation(config: OmniFoldConfig, method: Method, *, progress: bool) 
     events = DileptonEvents.concatenate([part for part, _ in parts])
     truths = [truth for _, truth in parts if truth is not None]
     x = _measured_columns(events, config, method, "simulation", progress=progress)
-    solved: BoolArray = np.isfinite(x).all(axis=1)
+    solved: BoolArray = np.asarray(np.isfinite(x).all(axis=1))
     weight = np.asarray(events.weight, float)
     if config.generated:
         files = [read_generated(path) for path in config.generated]
