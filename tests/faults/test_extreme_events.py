@@ -45,6 +45,7 @@ def extreme(leptons, jets, met=(40.0, 20.0), weight=1.0):
         jets=p4,
         jet_mask=mask,
         jet_btag=np.where(mask, 0.9, 0.0),
+        jet_working_points=np.where(mask, 3, 0),
         jet_tagged=tagged,
         b_candidates=b_candidates(plus[None], minus[None], p4, mask, tagged),
         met=np.array([met]),

@@ -70,7 +70,7 @@ def test_shapes_of_features_are_checked(events):
 
 
 def test_joined_events_keep_what_all_have(events):
-    plain = toy_events(5, max_jets=7)
+    plain = dataclasses.replace(toy_events(5, max_jets=7), jet_working_points=None)
     joined = DileptonEvents.concatenate([events, plain])
     assert joined.features is None
     assert joined.jet_working_points is None
@@ -397,7 +397,7 @@ def configured(skim, output, **model):
 
 
 def test_training_without_the_features(truth_of, tmp_path):
-    events = toy_events(60, max_jets=7)
+    events = dataclasses.replace(toy_events(60, max_jets=7), jet_working_points=None)
     skim = write(tmp_path / "a.parquet", events, truth_of(events))
     with pytest.raises(TopRecoError, match=r"working points .*a skim needs to be made again"):
         train(configured(skim, tmp_path / "out"), progress=False)

@@ -227,8 +227,11 @@ def backbone(metadata):
             "made for other outputs .schema abc found, [0-9a-f]{64} expected",
         ),
         (lambda m: m["encoder"].pop("schema_hash"), "made for other inputs .schema None found"),
-        (lambda m: m["task"].update(kind="ratio"), "task 'ratio' found, one of tops, posterior expected"),
-        (lambda m: m["task"].pop("kind"), "task None found, one of tops, posterior expected"),
+        (
+            lambda m: m["task"].update(kind="spin"),
+            "task 'spin' found, one of tops, posterior, ratio expected",
+        ),
+        (lambda m: m["task"].pop("kind"), "task None found, one of tops, posterior, ratio expected"),
         (lambda m: m.update(folds=0), "metadata entry 'folds' is 0, at least 1 expected"),
         (lambda m: m.update(folds="2"), "metadata entry 'folds' is '2'"),
         (lambda m: m.update(folds=3), "tensor 'fold2.* is missing"),

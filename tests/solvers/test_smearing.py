@@ -492,6 +492,7 @@ def test_no_events_and_no_jets(exact):
         jet_mask=exact.jet_mask[:, :0],
         jet_tagged=exact.jet_tagged[:, :0],
         jet_btag=exact.jet_btag[:, :0],
+        jet_working_points=None,
         b_candidates=np.full((len(exact), 2), -1),
     )
     for pairing in ("candidates", "all"):

@@ -16,13 +16,11 @@ from topreco.core.events import (
     IntArray,
     Posterior,
     TopPair,
-    Truth,
     mass_quality,
 )
 from topreco.core.posterior import normal_noise
 from topreco.network.splits import fold_of
 from topreco.network.tasks.posterior import PosteriorNetwork
-from topreco.network.tasks.ratio import RatioNetwork, event_columns
 from topreco.network.tasks.summaries import DIMENSIONS, SUMMARISED
 from topreco.network.tasks.tops import TopNetwork
 from topreco.network.tokens import Inputs
@@ -64,7 +62,7 @@ def predict(
     ValueError
         If there is no network or the batch size is not positive.
     """
-    _check(networks, batch_size)
+    check_call(networks, batch_size)
     first = networks[0]
     outputs: Callable[[Any, Inputs], tuple[Tensor, ...]]
     spread = [(len(SUMMARISED), len(QUANTILE_LEVELS)), (2, 4)]
@@ -78,8 +76,8 @@ def predict(
     else:
         shapes, outputs, names = [(2, 4)], lambda network, inputs: (network(inputs),), ()
     columns = [np.full((len(events), *shape), np.nan) for shape in shapes]
-    for network, chosen in _batches(networks, events, batch_size):
-        for column, predicted in zip(columns, _forward(network, events[chosen], outputs), strict=True):
+    for network, chosen in batches(networks, events, batch_size):
+        for column, predicted in zip(columns, forward(network, events[chosen], outputs), strict=True):
             column[chosen] = predicted
     valid = np.isfinite(columns[0]).all(axis=(1, 2))
     for column in columns:
@@ -135,11 +133,11 @@ def sample(
     ValueError
         If there is no network, or a number is not positive.
     """
-    _check(networks, batch_size)
+    check_call(networks, batch_size)
     if n_samples < 1:
         raise ValueError(f"sample: n_samples {n_samples} found, at least 1 expected")
     samples = np.full((len(events), n_samples, 2, 4), np.nan)
-    for network, chosen in _batches(networks, events, batch_size):
+    for network, chosen in batches(networks, events, batch_size):
         part = events[chosen]
         noise = normal_noise(part, (n_samples, DIMENSIONS), seed)
 
@@ -147,64 +145,19 @@ def sample(
             own = torch.from_numpy(noise).to(inputs.met)[rows.to(inputs.met.device)]
             return (network.sample(inputs, own),)
 
-        samples[chosen] = _forward(network, part, drawn, rows=True)[0]
+        samples[chosen] = forward(network, part, drawn, rows=True)[0]
     return Posterior.equal(samples)
 
 
-def log_ratio(
-    networks: Sequence[RatioNetwork],
-    events: DileptonEvents,
-    truth: Truth | None = None,
-    *,
-    batch_size: int = 256,
-) -> FloatArray:
-    """Calibrated log p_A/p_B of each event, by the network that has not seen it.
-
-    Parameters
-    ----------
-    networks
-        One network per fold.
-    events
-        Selected events, any number.
-    truth
-        Their truth, for networks that see generated tops and leptons.
-    batch_size
-        Events per forward pass; results depend on it by rounding only.
-
-    Returns
-    -------
-    log_ratio
-        Double precision, shape (n,); NaN where an input that exists is not finite.
-
-    Raises
-    ------
-    TrainingError
-        If the networks see generated tops and leptons, and there are none, or some are unknown.
-    """
-    _check(networks, batch_size)
-    found = np.full(len(events), np.nan)
-    generated = networks[0].config.inputs == "generated"
-    for network, chosen in _batches(networks, events, batch_size):
-        if generated:
-            own = None if truth is None else truth[chosen]
-            with torch.no_grad():
-                parameter = next(network.parameters())
-                columns = event_columns(network.config, events[chosen], own)
-                there = {name: column.to(parameter) for name, column in columns.items()}
-                found[chosen] = network(there).double().cpu().numpy()
-        else:
-            found[chosen] = _forward(network, events[chosen], lambda own, inputs: (own(inputs.columns()),))[0]
-    return found
-
-
-def _check(networks: Sequence[Any], batch_size: int) -> None:
+def check_call(networks: Sequence[Any], batch_size: int) -> None:
+    """Raise unless there is a network and the batch size is positive."""
     if not networks:
         raise ValueError("predict: at least one network expected, got none")
     if batch_size < 1:
         raise ValueError(f"predict: batch_size {batch_size} found, at least 1 expected")
 
 
-def _batches(
+def batches(
     networks: Sequence[Any], events: DileptonEvents, batch_size: int
 ) -> Iterator[tuple[Any, IntArray]]:
     """Each network in evaluation mode, with the positions of a batch of its events."""
@@ -231,7 +184,7 @@ def _evaluating(network: Any) -> Iterator[None]:
 
 # Not inference_mode: lgatr keeps the constants that it makes here, and a training in this process needs them.
 @torch.no_grad()
-def _forward(
+def forward(
     network: Any, events: DileptonEvents, outputs: Callable[..., tuple[Tensor, ...]], *, rows: bool = False
 ) -> list[FloatArray]:
     """Outputs of the network, NaN for events that are not finite; with `rows` it is told which they are."""

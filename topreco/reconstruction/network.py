@@ -123,7 +123,7 @@ class DensityRatio:
         TopRecoError
             If the events lack something that the networks see.
         """
-        from topreco.network.inference import log_ratio
+        from topreco.network.ratio_inference import log_ratio
 
         with _torch_threads(self.threads):
             return log_ratio(self.model.networks, events, truth)

@@ -158,6 +158,7 @@ def test_any_number_of_events_and_jets(exported, n, places):
         jet_mask=events.jet_mask[:, :places],
         jet_btag=events.jet_btag[:, :places],
         jet_tagged=events.jet_tagged[:, :places],
+        jet_working_points=None,
         b_candidates=np.where(events.b_candidates < places, events.b_candidates, -1),
     )
     p4, valid, *_ = model.run(arrays(events), fold=fold_of(events, 2))

@@ -187,6 +187,7 @@ def test_padding_changes_nothing():
         jet_mask=np.concatenate([events.jet_mask, nothing > 0], axis=1),
         jet_btag=np.concatenate([events.jet_btag, nothing], axis=1),
         jet_tagged=np.concatenate([events.jet_tagged, nothing > 0], axis=1),
+        jet_working_points=None,
     )
     for before, after in zip(
         *(predict([network], e).observables.values() for e in (events, wider)), strict=True
@@ -200,6 +201,7 @@ def test_few_places_for_jets():
         events,
         **{name: getattr(events, name)[:, :1] for name in ("jets", "jet_mask", "jet_btag", "jet_tagged")},
         b_candidates=np.where(events.b_candidates < 1, events.b_candidates, -1),
+        jet_working_points=None,
     )
     assert predict([random_network()], one).valid.all()
 
