@@ -19,8 +19,7 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import Truth, toy_events
 from topreco.core.skim import Skim, SkimWriter
 from topreco.network.model_file import load_model
-from topreco.network.tasks.tops import TopNetwork
-from topreco.network.train import train
+from topreco.network.train import task_of, train
 from topreco.reconstruction.load import load
 from topreco.studies import study as module
 from topreco.studies.study import study
@@ -156,7 +155,7 @@ def test_every_training_of_a_shipped_study_can_be_built(name, size):
             continue
         training = config.training(point, 1)
         if training.model.backbone.kind != "lloca" or importlib.util.find_spec("lloca"):
-            n = sum(parameter.numel() for parameter in TopNetwork(training.model).parameters())
+            n = sum(parameter.numel() for parameter in task_of(training).build().parameters())
             if name == "study/parameters.yaml":
                 wanted = {"10k": 1e4, "50k": 5e4, "200k": 2e5, "300k": 3e5, "1M": 1e6, "5M": 5e6}
                 assert n == pytest.approx(wanted[point.rpartition("_")[2]], rel=0.25)
