@@ -22,7 +22,7 @@ from topreco.core.humps import Humps, assign_b, two_humps, two_solutions
 from topreco.core.method import Sampler, as_sampler
 from topreco.core.observables import OBSERVABLES, observable_values, pair_values
 from topreco.core.posterior import sample_values
-from topreco.core.skim import Skim
+from topreco.core.skim import read_skims
 from topreco.evaluation.fill import true_values
 from topreco.evaluation.style import COLOURS, figure_style
 
@@ -38,10 +38,7 @@ _LEAST = 20
 
 def read(paths: list[Path]) -> tuple[DileptonEvents, Truth]:
     """Dileptonic events of skims with known tops."""
-    skims = [Skim(path) for path in paths]
-    parts = [skim.read_row_group(i) for skim in skims for i in range(skim.n_row_groups)]
-    events = DileptonEvents.concatenate([events for events, _ in parts])
-    truth = Truth.concatenate([truth for _, truth in parts])
+    events, truth = read_skims(paths)
     usable = truth.valid & truth.dileptonic
     return events[usable], truth[usable]
 

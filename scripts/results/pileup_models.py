@@ -16,7 +16,7 @@ import numpy as np
 import topreco
 from topreco.core.events import BoolArray, DileptonEvents, FloatArray, IntArray, Truth
 from topreco.core.observables import pair_values
-from topreco.core.skim import Skim
+from topreco.core.skim import Skim, read_skims
 from topreco.evaluation.fill import true_values
 
 OBSERVABLES = ("m_tt", "pt_top", "pt_tt", "c_hel", "c_han")
@@ -26,17 +26,12 @@ _REPLICAS = 200
 
 def read(paths: list[Path]) -> tuple[DileptonEvents, Truth, IntArray]:
     """Dileptonic events of skims with known tops, and a number of the hard event of each."""
-    parts, hard = [], []
-    for number, path in enumerate(paths):
-        skim = Skim(path)
-        for group in range(skim.n_row_groups):
-            parts.append(skim.read_row_group(group))
-            # Files of other seeds have the same event numbers.
-            hard.append(parts[-1][0].event.astype(np.int64) * len(paths) + number)
-    events = DileptonEvents.concatenate([events for events, _ in parts])
-    truth = Truth.concatenate([truth for _, truth in parts])
+    events, truth = read_skims(paths)
+    # Files of other seeds have the same event numbers.
+    number = np.repeat(np.arange(len(paths)), [len(Skim(path)) for path in paths])
+    hard = events.event.astype(np.int64) * len(paths) + number
     usable = truth.valid & truth.dileptonic
-    return events[usable], truth[usable], np.concatenate(hard)[usable]
+    return events[usable], truth[usable], hard[usable]
 
 
 def metrics(predicted: FloatArray, true: FloatArray, relative: bool) -> tuple[float, float, float]:

@@ -30,7 +30,7 @@ from matplotlib.ticker import MaxNLocator
 import topreco
 from topreco.core.events import BoolArray, DileptonEvents, FloatArray, Truth
 from topreco.core.observables import AXES, compute_observables, pair_values
-from topreco.core.skim import Skim
+from topreco.core.skim import read_skims
 from topreco.core.spin import event_spin_weight
 from topreco.evaluation.fill import true_values
 from topreco.evaluation.style import Label, canvas, marker
@@ -59,10 +59,7 @@ class Sample(NamedTuple):
 
 def read(paths: Sequence[str]) -> tuple[DileptonEvents, Truth]:
     """Dileptonic events of skims with known tops."""
-    skims = [Skim(path) for path in paths]
-    parts = [skim.read_row_group(i) for skim in skims for i in range(skim.n_row_groups)]
-    events = DileptonEvents.concatenate([events for events, _ in parts])
-    truth = Truth.concatenate([truth for _, truth in parts])
+    events, truth = read_skims(paths)
     usable = truth.valid & truth.dileptonic
     return events[usable], truth[usable]
 

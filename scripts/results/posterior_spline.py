@@ -24,7 +24,7 @@ from topreco.config import VelocityConfig
 from topreco.core.events import DileptonEvents, FloatArray, Posterior, Truth
 from topreco.core.observables import observable_values
 from topreco.core.posterior import sample_values
-from topreco.core.skim import Skim
+from topreco.core.skim import read_skims
 from topreco.network.tasks.frame import turned
 from topreco.network.tasks.posterior import PosteriorNetwork
 from topreco.network.tasks.summaries import DIMENSIONS
@@ -50,17 +50,11 @@ class Features(NamedTuple):
 
 def read(paths: Sequence[str], n: int) -> tuple[DileptonEvents, Truth]:
     """The first n events with two leptonic tops."""
-    events, truths = [], []
-    for path in paths:
-        skim = Skim(path)
-        for group in range(skim.n_row_groups):
-            some, truth = skim.read_row_group(group)
-            if truth is None:
-                raise SystemExit(f"{path}: no truth")
-            usable = truth.valid & truth.dileptonic
-            events.append(some[usable])
-            truths.append(truth[usable])
-    return DileptonEvents.concatenate(events)[:n], Truth.concatenate(truths)[:n]
+    events, truth = read_skims(paths)
+    if truth is None:
+        raise SystemExit(f"{', '.join(paths)}: no truth")
+    usable = truth.valid & truth.dileptonic
+    return events[usable][:n], truth[usable][:n]
 
 
 @torch.no_grad()

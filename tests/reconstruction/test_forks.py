@@ -29,8 +29,8 @@ def outside(_method, _threads):
 
 def train(method, _threads):
     from topreco.config import TrainConfig
-    from topreco.network.train import _launch
-    _launch(TrainConfig(threads=2, accelerator="cpu"), False)
+    from topreco.network.train import launch
+    launch(TrainConfig(threads=2, accelerator="cpu"), False)
     return outside(None, None)
 
 what = {"call": call, "outside": outside, "train": train}[sys.argv[1]]

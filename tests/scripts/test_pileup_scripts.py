@@ -1,29 +1,17 @@
 """The comparison of pile-up with CMS simulation, and the table of methods without and with it."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
 
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def plots(load_script):
+    return load_script("plots/pileup.py")
 
 
 @pytest.fixture(scope="module")
-def plots():
-    return load("plots/pileup.py")
-
-
-@pytest.fixture(scope="module")
-def models():
-    return load("scripts/results/pileup_models.py")
+def models(load_script):
+    return load_script("scripts/results/pileup_models.py")
 
 
 def test_numbers_of_cms(plots, data):

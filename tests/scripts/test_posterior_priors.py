@@ -1,9 +1,6 @@
 """The script of priors and spectra behind docs/POSTERIOR.md: answers that are known."""
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,17 +9,10 @@ from topreco.core.events import Truth, toy_events
 from topreco.core.fourvector import from_three_momentum
 from topreco.core.prior import M_TT_EDGES, Spectra
 
-SCRIPT = Path(__file__).parents[2] / "scripts/results/posterior_priors.py"
-
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("posterior_priors", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["posterior_priors"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["posterior_priors"]
+def script(load_script):
+    return load_script("scripts/results/posterior_priors.py")
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,5 @@
 """The scripts behind docs/POSTERIOR.md: lines and coefficients of known answers, events with known humps."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,24 +8,15 @@ from topreco.core.events import Posterior, Truth, toy_events
 from topreco.core.spin import spin_coefficients
 from topreco.evaluation.fill import true_values
 
-ROOT = Path(__file__).parents[2]
 
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def spin(load_script):
+    return load_script("scripts/results/posterior_spin.py")
 
 
 @pytest.fixture(scope="module")
-def spin():
-    return load("scripts/results/posterior_spin.py")
-
-
-@pytest.fixture(scope="module")
-def humps():
-    return load("plots/two_humps.py")
+def humps(load_script):
+    return load_script("plots/two_humps.py")
 
 
 @pytest.fixture(scope="module")

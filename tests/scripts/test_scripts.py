@@ -1,6 +1,5 @@
 """The small scripts beside the package: the table of inputs, and the shell recipes."""
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -14,23 +13,16 @@ from topreco.core.skim import Skim
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 # ---- table of inputs -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def inputs(tmp_path, monkeypatch):
+def inputs(tmp_path, monkeypatch, load_script):
     """Run the script on a folder with what is no ROOT file, and perhaps others."""
     folder = tmp_path / "inputs"
     (folder / "sub").mkdir(parents=True)
     (folder / "sub" / "text.root").write_text("hello | this is text")
-    module = load("input_table")
+    module = load_script("scripts/input_table.py")
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["input_table.py", *map(str, (folder, *arguments))])

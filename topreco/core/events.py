@@ -462,6 +462,11 @@ class Truth(_Struct):
         """Both tops were found, shape (n,)."""
         return np.asarray(np.isfinite(self.tops).all(axis=(1, 2)))
 
+    @property
+    def w_lepton(self) -> FloatArray:
+        """Four-momenta of ℓ⁺ and ℓ⁻ as W less neutrino, a τ before its decay, shape (n, 2, 4)."""
+        return self.w - self.neutrino
+
 
 _FLAVOURS = (PDG_ELECTRON, PDG_MUON)
 

@@ -273,7 +273,7 @@ def event_spin_weight(truth: Truth, scale: float = 1.0, *, present: float = 0.0)
     weight = np.full(len(truth), np.nan)
     for initial in ("gg", "qq"):
         chosen = truth.production == PRODUCTIONS.index(initial)
-        tops, leptons = truth.tops[chosen], (truth.w - truth.neutrino)[chosen]
+        tops, leptons = truth.tops[chosen], truth.w_lepton[chosen]
         wanted = spin_correlation_weight(tops, leptons, initial, scale)
         had = spin_correlation_weight(tops, leptons, initial, present)
         weight[chosen] = wanted / np.where(had > 0, had, np.nan)

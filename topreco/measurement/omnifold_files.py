@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,15 +153,7 @@ def run_omnifold(
             ) -> Unfolded:
                 return unfold(
                     Measured(data.x, data.weight * of_data),
-                    Simulated(
-                        simulated.x,
-                        simulated.z,
-                        simulated.selected,
-                        simulated.generated,
-                        simulated.weight * of_sample,
-                        simulated.generator_weight * of_sample,
-                        simulated.fold,
-                    ),
+                    replace(simulated, weight=simulated.weight * of_sample),
                     None if background is None else Measured(background.x, background.weight * of_background),
                     folds=config.folds,
                     iterations=len(nominal.iterations),
@@ -175,7 +168,7 @@ def run_omnifold(
     base = simulated.generator_weight * sample.divided
     weight = (base * nominal.ratio)[inside]
     of_replicas = (base[:, None] * replicas)[inside]
-    leptons = (sample.truth.w - sample.truth.neutrino)[inside]
+    leptons = sample.truth.w_lepton[inside]
     tops = sample.truth.tops[inside]
     values = _observables(tops, leptons, tuple(config.spectra))
     spectra = {
@@ -284,7 +277,7 @@ def _measured(
 
 def _in_phase_space(truth: Truth) -> Any:
     """Dileptonic tt̄ with known tops and leptons, shape (n,)."""
-    known = np.isfinite(truth.tops).all(axis=(1, 2)) & np.isfinite(truth.w - truth.neutrino).all(axis=(1, 2))
+    known = np.isfinite(truth.tops).all(axis=(1, 2)) & np.isfinite(truth.w_lepton).all(axis=(1, 2))
     return known & truth.dileptonic
 
 
@@ -334,7 +327,7 @@ def _read_simulation(config: OmniFoldConfig, method: Method, *, progress: bool) 
     generated = _in_phase_space(truth)
     z = np.zeros((len(row), len(config.observables)))
     inside = truth[generated]
-    z[generated] = _compressed(_observables(inside.tops, inside.w - inside.neutrino, config.observables))
+    z[generated] = _compressed(_observables(inside.tops, inside.w_lepton, config.observables))
     unknown = generated & ~np.isfinite(z).all(axis=1)
     generated &= ~unknown
     kept = selected | generated
@@ -381,7 +374,7 @@ def _truth_of_data(
     if not known.any():
         return None
     own = truth[known]
-    z = _compressed(_observables(own.tops, own.w - own.neutrino, config.observables))
+    z = _compressed(_observables(own.tops, own.w_lepton, config.observables))
     return z, np.asarray(events.weight, float)[known]
 
 
@@ -399,8 +392,8 @@ def _closure(
     base = sample.simulated.weight[inside]
     known = _in_phase_space(truth)
     names = tuple(config.spectra)
-    values = _observables(sample.truth.tops[inside], (sample.truth.w - sample.truth.neutrino)[inside], names)
-    true = _observables(truth.tops[known], (truth.w - truth.neutrino)[known], names)
+    values = _observables(sample.truth.tops[inside], sample.truth.w_lepton[inside], names)
+    true = _observables(truth.tops[known], truth.w_lepton[known], names)
     found = {}
     for name in names:
         edges = [np.array(config.spectra[name])]

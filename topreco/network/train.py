@@ -30,7 +30,7 @@ from topreco.core.lineage import ancestors, trained_datasets
 from topreco.core.threads import torch_threads
 from topreco.network.fit.data import TrainingData, read_training_data, share_training_data
 from topreco.network.fit.loop import Fitted, Session, fit, make_sample
-from topreco.network.fit.start import Start
+from topreco.network.fit.start import FROM_NOTHING, Start
 from topreco.network.fit.state import Paths, read_state, write_state
 from topreco.network.model_file import TrainedModel, save_model
 from topreco.network.parent import Parent, find_parent
@@ -95,17 +95,13 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
     if parent is not None:
         check_outputs([path], [parent.path])
         config = parent.adopted(config)
-    fabric, console = _launch(config, progress)
+    fabric, console = launch(config, progress)
     # What is learnt after the first training, and leaves its result as it is.
     second = "summaries" if isinstance(config.model, PosteriorConfig) else "quantiles"
     paths, second_paths = Paths(output), Paths(output, f"{second}_")
     if restart:
-        _discard(fabric, paths, second_paths, model=path)
-    if path.exists() and not paths.state.is_file():
-        raise TrainingError(
-            f"{path}: already there, but not the training that made it; choose another output folder, or "
-            "--restart to overwrite it"
-        )
+        discard(fabric, paths, second_paths, model=path)
+    check_made_here(path, paths)
     content = _content(config, parent)
     state = read_state(paths.state, content)
     if state["complete"] and path.is_file():
@@ -116,13 +112,13 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
     quantiles = config.model.quantiles if isinstance(config.model, ModelConfig) else None
     if quantiles is not None or isinstance(config.model, PosteriorConfig):
         _check_validation(data, config)
-    data = _placed(data, fabric.device)
+    data = placed(data, fabric.device)
     fabric.barrier()
 
     writes = fabric.is_global_zero
     with _tracking(tracker if writes else None, config, state) as log:
         session = Session(fabric, console, paths, (config.seed,), compile=config.compile, log=log)
-        start = None
+        start = FROM_NOTHING
         if parent is not None:
             start = parent.start(config.model.task)
             if warning := parent.warning(config, data.summary):
@@ -140,7 +136,7 @@ def train(config: TrainConfig, *, progress: bool = True, restart: bool = False) 
             own_session = session._replace(
                 paths=second_paths, seed=(_SECOND_SEED, config.seed), title=f"{second}, "
             )
-            start = None
+            start = FROM_NOTHING
             if quantiles is None:
                 if parent is not None and parent.whole(config.model.task):
                     start = parent.start(config.model.task, "summary")
@@ -199,15 +195,17 @@ def fit_task(
     TrainingError
         As `train`.
     """
-    fabric, console = _launch(config, progress)
+    fabric, console = launch(config, progress)
     paths = Paths(writable_folder(Path(folder)))
     parent = find_parent(config)
     if restart:
-        _discard(fabric, paths)
+        discard(fabric, paths)
     state = read_state(paths.state, _content(config, parent) | {"task": task.name})
-    data = _placed(_read_data(config, task, fabric, paths.folder), fabric.device)
+    data = placed(_read_data(config, task, fabric, paths.folder), fabric.device)
     session = Session(fabric, console, paths, (config.seed,), compile=config.compile)
-    return fit(task, data, config, session, state, None if parent is None else parent.start(task.name))
+    return fit(
+        task, data, config, session, state, FROM_NOTHING if parent is None else parent.start(task.name)
+    )
 
 
 def train_quantiles(
@@ -262,14 +260,14 @@ def train_quantiles(
             "model": model.config.model_copy(update={"quantiles": settings}),
         }
     )
-    fabric, console = _launch(config, progress)
+    fabric, console = launch(config, progress)
     paths = Paths(folder)
     if restart:
-        _discard(fabric, paths)
+        discard(fabric, paths)
     state = read_state(paths.state, _content(config) | {"tops": model.metadata["sha256"]})
     data = _read_data(config, task_of(config), fabric, folder)
     _check_validation(data, config)
-    data = _placed(data, fabric.device)
+    data = placed(data, fabric.device)
     session = Session(
         fabric, console, paths, (_SECOND_SEED, config.seed), title="quantiles, ", compile=config.compile
     )
@@ -383,7 +381,7 @@ def _fit_quantiles(
     config: TrainConfig,
     session: Session,
     state: dict[str, Any],
-    start: Start | None = None,
+    start: Start = FROM_NOTHING,
 ) -> tuple[list[TopNetwork], Fitted]:
     """The networks of the tops with trained quantiles, in evaluation mode."""
     for network in tops:
@@ -410,7 +408,7 @@ def _fit_summaries(
     config: TrainConfig,
     session: Session,
     state: dict[str, Any],
-    start: Start | None = None,
+    start: Start = FROM_NOTHING,
 ) -> Fitted:
     """Train the means and quantiles of trained posteriors, in place."""
     task = SummariesTask(
@@ -455,7 +453,7 @@ def _content(config: TrainConfig, parent: Parent | None = None) -> dict[str, Any
     return content
 
 
-def _launch(config: TrainConfig | RatioTrainConfig, progress: bool) -> tuple[Fabric, Console]:
+def launch(config: TrainConfig | RatioTrainConfig, progress: bool) -> tuple[Fabric, Console]:
     """Fabric on the requested devices, which starts the other processes; and where lines are printed."""
     if config.threads is not None:
         torch.set_num_threads(torch_threads(config.threads))
@@ -534,7 +532,16 @@ def _check_key(data: TrainingData, config: DataConfig) -> None:
         )
 
 
-def _discard(fabric: Fabric, *paths: Paths, model: Path | None = None) -> None:
+def check_made_here(path: Path, paths: Paths) -> None:
+    """Raise if there is a model file without the training that made it."""
+    if path.exists() and not paths.state.is_file():
+        raise TrainingError(
+            f"{path}: already there, but not the training that made it; choose another output folder, or "
+            "--restart to overwrite it"
+        )
+
+
+def discard(fabric: Fabric, *paths: Paths, model: Path | None = None) -> None:
     """Remove what an earlier training left; nobody looks for a state before it is gone."""
     if fabric.is_global_zero:
         if model is not None:
@@ -544,7 +551,7 @@ def _discard(fabric: Fabric, *paths: Paths, model: Path | None = None) -> None:
     fabric.barrier()
 
 
-def _placed(data: TrainingData, device: torch.device) -> TrainingData:
+def placed(data: TrainingData, device: torch.device) -> TrainingData:
     """The data in the memory of a GPU if they leave half of it free, otherwise where they are."""
     if device.type == "cuda" and data.n_bytes > torch.cuda.mem_get_info(device)[0] / 2:
         return data

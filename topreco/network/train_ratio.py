@@ -27,7 +27,7 @@ from topreco.network.tasks.ratio import (
     RatioTask,
     event_columns,
 )
-from topreco.network.train import MAY_DIFFER, MODEL_FILE, _discard, _launch, _placed
+from topreco.network.train import MAY_DIFFER, MODEL_FILE, check_made_here, discard, launch, placed
 
 # Apart from those of the members.
 _LOCAL_SEED = 2_000_003
@@ -82,18 +82,14 @@ def train_ratio(config: RatioTrainConfig, *, progress: bool = True, restart: boo
                 f"{name}: no skims given; `topreco skim` writes them, a=[FILE] b=[FILE] names them"
             )
     check_outputs([path], [*config.a, *config.b])
-    fabric, console = _launch(config, progress)
+    fabric, console = launch(config, progress)
     members = config.model.members
     local_paths = Paths(config.output, "local_")
     paths = [Paths(config.output, f"member{i}_" if i else "") for i in range(members)]
     if restart:
-        _discard(fabric, local_paths, *paths, model=path)
+        discard(fabric, local_paths, *paths, model=path)
     last = paths[-1]
-    if path.exists() and not last.state.is_file():
-        raise TrainingError(
-            f"{path}: already there, but not the training that made it; choose another output folder, or "
-            "--restart to overwrite it"
-        )
+    check_made_here(path, last)
     content = _content(config)
     if path.is_file() and read_state(last.state, content)["complete"]:
         console.print(f"{path}: already trained")
@@ -101,7 +97,7 @@ def train_ratio(config: RatioTrainConfig, *, progress: bool = True, restart: boo
     whole = _read_samples(config)
     data, described = whole.data, whole.described
     factors = whole.factors
-    data = _placed(data, fabric.device)
+    data = placed(data, fabric.device)
     fabric.barrier()
 
     def session(of: Paths, seed: tuple[int, ...], title: str) -> Session:

@@ -254,7 +254,7 @@ def log_normal(mean: Floats, sigma: Floats, rng: np.random.Generator) -> Floats:
 
 # ---- particles -------------------------------------------------------------------------------------------
 
-_NEUTRINOS = (12, 14, 16)
+NEUTRINOS = (12, 14, 16)
 # Charged particles that live long enough to reach the detector.
 _POSITIVE = (-11, -13, 211, 321, 2212, 3222, -3112, -3312, -3334)
 _NEGATIVE = tuple(-code for code in _POSITIVE)
@@ -295,7 +295,7 @@ def visible_particles(
     """
     transverse = np.hypot(p4[:, 1], p4[:, 2])
     inside = np.abs(p4[:, 3]) < transverse * np.sinh(CALORIMETER_ETA)
-    visible = np.flatnonzero(stable & inside & ~np.isin(np.abs(pdg_id), _NEUTRINOS))
+    visible = np.flatnonzero(stable & inside & ~np.isin(np.abs(pdg_id), NEUTRINOS))
     code = pdg_id[visible]
     return Particles(
         event=event[visible], p4=p4[visible], kind=code, charge=electric_charge(code), source=visible

@@ -15,7 +15,6 @@ from topreco.simulation.mitigation import Contamination
 from topreco.simulation.pileup import PileUp, with_pileup
 from topreco.simulation.pythia import PythiaEvents
 
-_NEUTRINOS = (12, 14, 16)
 _BEAM_ETA = 20_000.0  # what CMS stores for particles along the beam
 _TIGHT_CUT_BASED = 4
 _FAILING_CUT_BASED = 1
@@ -227,7 +226,7 @@ def _met_branches(name: str, momentum: Floats, scalar_sum: Floats | None = None)
 
 def _neutrinos(events: PythiaEvents, event: Integers) -> Floats:
     """Sum of the neutrinos' transverse momenta."""
-    neutrino = (events.status > 0) & np.isin(np.abs(events.pdg_id), _NEUTRINOS)
+    neutrino = (events.status > 0) & np.isin(np.abs(events.pdg_id), detector.NEUTRINOS)
     return _transverse(event[neutrino], events.p4[neutrino], len(events))
 
 

@@ -12,7 +12,7 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -28,7 +28,7 @@ from topreco.core.progress import Advance, progress_bar
 from topreco.network.fit.data import TrainingData, room
 from topreco.network.fit.optimisers import build_optimisers, learning_rate, update_average
 from topreco.network.fit.rows import Rows, sent
-from topreco.network.fit.start import ENCODER, Start
+from topreco.network.fit.start import ENCODER, FROM_NOTHING, Start
 from topreco.network.fit.state import Best, Paths, check_same, write_metrics, write_state
 from topreco.network.task import Columns, Evaluated, Task, TrainingError
 
@@ -95,7 +95,7 @@ def fit(
     options: FitConfig,
     session: Session,
     state: dict[str, Any],
-    start: Start | None = None,
+    start: Start = FROM_NOTHING,
 ) -> Fitted:
     """Train one network per fold, or continue with a training that was interrupted.
 
@@ -115,7 +115,7 @@ def fit(
     state
         From `read_state`; kept up to date.
     start
-        Weights of another model to start with.
+        Weights to start with.
 
     Raises
     ------
@@ -130,9 +130,12 @@ def fit(
         # About lgatr's cached constants, which do not change, and about tasks that use all parameters.
         for message in ("Dynamo detected a call to a `functools.lru_cache`", "find_unused_parameters=True"):
             warnings.filterwarnings("ignore", message=message)
+        validation: dict[int, Sample] = {}
         for fold in range(len(state["finished"]), data.folds):
-            _Fold(task, data, options, session, fold, loss_weight, start).train(state)
-    return _finished(task, data, session, state, loss_weight)
+            training = _Fold(task, data, options, session, fold, loss_weight, start)
+            training.train(state)
+            validation[fold] = training.validation
+    return _finished(task, data, session, state, loss_weight, validation)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +218,7 @@ class _Fold:
         session: Session,
         fold: int,
         loss_weight: Tensor,
-        start: Start | None,
+        start: Start,
     ) -> None:
         self.task, self.options, self.session, self.fold = task, options, session, fold
         self.start = start
@@ -299,11 +302,11 @@ class _Fold:
         sample = self.training.take(slice(None, None, stride))
         self.task.prepare(self.network, {name: column.cpu() for name, column in sample.items()})
         # Also when the state of an epoch takes their place below: weights may be held near the loaded ones.
-        loaded = frozenset() if self.start is None else self.start.load(self.fold, self.network)
+        loaded = self.start.load(self.fold, self.network)
         self.network.to(self.device)
         self._set_start(loaded)
-        rate, toward = (1.0, None) if self.start is None else (self.start.rate, self.start.toward)
-        self.optimisers = build_optimisers(options, self.network, loaded, rate=rate, decays=toward is None)
+        decays = self.start.toward is None
+        self.optimisers = build_optimisers(options, self.network, loaded, rate=self.start.rate, decays=decays)
         self.average = None if options.ema_decay is None else copy.deepcopy(self.network)
         epoch = 0
         if saved is not None:
@@ -313,7 +316,7 @@ class _Fold:
             if self.average is not None:
                 self.average.load_state_dict(saved["average"])
             self.step, self.best, epoch = saved["step"], Best(**saved["best"]), saved["epoch"]
-        elif self.start is not None:
+        elif self.start is not FROM_NOTHING:
             self._begin(self.start.name, len(loaded))
         # A compiled module is a module, whatever torch's hints say.
         compiled = torch.compile(self.network, dynamic=False) if self.session.compile else self.network
@@ -325,7 +328,7 @@ class _Fold:
         parameters = {name: p for name, p in self.network.named_parameters() if name in loaded}
         self.frozen = [p for name, p in parameters.items() if name.startswith(ENCODER)]
         self.held: list[tuple[Tensor, Tensor]] = []
-        if self.start is not None and self.start.toward:
+        if self.start.toward:
             self.held = [(p, p.detach().clone()) for p in parameters.values()]
 
     def _begin(self, name: str, n_loaded: int) -> None:
@@ -353,7 +356,7 @@ class _Fold:
             where = f"in step {self.step} (epoch {epoch}, network {self.fold})"
             if not math.isfinite(value):
                 raise TrainingError(f"loss is {value} {where}")
-            if self.start is not None and epoch < self.start.frozen_epochs:
+            if epoch < self.start.frozen_epochs:
                 # Without a gradient optimisers leave them alone, and so does weight decay.
                 for parameter in self.frozen:
                     parameter.grad = None
@@ -433,7 +436,7 @@ class _Fold:
 
     def _hold(self, rate: float) -> None:
         """Decay the loaded weights toward what they were."""
-        if not self.held or self.start is None:
+        if not self.held:
             return
         share = rate * self.start.rate * (self.start.toward or 0.0)
         with torch.no_grad():
@@ -463,9 +466,17 @@ class _Fold:
 
 
 def _finished(
-    task: Task[Any], data: TrainingData, session: Session, state: dict[str, Any], loss_weight: Tensor
+    task: Task[Any],
+    data: TrainingData,
+    session: Session,
+    state: dict[str, Any],
+    loss_weight: Tensor,
+    known: Mapping[int, Sample],
 ) -> Fitted:
-    """The best networks, completed, and their metrics: the same on all ranks, none of which waits."""
+    """The best networks, completed, and their metrics: the same on all ranks, none of which waits.
+
+    `known` are the validation events of folds whose columns were derived for their training.
+    """
     device = session.fabric.device
     networks = []
     for finished in state["finished"]:
@@ -475,8 +486,10 @@ def _finished(
 
     def validation(fold: int) -> Iterator[Evaluated[Any]]:
         index = data.indices(fold)[1]
-        index = index[:: math.ceil(max(len(index), 1) / _CALIBRATION_EVENTS)]
-        return make_sample(task, data, fold, index, loss_weight, device).batches(networks[fold])
+        stride = math.ceil(max(len(index), 1) / _CALIBRATION_EVENTS)
+        if stride == 1 and fold in known:
+            return known[fold].batches(networks[fold])
+        return make_sample(task, data, fold, index[::stride], loss_weight, device).batches(networks[fold])
 
     def test() -> Iterator[Evaluated[Any]]:
         for fold, network in enumerate(networks):

@@ -38,3 +38,7 @@ class Start(NamedTuple):
     rate: float
     frozen_epochs: int
     toward: float | None
+
+
+FROM_NOTHING = Start("", lambda fold, network: frozenset(), rate=1.0, frozen_epochs=0, toward=None)
+"""Random weights."""

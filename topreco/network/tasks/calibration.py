@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from topreco.core import fourvector
 from topreco.core.events import QUANTILE_LEVELS, FloatArray
+from topreco.core.ratios import effective_number
 from topreco.network.task import TrainingError
 from topreco.network.tasks.scales import logarithm
 
@@ -72,12 +73,6 @@ def calibrated(
     return torch.stack(rising, -1)
 
 
-def effective_events(weight: FloatArray) -> float:
-    """Number of events of equal weight that know as much, (Σw)²/Σw², for weights ≥ 0 of shape (n,)."""
-    squares = float((weight**2).sum())
-    return float(weight.sum()) ** 2 / squares if squares > 0 else 0.0
-
-
 def check_events(weight: FloatArray, what: str) -> None:
     """Raise if there are too few events to calibrate.
 
@@ -93,7 +88,7 @@ def check_events(weight: FloatArray, what: str) -> None:
     TrainingError
         If there are fewer than `MIN_EVENTS` effective events.
     """
-    n = effective_events(weight)
+    n = effective_number(weight)
     # Rounding of the sums must not count.
     if n < MIN_EVENTS - 1e-6:
         raise TrainingError(
@@ -138,7 +133,7 @@ def fit_calibration(
     for b, group in enumerate(groups):
         for target in range(k):
             chosen = group[np.isfinite(truth[group, target])]
-            n = effective_events(weight[chosen])
+            n = effective_number(weight[chosen])
             if n < MIN_EVENTS - 1e-6:
                 continue
             own, t = (x[chosen, target].astype(np.float64) for x in (u, truth))

@@ -533,9 +533,7 @@ def calibrate(network: PosteriorNetwork, batches: Iterable[Evaluated[Any]], what
     def found() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         for _, columns, _, weight in batches:
             event = network.event(Inputs.from_columns(columns))
-            summary: Summary = network.summary(event.features)
             tops = network.on_shell(turned(columns["tops"], event.axes))
-            residual = network.summary.residuals(event.features, summary, tops)
-            yield summary.u, residual, weight, summary.p4
+            yield network.summary.against_truth(event.features, tops, weight)
 
     return network.summary.calibrate(found(), what)

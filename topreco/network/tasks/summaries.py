@@ -196,9 +196,23 @@ class SummaryHeads(CalibratedQuantiles):
         values = torch.where(self._relative, logarithm(values), values)
         return values, torch.stack([s.forward(x) for s, x in zip(self.scales, columns, strict=True)], 1)
 
-    def residuals(self, seen: Features, summary: Summary, tops: Float[Tensor, "n 2 4"]) -> Tensor:
-        """T(truth) − T(mean tops), NaN where unknown, shape (n, K)."""
-        return self.values(seen.leptons, tops)[1] - summary.transformed
+    def against_truth(
+        self, seen: Features, tops: Float[Tensor, "n 2 4"], weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `calibrate` takes of a batch.
+
+        Parameters
+        ----------
+        seen
+            The events.
+        tops
+            True tops on their mass shell, in GeV and in the event's axes.
+        weight
+            Weights ≥ 0, shape (n,).
+        """
+        summary: Summary = self(seen)
+        residual = self.values(seen.leptons, tops)[1] - summary.transformed
+        return summary.u, residual, weight, summary.p4
 
     def losses(
         self, seen: Features, summary: Summary, tops: Float[Tensor, "n k 2 4"]
@@ -415,9 +429,7 @@ class SummariesTask(Task[SummaryHeads]):
 
             def found(fold: int = fold) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
                 for heads, columns, _, weight in validation(fold):
-                    seen = _features(columns)
-                    summary = heads(seen)
-                    yield summary.u, heads.residuals(seen, summary, columns["true_tops"]), weight, summary.p4
+                    yield heads.against_truth(_features(columns), columns["true_tops"], weight)
 
             network.calibrate(found(), "data.validation_fraction")
         return {}

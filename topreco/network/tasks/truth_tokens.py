@@ -27,7 +27,7 @@ def truth_encoder(config: EncoderConfig) -> EncoderConfig:
 
 def truth_columns(truth: Truth) -> Columns:
     """Generated tops and leptons of events; leptons are W less neutrino, a τ before its decay."""
-    p4 = np.concatenate([truth.w - truth.neutrino, truth.tops], axis=1)
+    p4 = np.concatenate([truth.w_lepton, truth.tops], axis=1)
     return {TRUTH_COLUMN: torch.from_numpy(p4.astype(np.float32))}
 
 
