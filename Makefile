@@ -1,7 +1,7 @@
 # Needs Python >= 3.11 and make; everything else is installed into $(VENV).
 #   make demo      simulate, train, run through coffea, plot: results/demo/
 #   make test      the tests, without long campaigns and further kinds of the same: eight minutes on two cores
-#   make test-all  all tests
+#   make test-all  all tests, those of drawn examples with new ones
 #   make lint      style, types, layers
 #   make faults    thousands of damaged files, kills, full disks
 #   make bench     benchmarks: results/bench.md; BENCH="chain solvers" runs some
@@ -22,7 +22,7 @@ test: $(VENV)/installed-dev
 	$(PYTEST) -m "not exhaustive" $(PYTEST_ARGS)
 
 test-all: $(VENV)/installed-dev
-	$(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) --hypothesis-profile random $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from topreco.core.errors import TopRecoError
@@ -115,7 +115,11 @@ def one_per_leg(low, high):
 
 
 def condition(arguments, neutrinos):
-    """Condition number of the four mass constraints in (px, py, pz, p̄z), rows of unit length."""
+    """Condition number of the four mass constraints in (px, py, pz, p̄z).
+
+    Rows are differences of velocities. One vanishes where the neutrino is collinear with a massless lepton or
+    b: m(bν) is at its minimum there.
+    """
     rows = []
     for leg, (lepton, b) in enumerate((("lepton_plus", "b"), ("lepton_minus", "bbar"))):
         p = neutrinos[0, leg]
@@ -124,12 +128,11 @@ def condition(arguments, neutrinos):
             row = np.zeros(4)
             row[:2] = gradient[:2] * (1 if leg == 0 else -1)
             row[2 + leg] = gradient[2]
-            rows.append(row / max(np.linalg.norm(row), 1e-300))
+            rows.append(row)
     return np.linalg.cond(rows)
 
 
 @every_exact_solver
-@settings(deadline=None)
 @given(
     m_tt_excess=st.floats(1, 3000),
     pt=st.floats(0, 500),
@@ -148,7 +151,7 @@ def test_closure_on_drawn_events(solver, events_of, constraint_residuals, **kine
     assume(events.neutrinos[0, :, 0].min() > 1e-2)
     assume(np.hypot(*events.arguments["met"][0]) > 1e-3)
     # Near tangency, solutions merge and their number depends on the last digit.
-    assume(condition(events.arguments, events.neutrinos) < 1e4)
+    assume(condition(events.arguments, events.neutrinos) < 5e3)
     momenta = solver(events.arguments).momenta
     assert distance_to_truth(momenta, events.neutrinos)[0] < CLOSURE
     rounding = 1e-13 * (scale / 60) ** 2
