@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, settings
 from topreco.core import fourvector
 from topreco.core.events import TopPair, Truth, toy_events
 
-# An example may take any time: the machine may be busy, and the first call may compile. The examples are the same
-# in every run, so that a change turns a test red and chance does not; `make test-all` draws others each time.
+# An example may take any time: the machine may be busy, and the first call may compile. The examples are the
+# same in every run, so that a change turns a test red and chance does not; `make test-all` draws others each
+# time.
 settings.register_profile("random", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("topreco", settings.get_profile("random"), derandomize=True)
 settings.load_profile("topreco")
