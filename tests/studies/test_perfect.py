@@ -42,6 +42,12 @@ def test_each_part_is_replaced_and_nothing_else(sample):
     np.testing.assert_array_equal(paired.b_candidates[clear], [[2, 0]] * clear.sum())
     assert paired.jets is events.jets
 
+    scaled = perfected(events, truth, ["b_energies"])
+    np.testing.assert_allclose(scaled.jets[clear][:, [2, 0], 0], truth.b[clear, :, 0])
+    np.testing.assert_allclose(scaled.jets[clear][:, [2, 0]], 1.3 * events.jets[clear][:, [2, 0]])
+    np.testing.assert_array_equal(scaled.jets[:, [1, 3]][clear], events.jets[:, [1, 3]][clear])
+    assert scaled.b_candidates is events.b_candidates
+
     met = perfected(events, truth, ["met"])
     np.testing.assert_allclose(met.met, truth.neutrino.sum(1)[:, 1:3])
     assert met.lepton_plus is events.lepton_plus
@@ -60,6 +66,13 @@ def test_quarks_without_jets_have_no_candidates(sample):
     away = dataclasses.replace(truth, b=truth.b * np.array([1.0, -1.0, -1.0, -1.0]))
     found = perfected(events, away, ["pairing"]).b_candidates
     assert (found[far_apart(events)] == -1).any()
+    lost = (found == -1).all(axis=1)
+    one = dataclasses.replace(truth, b=truth.b * np.array([[1.0], [-1.0]]) ** np.array([0, 1, 1, 1]))
+    kept = perfected(events, one, ["b_energies"]).jets
+    assert not np.allclose(kept, events.jets), "that of one quark is scaled although the other has no jet"
+    np.testing.assert_array_equal(
+        perfected(events, away, ["b_energies"]).jets[lost][:, :, 1:] == 0, events.jets[lost][:, :, 1:] == 0
+    )
 
 
 def test_perfect_skim(sample, tmp_path):

@@ -36,7 +36,7 @@ class StudyConfig(Config):
     """Changes of each point of the study by its name: overrides as for `topreco train`."""
     grid: dict[str, tuple[str | int | float | bool | None, ...]] = {}
     """Points that are all combinations of values of keys, named KEY=VALUE; multiplied by `points`, if any."""
-    perfect: dict[str, tuple[Literal["none", "pairing", "jets", "leptons", "met"], ...]] = {}
+    perfect: dict[str, tuple[Literal["none", "pairing", "b_energies", "jets", "leptons", "met"], ...]] = {}
     """Parts of the measurement that a point replaces by the truth in training and test events, by name; see
     `topreco.studies.perfect`."""
     only: tuple[str, ...] = ()

@@ -3,13 +3,14 @@
 A network trained and tested on such events shows how good it would be if the detector, or the assignment
 of jets, were perfect. Nothing of it can be used on data.
 
-===========  =========================================================================================
-``none``     nothing; the events are those of the other parts
-``pairing``  b candidates: the jets within ΔR < 0.4 of the b quarks of t and t̄, none without such a jet
-``jets``     the two b quarks of t and t̄ in place of all jets, as b candidates
-``leptons``  the charged leptons of the W bosons
-``met``      the sum of the two neutrinos of the W bosons
-===========  =========================================================================================
+==============  ======================================================================================
+``none``        nothing; the events are those of the other parts
+``pairing``     b candidates: the jets within ΔR < 0.4 of the b quarks of t and t̄, none without such a jet
+``b_energies``  the energy of these jets, whose directions remain as measured
+``jets``        the two b quarks of t and t̄ in place of all jets, as b candidates
+``leptons``     the charged leptons of the W bosons
+``met``         the sum of the two neutrinos of the W bosons
+==============  ======================================================================================
 
 Events with a τ are left out, since their further neutrinos are not in the truth of a skim.
 """
@@ -73,8 +74,15 @@ def perfected(events: DileptonEvents, truth: Truth, parts: Collection[str]) -> D
     parts
         Names of parts, see the module.
     """
+    matched = _matched_jets(events, truth)
     if "pairing" in parts:
-        events = replace(events, b_candidates=_matched_jets(events, truth))
+        events = replace(events, b_candidates=np.where((matched < 0).any(axis=1, keepdims=True), -1, matched))
+    if "b_energies" in parts:
+        event, top = np.nonzero(matched >= 0)
+        jet = matched[event, top]
+        jets = events.jets.copy()
+        jets[event, jet] *= (truth.b[event, top, 0] / jets[event, jet, 0])[:, None]
+        events = replace(events, jets=jets)
     if "jets" in parts:
         order = np.argsort(-fourvector.pt(truth.b), axis=1)
         jets, mask = np.zeros_like(events.jets), np.zeros_like(events.jet_mask)
@@ -101,12 +109,11 @@ def perfected(events: DileptonEvents, truth: Truth, parts: Collection[str]) -> D
 
 
 def _matched_jets(events: DileptonEvents, truth: Truth) -> IntArray:
-    """Index of the jet nearest to the b quark of t and of t̄, −1 without one or with one for both."""
+    """Index of the jet nearest to the b quark of t and of t̄ (n, 2), −1 without one or with one for both."""
     # A padded slot has no direction.
     jets = np.where(events.jet_mask[..., None], events.jets, np.array([1.0, 1.0, 0.0, 0.0]))
     distance = fourvector.delta_r(truth.b[:, :, None], jets[:, None])
     distance = np.where(events.jet_mask[:, None], distance, np.inf)
     nearest = distance.argmin(axis=2)
-    found = distance.min(axis=2) < MATCHING_RADIUS
-    good = found.all(axis=1) & (nearest[:, 0] != nearest[:, 1])
-    return np.where(good[:, None], nearest, -1)
+    shared = nearest[:, :1] == nearest[:, 1:]
+    return np.where((distance.min(axis=2) < MATCHING_RADIUS) & ~shared, nearest, -1)
