@@ -221,6 +221,7 @@ def _serialise(model: TrainedModel) -> bytes:
         import onnx
         import onnxruntime  # noqa: F401 - for the comparison that follows
         import onnxscript  # noqa: F401 - torch.onnx needs it
+        from onnx_ir.passes import common as passes
     except ImportError as error:
         raise TopRecoError(f"export to ONNX: {needs_extra('onnx', error)}") from error
     graph = _Graph(model.networks).eval()
@@ -246,11 +247,19 @@ def _serialise(model: TrainedModel) -> bytes:
             tuple(example),
             dynamo=True,
             verbose=False,
+            optimize=False,  # its rewriting rules take twice the time of all else and find nothing here
             input_names=names,
             output_names=list(OUTPUTS[:n_outputs]),
             dynamic_shapes=(axes,),
             opset_version=_OPSET,
         )
+    for simplification in (
+        passes.IdentityEliminationPass(),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+    ):
+        simplification(program.model)
     proto = program.model_proto
     proto.ir_version = _IR_VERSION
     onnx.helper.set_model_props(
