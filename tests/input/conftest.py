@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import awkward as ak
+import correctionlib.schemav2 as schema
 import numpy as np
 import pytest
 import uproot
@@ -150,6 +151,32 @@ def nano_file(tmp_path):
 
     def write(events, name="nano.root", **options):
         return write_nano(tmp_path / name, events, **options)
+
+    return write
+
+
+@pytest.fixture
+def payload(tmp_path):
+    """Function that writes corrections, by name (inputs with types, data), and returns the file."""
+
+    def write(name="payload.json", compound=(), **corrections):
+        output = schema.Variable(name="value", type="real")
+        contents = [
+            schema.Correction(
+                name=key,
+                version=1,
+                inputs=[schema.Variable(name=n, type=t) for n, t in inputs.items()],
+                output=output,
+                data=data,
+            )
+            for key, (inputs, data) in corrections.items()
+        ]
+        content = schema.CorrectionSet(
+            schema_version=2, corrections=contents, compound_corrections=list(compound) or None
+        )
+        path = tmp_path / name
+        path.write_text(content.model_dump_json(exclude_unset=True))
+        return str(path)
 
     return write
 

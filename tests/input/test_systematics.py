@@ -54,32 +54,6 @@ def category(name, **values):
 
 
 @pytest.fixture
-def payload(tmp_path):
-    """Function that writes corrections, by name (inputs with types, data), and returns the file."""
-
-    def write(name="payload.json", compound=(), **corrections):
-        output = schema.Variable(name="value", type="real")
-        contents = [
-            schema.Correction(
-                name=key,
-                version=1,
-                inputs=[schema.Variable(name=n, type=t) for n, t in inputs.items()],
-                output=output,
-                data=data,
-            )
-            for key, (inputs, data) in corrections.items()
-        ]
-        content = schema.CorrectionSet(
-            schema_version=2, corrections=contents, compound_corrections=list(compound) or None
-        )
-        path = tmp_path / name
-        path.write_text(content.model_dump_json(exclude_unset=True))
-        return str(path)
-
-    return write
-
-
-@pytest.fixture
 def events(nano_file, emu):
     """One event with three jets."""
     return open_events(nano_file([emu(Jet=JETS)]))

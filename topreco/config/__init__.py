@@ -66,6 +66,7 @@ from topreco.config.systematics import (
     Range,
     ScaleFactorConfig,
     SystematicsConfig,
+    Type1Config,
     WeightSource,
 )
 from topreco.config.training import (
@@ -134,6 +135,7 @@ __all__ = [
     "TokensConfig",
     "TrainConfig",
     "TransformerConfig",
+    "Type1Config",
     "UnfoldingConfig",
     "ValidationConfig",
     "VelocityConfig",

@@ -3,6 +3,7 @@
 import fnmatch
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -78,6 +79,27 @@ class ScaleFactorConfig(CorrectionConfig):
     correction: str
 
 
+class OffsetConfig(CorrectionConfig):
+    """Correction of raw jets for pile-up alone; `file` is that of the source by default."""
+
+    correction: str
+
+    @model_validator(mode="after")
+    def _check_offset(self) -> Self:
+        if self.choices:
+            raise ValueError("the correction for pile-up has no variations")
+        return self
+
+
+class Type1Config(Config):
+    """MET from raw MET with the corrections of the same source."""
+
+    raw_met: str
+    """Its name in the file: RawMET or RawPFMET for CHS jets, RawPuppiMET for Puppi jets."""
+    offset: OffsetConfig | None = None
+    """The correction for pile-up (L1FastJet), which MET does not get; null for Puppi jets."""
+
+
 # Whatever a generator fills: flavours, matches, weights.
 _OF_GENERATOR = re.compile(
     r"^(gen|lhe|htxs|psweight|pileup|subgen|fatgen)|gen(part|jet|vis)|flavour", re.IGNORECASE
@@ -88,15 +110,20 @@ class ObjectSource(CorrectionConfig):
     """A correction or uncertainty of the momentum of jets, electrons, muons or of MET."""
 
     object: Literal["jet", "electron", "muon", "met"]
-    kind: Literal["shift", "factor", "smear", "unclustered"] = "shift"
+    kind: Literal["shift", "factor", "smear", "hybrid", "unclustered"] = "shift"
     """shift: p → p (1 ± value). factor: p → p · value. smear: p → p (1 + value · g) with g a normal random
-    number of the object. unclustered: the variation of MET that NanoAOD stores."""
+    number of the object. hybrid: for jets, p → p + (s − 1)(p − p_gen) with a matching generated jet, else
+    smear. unclustered: the variation of MET that NanoAOD stores."""
     flat: float | None = None
     """The value, in place of a correction."""
     scale_factor: ScaleFactorConfig | None = None
-    """For smear: the value becomes value · √(max(s² − 1, 0))."""
+    """For smear and hybrid: s, with which the value of smear becomes value · √(max(s² − 1, 0))."""
     raw: bool = False
     """For jets: undo the corrections of the file (`Jet_rawFactor`) first; pt and mass are the raw ones."""
+    type1: Type1Config | None = None
+    """With raw: MET anew from raw MET. null: the MET of the file follows the change of the jets."""
+    propagate_to_met: bool = True
+    """MET follows the change of the momenta."""
     where: dict[str, Condition] = {}
     """Objects to change: values or a range, by quantity or branch."""
     applies_to: Literal["simulation", "data", "both"] = "simulation"
@@ -111,6 +138,14 @@ class ObjectSource(CorrectionConfig):
         return found.model_copy(update={"file": self.file})
 
     @property
+    def offset(self) -> CorrectionConfig | None:
+        """The correction of raw jets for pile-up, with its file."""
+        found = None if self.type1 is None else self.type1.offset
+        if found is None or found.file is not None:
+            return found
+        return found.model_copy(update={"file": self.file})
+
+    @property
     def choices(self) -> dict[str, InputValue]:
         """Values of the input that makes the variations, by variation; empty without."""
         return super().choices or (self.scale_factor.choices if self.scale_factor is not None else {})
@@ -118,7 +153,7 @@ class ObjectSource(CorrectionConfig):
     @property
     def corrects(self) -> bool:
         """True if it changes the nominal objects."""
-        return NOMINAL in self.choices if self.choices else self.kind in ("factor", "smear")
+        return NOMINAL in self.choices if self.choices else self.kind in ("factor", "smear", "hybrid")
 
     @property
     def variations(self) -> tuple[str, ...]:
@@ -135,13 +170,29 @@ class ObjectSource(CorrectionConfig):
             raise ValueError("one of 'correction' and 'flat' expected, and neither for MET")
         if self.correction is not None and self.file is None:
             raise ValueError("a correction needs the file it is in: key 'file'")
-        if self.scale_factor is not None and (self.kind != "smear" or super().choices):
-            raise ValueError("'scale_factor' belongs to kind 'smear', and then it alone may have variations")
+        smears = self.kind in ("smear", "hybrid")
+        if self.scale_factor is not None and (not smears or super().choices):
+            raise ValueError(
+                "'scale_factor' belongs to kind 'smear' or 'hybrid', and then it alone may have variations"
+            )
+        if self.kind == "hybrid" and (self.object != "jet" or self.scale_factor is None):
+            raise ValueError("kind 'hybrid' is for object 'jet' and needs a 'scale_factor'")
+        if self.kind == "hybrid" and self.applies_to != "simulation":
+            raise ValueError(f"kind 'hybrid' needs generated jets, which {self.applies_to!r} does not have")
         if self.scale_factor is not None and self.scale_factor.file is None and self.file is None:
             raise ValueError("'scale_factor' needs the file it is in: key 'file'")
         if self.raw and (self.object != "jet" or self.kind != "factor"):
             raise ValueError("'raw' belongs to object 'jet' and kind 'factor'")
-        inner = self.scale_factor.inputs if self.scale_factor is not None else {}
+        if self.type1 is not None and not (self.raw and self.propagate_to_met):
+            raise ValueError("'type1' belongs to 'raw', and not to 'propagate_to_met: false'")
+        if self.offset is not None and self.offset.file is None:
+            raise ValueError("'type1.offset' needs the file it is in: key 'file'")
+        inner = {
+            name: value
+            for config in (self.scale_factor, self.offset)
+            if config is not None
+            for name, value in config.inputs.items()
+        }
         for name in (*self.inputs.values(), *inner.values(), *self.where):
             if isinstance(name, str) and _OF_GENERATOR.search(name):
                 raise ValueError(f"what a method sees must not depend on the generator, as {name!r} does")
@@ -217,11 +268,37 @@ class WeightSource(CorrectionConfig):
         return self
 
 
+def _sources(name: str, source: Any) -> dict[str, Any]:
+    """The sources that one entry stands for, by name; see `SystematicsConfig.objects`."""
+    if not isinstance(source, Mapping) or "sources" not in source:
+        return {name: source}
+    given, correction = source["sources"], source.get("correction")
+    texts = given if isinstance(given, Mapping) else {text: text for text in given} if _is_list(given) else {}
+    if not texts or not all(isinstance(text, str) for text in (*texts, *texts.values())):
+        raise ValueError(f"objects.{name}.sources: a list of texts, or a mapping of names to them, expected")
+    if not isinstance(correction, str) or "{source}" not in correction:
+        raise ValueError(
+            f"objects.{name}.correction: with 'sources', a name with {{source}} in it expected, "
+            f"found {correction!r}"
+        )
+    common = {key: value for key, value in source.items() if key != "sources"}
+    return {
+        f"{name}_{own}": {**common, "correction": correction.replace("{source}", text)}
+        for own, text in texts.items()
+    }
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(set(map(str, value))) == len(value)
+
+
 class SystematicsConfig(Config):
     """Corrections and systematic variations; a variation is called SOURCE_VARIATION, such as jes_up."""
 
     objects: dict[str, ObjectSource] = {}
-    """Applied in this order."""
+    """Applied in this order. One entry may stand for several sources that differ in the name of the
+    correction: with `correction: …_MC_Regrouped_{source}_AK4PFchs`, `sources: [FlavorQCD, HF, …]` or
+    `sources: {NAME: TEXT, …}` makes the sources ENTRY_NAME."""
     weights: dict[str, WeightSource] = {}
     """For simulation only."""
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 1
@@ -234,7 +311,8 @@ class SystematicsConfig(Config):
     def files(self) -> tuple[Path, ...]:
         """The correction files of all sources, each once."""
         sources: list[CorrectionConfig] = [*self.objects.values(), *self.weights.values()]
-        sources += [s.scale_factor for s in self.objects.values() if s.scale_factor is not None]
+        inner = [config for s in self.objects.values() for config in (s.scale_factor, s.offset)]
+        sources += [config for config in inner if config is not None]
         return tuple(sorted({source.file for source in sources if source.file is not None}))
 
     @property
@@ -242,6 +320,19 @@ class SystematicsConfig(Config):
         """Names of all variations."""
         sources: dict[str, ObjectSource | WeightSource] = {**self.objects, **self.weights}
         return tuple(f"{name}_{key}" for name, source in sources.items() for key in source.variations)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_sources(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping) or not isinstance(content.get("objects"), Mapping):
+            return content
+        expanded: dict[str, Any] = {}
+        for name, source in content["objects"].items():
+            found = _sources(name, source)
+            if twice := sorted(expanded.keys() & found.keys()):
+                raise ValueError(f"objects.{name}.sources: there is a source {twice[0]!r} already")
+            expanded |= found
+        return {**content, "objects": expanded}
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -255,4 +346,7 @@ class SystematicsConfig(Config):
             of_sample = [source.raw for source in jets if source.applies_to in (other, "both")]
             if any(of_sample[1:]):
                 raise ValueError("a source with 'raw' undoes all others, so it must be the first one of jets")
+            of_all = [s.type1 for s in self.objects.values() if s.applies_to in (other, "both")]
+            if any(of_all[1:]):
+                raise ValueError("a source with 'type1' begins with raw MET, so it must be the first of all")
         return self

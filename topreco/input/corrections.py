@@ -1,5 +1,6 @@
 """Corrections from correctionlib files: their inputs from the columns of objects, and their values."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from topreco.input.nano import InputError
 from topreco.input.objects import Particles, supercluster_eta
 from topreco.input.payloads import CorrectionError, read_payload
 
-COLLECTIONS = {"jet": "Jet", "electron": "Electron", "muon": "Muon"}
+COLLECTIONS = {"jet": "Jet", "soft jet": "CorrT1METJet", "electron": "Electron", "muon": "Muon"}
 """NanoAOD's collection of each kind of object."""
 
 PHI_MAX = 3.1415926
@@ -21,6 +22,7 @@ PHI_MAX = 3.1415926
 _KINEMATIC = ("pt", "eta", "abseta", "phi", "mass")
 _QUANTITIES = {
     "jet": (*_KINEMATIC, "btag"),
+    "soft jet": _KINEMATIC,
     "electron": (*_KINEMATIC, "charge", "eta_sc", "abseta_sc"),
     "muon": (*_KINEMATIC, "charge"),
     "event": (),
@@ -35,7 +37,7 @@ class Columns:
     branches
         Branches of the chunk.
     kind
-        Jet, electron, muon or event.
+        Jet, soft jet, electron, muon or event. Branches of jets are those of soft ones by the same names.
     particles
         The objects; None for events.
     """
@@ -69,6 +71,8 @@ class Columns:
 
     def _branch(self, name: str) -> Any:
         particles = self.particles
+        if self.kind == "soft jet":
+            name = re.sub("^Jet_", f"{COLLECTIONS[self.kind]}_", name)
         of_object = particles is not None and name.startswith(f"{COLLECTIONS[self.kind]}_")
         allowed = " or ".join(["a branch of the event", *_QUANTITIES[self.kind]])
         if particles is not None:

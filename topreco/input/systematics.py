@@ -4,13 +4,11 @@ A variation of an object is a changed copy of `Objects`, from which the events a
 anew; `variations` gives them one after the other. A variation of a weight is another weight of the nominal
 events, from `event_weights`.
 
-A source that changes a momentum also changes MET, as type-1 corrections do: MET' = MET − Σ(p'_T − p_T). The
-sum runs over jets of pT > 15 GeV, after subtraction of the muons in them and without jets of more than 90 %
-electromagnetic energy where NanoAOD has the branches for that, and over identified leptons.
+A source that changes a momentum also changes MET, see `topreco.input.met`.
 
 Smearing draws random numbers keyed by the event and the number of the object in it: they depend neither on
-chunks nor on which other sources there are, and all variations share them. It uses no generated jets, so that
-no generator information reaches a method.
+chunks nor on which other sources there are, and all variations share them. Only the hybrid method for jets
+uses generated ones, see `topreco.input.jer`.
 """
 
 import dataclasses
@@ -31,6 +29,16 @@ from topreco.input.corrections import (
     input_branches,
     is_quantity,
 )
+from topreco.input.jer import GENERATOR_BRANCHES, scale_matched
+from topreco.input.met import (
+    share_in_met,
+    type1_branches,
+    type1_met,
+    unclustered_deltas,
+    unclustered_momenta,
+    unclustered_shift,
+    vector_sums,
+)
 from topreco.input.nano import FileSummary, InputError, missing_branch
 from topreco.input.objects import Jets, Objects, Particles, number_in_event, read_objects
 from topreco.input.payloads import CorrectionError, check_payload
@@ -38,8 +46,6 @@ from topreco.input.selection import IndexedSelection
 
 _FIELDS = {"jet": "jets", "electron": "electrons", "muon": "muons"}
 
-_TYPE1_PT_MIN = 15.0
-_TYPE1_EM_MAX = 0.9
 # A smearing from the far tail must not reverse a momentum.
 _SMEAR_MIN = 1e-3
 
@@ -62,6 +68,8 @@ def check_corrections(config: SystematicsConfig) -> None:
         check_inputs(source, source.object, key)
         if source.ratio is not None:
             check_inputs(source.ratio, source.object, f"{key}.scale_factor")
+        if source.offset is not None:
+            check_inputs(source.offset, source.object, f"{key}.type1.offset")
     for name, weight in config.weights.items():
         check_inputs(weight, weight.object, f"systematics.weights.{name}")
 
@@ -99,9 +107,9 @@ def check_branches(
     sample = "simulation" if simulated else "data"
     for name, source in config.objects.items() if simulated else ():
         if source.kind == "unclustered" and not summary.has(
-            selection.in_file(_unclustered_deltas(selection.met))
+            selection.in_file(unclustered_deltas(selection.met))
         ):
-            for stored in selection.in_file(_unclustered_momenta(selection.met)):
+            for stored in selection.in_file(unclustered_momenta(selection.met)):
                 if stored not in summary.branches:
                     missing = missing_branch(stored, summary.branches)
                     raise InputError(f"{origin}: {missing} (systematics.objects.{name})")
@@ -138,6 +146,12 @@ def _sources_branches(
                 names |= input_branches(source.ratio, source.object)
             if source.raw:
                 names.add("Jet_rawFactor")
+            if source.kind == "hybrid":
+                names |= set(GENERATOR_BRANCHES)
+            if source.type1 is not None:
+                names |= type1_branches(source.type1.raw_met)
+            if source.offset is not None:
+                names |= input_branches(source.offset, source.object)
             yield from ((f"objects.{name}", branch, None) for branch in sorted(names))
     for name, weight in config.weights.items() if sample == "simulation" else ():
         if weight.default is not None or not weight.includes(dataset):
@@ -346,44 +360,51 @@ def _products(
 def _apply(objects: Objects, source: ObjectSource, variation: str, seed: int) -> Objects:
     """The objects after one source, MET included."""
     if source.object == "met":
-        return dataclasses.replace(objects, met=objects.met + _unclustered_shift(objects.branches, variation))
-    field = _FIELDS[source.object]
+        return dataclasses.replace(objects, met=objects.met + unclustered_shift(objects.branches, variation))
+    branches, field = objects.branches, _FIELDS[source.object]
     particles: Particles = getattr(objects, field)
-    factor = _factor(objects, particles, source, variation, seed)
+    uncorrected = np.ones(len(particles.pt))
+    if source.raw:
+        uncorrected -= branches.finite("Jet_rawFactor")
+    raw = _scaled(particles, uncorrected)
+    columns = Columns(branches, source.object, raw)
+    chosen = np.flatnonzero(columns.passing(source.where) & ~particles.dropped)
+    factor = np.ones(len(particles.pt))
+    factor[chosen] = _factor(objects, columns, chosen, source, variation, seed) * uncorrected[chosen]
     changed = _scaled(particles, factor)
-    shift = (changed.pt - particles.pt) * _share_in_met(objects.branches, source.object, particles)
-    direction = np.cos(particles.phi), np.sin(particles.phi)
-    change = [np.bincount(particles.event, shift * part, minlength=len(objects)) for part in direction]
-    changes: dict[str, Any] = {field: changed, "met": objects.met - np.stack(change, axis=-1)}
+    met = objects.met
+    if source.type1 is not None:
+
+        def correct_soft(columns: Columns) -> FloatArray:
+            passing = columns.passing(source.where)
+            soft, factor = np.flatnonzero(passing), np.ones(len(passing))
+            factor[soft] = _factor(objects, columns, soft, source, variation, seed)
+            return factor
+
+        met = type1_met(objects, changed, raw, source.type1.raw_met, source.offset, correct_soft)
+    elif source.propagate_to_met:
+        shift = (changed.pt - particles.pt) * share_in_met(branches, source.object, particles)
+        met = met - vector_sums(particles, shift, len(objects))
+    changes: dict[str, Any] = {field: changed, "met": met}
     return dataclasses.replace(objects, **changes)
 
 
 def _factor(
-    objects: Objects, particles: Particles, source: ObjectSource, variation: str, seed: int
+    objects: Objects, columns: Columns, chosen: IntArray, source: ObjectSource, variation: str, seed: int
 ) -> FloatArray:
-    """Factor by which one source changes each momentum, shape (objects,)."""
-    uncorrected = np.ones(len(particles.pt))
-    if source.raw:
-        uncorrected -= objects.branches.finite("Jet_rawFactor")
-    columns = Columns(objects.branches, source.object, _scaled(particles, uncorrected))
-    chosen = np.flatnonzero(columns.passing(source.where) & ~particles.dropped)
+    """Factor by which one source changes the momenta of some objects, shape (chosen,)."""
     value = (
         evaluate(source, variation, columns, chosen)
         if source.flat is None
         else np.full(len(chosen), source.flat)
     )
-    factor = np.ones(len(particles.pt))
-    if source.kind == "smear":
-        if source.ratio is not None:
-            ratio = evaluate(source.ratio, variation, columns, chosen)
-            value = value * np.sqrt(np.maximum(ratio**2 - 1, 0))
-        smearing = 1 + value * _normal(objects, particles, seed, source.object)[chosen]
-        factor[chosen] = np.maximum(smearing, _SMEAR_MIN)
+    if source.kind in ("smear", "hybrid"):
+        factor = _smearing(objects, columns, chosen, source, variation, seed, value)
     elif source.kind == "factor":
-        factor[chosen] = value * uncorrected[chosen]
+        factor = value
     else:
         down = variation == "down" and not source.choices
-        factor[chosen] = 1 - value if down else 1 + value
+        factor = 1 - value if down else 1 + value
     if (bad := factor[factor <= 0]).size:
         raise CorrectionError(
             f"{objects.branches.origin}: {describe_correction(source)} gives the factor {bad[0]:g} of a "
@@ -392,52 +413,34 @@ def _factor(
     return factor
 
 
+def _smearing(
+    objects: Objects,
+    columns: Columns,
+    chosen: IntArray,
+    source: ObjectSource,
+    variation: str,
+    seed: int,
+    resolution: FloatArray,
+) -> FloatArray:
+    """Factor by which smearing changes the momenta of some objects of a relative resolution, (chosen,)."""
+    particles: Any = columns.particles
+    normal = _normal(objects, particles, seed, source.object)[chosen]
+    if source.ratio is None:
+        return np.maximum(1 + resolution * normal, _SMEAR_MIN)
+    ratio = evaluate(source.ratio, variation, columns, chosen)
+    factor = 1 + resolution * np.sqrt(np.maximum(ratio**2 - 1, 0)) * normal
+    if source.kind == "hybrid":
+        matched, scaled = scale_matched(objects.branches, particles, chosen, resolution, ratio)
+        factor = np.where(matched, scaled, factor)
+    return np.maximum(factor, _SMEAR_MIN)
+
+
 def _scaled(particles: Particles, factor: FloatArray) -> Particles:
     """Particles with scaled pT; a lepton keeps its mass, that of a jet scales with its momentum."""
     changes: dict[str, Any] = {"pt": particles.pt * factor}
     if isinstance(particles, Jets):
         changes["mass"] = particles.mass * factor
     return dataclasses.replace(particles, **changes)
-
-
-def _share_in_met(branches: Branches, kind: str, particles: Particles) -> FloatArray:
-    """Fraction of the change of each object that MET follows, shape (objects,)."""
-    if kind != "jet":
-        return particles.identified.astype(np.float64)
-    share = np.ones(len(particles.pt))
-    if branches.has("Jet_muonSubtrFactor"):
-        share -= branches.finite("Jet_muonSubtrFactor")
-    counted = particles.pt * share > _TYPE1_PT_MIN
-    if branches.has("Jet_chEmEF", "Jet_neEmEF"):
-        counted &= branches.finite("Jet_chEmEF") + branches.finite("Jet_neEmEF") < _TYPE1_EM_MAX
-    return np.where(counted, share, 0.0)
-
-
-def _unclustered_deltas(met: str) -> list[str]:
-    """Branches of the upward change of MET with the unclustered energy, as in older versions of NanoAOD."""
-    return [f"{met}_MetUnclustEnUpDelta{axis}" for axis in "XY"]
-
-
-def _unclustered_momenta(met: str) -> list[str]:
-    """Branches of the varied MET, as in newer versions."""
-    return [f"{met}_{field}Unclustered{way}" for way in ("Up", "Down") for field in ("pt", "phi")]
-
-
-def _unclustered_shift(branches: Branches, variation: str) -> FloatArray:
-    """Change of MET (px, py) in GeV with the unclustered energy, as NanoAOD stores it, shape (n, 2)."""
-    met = branches.selection.met
-    delta = _unclustered_deltas(met)
-    if branches.has(*delta):
-        sign = 1 if variation == "up" else -1
-        return sign * np.stack([branches.finite(name) for name in delta], axis=-1)
-    suffix = f"Unclustered{variation.capitalize()}"
-    pt, phi, varied_pt, varied_phi = (
-        branches.finite(f"{met}_{name}") for name in ("pt", "phi", f"pt{suffix}", f"phi{suffix}")
-    )
-    return np.stack(
-        [varied_pt * function(varied_phi) - pt * function(phi) for function in (np.cos, np.sin)],
-        axis=-1,
-    )
 
 
 def _normal(objects: Objects, particles: Particles, seed: int, kind: str) -> FloatArray:

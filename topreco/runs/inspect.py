@@ -10,6 +10,7 @@ from topreco.config.presets import describe_preset
 from topreco.core.errors import TopRecoError
 from topreco.core.progress import progress_bar
 from topreco.input.event_cuts import check_event_cuts, primary_dataset
+from topreco.input.met import SOFT_JETS
 from topreco.input.nano import (
     BadFileError,
     FileSummary,
@@ -33,7 +34,11 @@ from topreco.input.truth import NEEDED_BRANCHES, PEPPER_COLUMNS
 from topreco.runs.failures import skipped_entry
 
 _WEIGHT = ("genWeight",)
-_OF_TYPE1 = (("Jet_muonSubtrFactor",), ("Jet_chEmEF", "Jet_neEmEF"))
+_OF_TYPE1 = (
+    ("Jet_muonSubtrFactor",),
+    ("Jet_chEmEF", "Jet_neEmEF"),
+    *((f"{SOFT_JETS}_{field}",) for field in ("rawPt", "muonSubtrFactor", "EmEF")),
+)
 
 _OF_PEPPER: dict[str, tuple[tuple[str, ...], ...]] = {
     **{f"column {name}": ((name,),) for name in PEPPER_WEIGHTS},
