@@ -68,6 +68,7 @@ from topreco.config.systematics import (
     SystematicsConfig,
     WeightSource,
 )
+from topreco.config.templates import NuisanceConfig, ProcessConfig, TemplatesConfig, combine_name
 from topreco.config.training import (
     DataConfig,
     FitConfig,
@@ -108,6 +109,7 @@ __all__ = [
     "ModelConfig",
     "MuonSelection",
     "NormalisationConfig",
+    "NuisanceConfig",
     "ObjectSource",
     "OmniFoldConfig",
     "OptimiserConfig",
@@ -115,6 +117,7 @@ __all__ = [
     "PhaseSpaceConfig",
     "PosteriorConfig",
     "PreselectionConfig",
+    "ProcessConfig",
     "QuantileTrainingConfig",
     "QuantilesConfig",
     "Range",
@@ -131,6 +134,7 @@ __all__ = [
     "StudyConfig",
     "Summary",
     "SystematicsConfig",
+    "TemplatesConfig",
     "TokensConfig",
     "TrainConfig",
     "TransformerConfig",
@@ -140,6 +144,7 @@ __all__ = [
     "WeightSource",
     "WorkingPoint",
     "build_config",
+    "combine_name",
     "dump_config",
     "files_of",
     "find_config",
