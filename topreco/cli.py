@@ -21,6 +21,7 @@ from topreco.config import (
     SimulationConfig,
     SkimConfig,
     StudyConfig,
+    TemplatesConfig,
     TrainConfig,
     ValidationConfig,
     dump_config,
@@ -565,6 +566,85 @@ def unfolding(
 
 
 @app.command()
+def templates(
+    source: ResultsArgument,
+    output: Annotated[Path, _output("ROOT file to write; card, workspace and tables stand beside it.")],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="Method; the only one by default.")
+    ] = None,
+) -> None:
+    """Write a histogram of a run as templates, with a datacard for Combine and a workspace for pyhf."""
+    from topreco.evaluation.report import terminal_table
+    from topreco.measurement import cards
+    from topreco.measurement.templates import build_templates, rows_of_yields
+    from topreco.runs.results import load_results
+
+    settings = load_config(TemplatesConfig, config, overrides or [], {"method": method})
+    check_outputs(cards.files_of_templates(output).values(), [source, config])
+    found = build_templates(load_results(source), settings)
+    paths = cards.write_templates(found, output, settings)
+    _console().print(terminal_table(f"{found.histogram}, {found.method}", *rows_of_yields(found)))
+    for remark in cards.all_remarks(found):
+        typer.echo(remark)
+    for path in paths:
+        typer.echo(path)
+
+
+@app.command()
+def fit(
+    workspace: Annotated[Path, typer.Argument(help="Workspace of `topreco templates`, or of pyhf (JSON).")],
+    output: Annotated[Path, _output("Folder for fit.json, fit.md and fit.tex.")],
+    inject: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Fit what this value predicts in place of the data, throw toys with it; repeat for several.",
+        ),
+    ] = None,
+    toys: Annotated[int, typer.Option(min=0, help="Pseudo-experiments to fit, for their pulls.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the pseudo-experiments.")] = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Fit templates with pyhf (extra `fit`): parameters, pulls, and the unfolded cross sections."""
+    from rich.markdown import Markdown
+
+    from topreco.measurement import fit as fits
+
+    injected = _assignments(inject or [])
+    check_outputs(fits.files_of_fit(output), [workspace])
+    model = fits.Model(workspace)
+    about = fits.about_workspace(workspace)
+    parameters = model.with_values(injected)
+    result = model.fit(model.expected(parameters) if injected else None)
+    thrown = model.toys(parameters, toys, seed=seed, progress=not quiet) if toys else None
+    spectrum = fits.unfolded(result, about)
+    paths = fits.write_fit(
+        output,
+        result,
+        spectrum=spectrum,
+        toys=thrown,
+        about={"workspace": str(workspace), "injected": injected},
+    )
+    _console().print(Markdown(fits.fit_markdown(result, spectrum=spectrum, toys=thrown)))
+    for path in paths:
+        typer.echo(path)
+
+
+def _assignments(texts: Sequence[str]) -> dict[str, float]:
+    """Numbers by name from NAME=VALUE."""
+    found = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise TopRecoError(f"--inject {text}: NAME=VALUE expected, such as r=1.2") from None
+    return found
+
+
+@app.command()
 def omnifold(
     overrides: Overrides = None,
     config: ConfigOption = None,
@@ -586,7 +666,9 @@ def omnifold(
 @app.command("config")
 def show_config(
     kind: Annotated[
-        Literal["simulate", "skim", "train", "study", "run", "omnifold", "pepper-write", "validate"],
+        Literal[
+            "simulate", "skim", "train", "study", "run", "templates", "omnifold", "pepper-write", "validate"
+        ],
         typer.Argument(help="The command."),
     ],
     overrides: Overrides = None,
@@ -598,6 +680,7 @@ def show_config(
         "skim": SkimConfig,
         "study": StudyConfig,
         "run": RunConfig,
+        "templates": TemplatesConfig,
         "omnifold": OmniFoldConfig,
         "pepper-write": PepperWriteConfig,
         "validate": ValidationConfig,

@@ -69,6 +69,7 @@ from topreco.config.systematics import (
     Type1Config,
     WeightSource,
 )
+from topreco.config.templates import NuisanceConfig, ProcessConfig, TemplatesConfig, combine_name
 from topreco.config.training import (
     DataConfig,
     FitConfig,
@@ -109,6 +110,7 @@ __all__ = [
     "ModelConfig",
     "MuonSelection",
     "NormalisationConfig",
+    "NuisanceConfig",
     "ObjectSource",
     "OmniFoldConfig",
     "OptimiserConfig",
@@ -116,6 +118,7 @@ __all__ = [
     "PhaseSpaceConfig",
     "PosteriorConfig",
     "PreselectionConfig",
+    "ProcessConfig",
     "QuantileTrainingConfig",
     "QuantilesConfig",
     "Range",
@@ -132,6 +135,7 @@ __all__ = [
     "StudyConfig",
     "Summary",
     "SystematicsConfig",
+    "TemplatesConfig",
     "TokensConfig",
     "TrainConfig",
     "TransformerConfig",
@@ -142,6 +146,7 @@ __all__ = [
     "WeightSource",
     "WorkingPoint",
     "build_config",
+    "combine_name",
     "dump_config",
     "files_of",
     "find_config",
