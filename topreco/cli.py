@@ -5,6 +5,7 @@ The work is done in the modules that the commands call.
 
 import io
 import sys
+from functools import partial
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -657,7 +658,12 @@ def omnifold(
 
     settings = load_config(OmniFoldConfig, config, overrides or [])
     method = load_method(settings.method, quantiles=False)
-    result = run_omnifold(settings, method, progress=not quiet, restart=restart)
+    objects = None
+    if settings.objects is not None:
+        from topreco.network.object_ratio import ObjectRatio
+
+        objects = partial(ObjectRatio, settings.objects)
+    result = run_omnifold(settings, method, objects=objects, progress=not quiet, restart=restart)
     _console().print(iteration_table(result))
     typer.echo(f"unfolded to: {result.level}")
     typer.echo(f"results: {result.folder}")

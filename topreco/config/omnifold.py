@@ -6,9 +6,31 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from topreco.config.base import Config, Positive, PositiveInt
+from topreco.config.model import RatioConfig
 from topreco.config.running import Edges
+from topreco.config.training import SecondTrainingConfig
 from topreco.core.errors import nearest
 from topreco.core.observables import OBSERVABLES
+
+
+class ObjectRatioConfig(SecondTrainingConfig):
+    """Networks of the task `ratio` that learn the ratios of step 1 from reconstructed objects."""
+
+    epochs: PositiveInt = 5
+    learning_rate: Positive = 2e-3
+    model: RatioConfig = RatioConfig()
+    """Tokens, backbone and size. They see `inputs: objects`, and of `members` one; no calibration."""
+    threads: PositiveInt | None = 1
+    """Torch threads; null leaves torch's choice."""
+
+    @model_validator(mode="after")
+    def _objects(self) -> Self:
+        if self.model.inputs != "objects" or self.model.members != 1:
+            raise ValueError(
+                f"model: inputs {self.model.inputs!r} and members {self.model.members} found; step 1 compares "
+                "with data, so inputs 'objects' expected, and one member"
+            )
+        return self
 
 
 class OmniFoldConfig(Config):
@@ -45,6 +67,9 @@ class OmniFoldConfig(Config):
     """Bootstrap replicas of data and simulation, of as many iterations, for errors and covariances."""
     folds: Annotated[int, Field(ge=2)] = 2
     """Parts of the simulation; each is weighted by a network that was trained with the others."""
+    objects: ObjectRatioConfig | None = None
+    """Networks that see reconstructed objects in step 1; null: those of step 2, which see `observables`. A
+    thousand times slower, see docs/UNFOLDING.md."""
     hidden: PositiveInt = 32
     """Width of the two hidden layers of the networks."""
     epochs: PositiveInt = 10

@@ -12,7 +12,8 @@ the phase space. Weights ν(z) of generated events are found by repeating
 
 In bins this is D'Agostini's iteration [2]_, of which every fixed point explains the data; the background is
 in the denominator of step 1 instead of being subtracted, so that no weight is negative. All ratios are
-learnt by `topreco.measurement.classifier` and cross-fitted: no event is weighted by a network that saw it.
+learnt by `topreco.measurement.classifier`, or in step 1 by whatever `unfold` is given, and cross-fitted: no event
+is weighted by a network that saw it.
 
 References
 ----------
@@ -25,7 +26,7 @@ References
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -48,6 +49,30 @@ _SMALLEST_SHARE = 0.01
 
 MIN_EVENTS = 20
 """Smallest number of data events, and of selected events of the phase space."""
+
+
+class FitRatio(Protocol):
+    """Something that learns ratios at detector level, in place of networks that see measured columns."""
+
+    def __call__(
+        self, rows: IntArray, a: FloatArray, b: FloatArray, seed: Sequence[int]
+    ) -> Callable[[IntArray], FloatArray]:
+        """Learn a ratio.
+
+        Parameters
+        ----------
+        rows
+            Events: data, background and selected simulation are numbered in this order, shape (n,).
+        a, b
+            Their weights ≥ 0 in the numerator and in the denominator, shape (n,).
+        seed
+            Numbers that seed the networks.
+
+        Returns
+        -------
+        log_ratio
+            Function that gives log ⟨a⟩/⟨b⟩ of events by their numbers.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +178,7 @@ def unfold(
     settings: ClassifierSettings | None = None,
     seed: Sequence[int] = (1,),
     truth: tuple[FloatArray, FloatArray] | None = None,
+    fit_ratio: FitRatio | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> Unfolded:
     """Weights of generated events with which the simulation describes data.
@@ -178,6 +204,8 @@ def unfold(
         Numbers that seed the networks.
     truth
         Generated columns, shape (k, g), and weights, shape (k,), of the selected events of pseudo-data.
+    fit_ratio
+        Learns the ratios of step 1; None takes the same networks as step 2, which see the measured columns.
     advance
         Called after each iteration.
 
@@ -193,7 +221,9 @@ def unfold(
     others = [data] if background is None else [data, background]
     # Signed weights of background or data are replaced by means as well.
     data_weight, *more = (_positive(each, settings, (*seed, 90 + i)) for i, each in enumerate(others))
-    x_fixed = np.concatenate([each.x for each in others])
+    if fit_ratio is None:
+        table = np.concatenate([*(each.x for each in others), simulated.x[chosen]])
+        fit_ratio = _FromColumns(table, settings)
     a_fixed = np.r_[data_weight, *(np.zeros(len(each)) for each in more)]
     b_fixed = np.r_[np.zeros(len(data_weight)), *more]
 
@@ -210,12 +240,11 @@ def unfold(
     stopped = "iterations"
     for number in range(max_iterations if iterations is None else iterations):
         pulled = _pull(
-            simulated.x[chosen],
+            fit_ratio,
             weight[chosen] * ratio[chosen],
             simulated.fold[chosen],
-            (x_fixed, a_fixed, b_fixed),
+            (a_fixed, b_fixed),
             folds,
-            settings,
             (*seed, 2 * number),
         )
         step1 = np.zeros(len(simulated))
@@ -250,27 +279,40 @@ def unfold(
     return Unfolded(ratio, tuple(found), stopped)
 
 
+class _FromColumns(NamedTuple):
+    """Small networks that see measured columns of all events, shape (n, d)."""
+
+    table: FloatArray
+    settings: ClassifierSettings
+
+    def __call__(
+        self, rows: IntArray, a: FloatArray, b: FloatArray, seed: Sequence[int]
+    ) -> Callable[[IntArray], FloatArray]:
+        network = fit_log_ratio(self.table[rows], a, b, self.settings, seed)
+        return lambda wanted: network(self.table[wanted])
+
+
 def _pull(
-    x: FloatArray,
+    fit_ratio: FitRatio,
     weight: FloatArray,
     fold: IntArray,
-    fixed: tuple[FloatArray, FloatArray, FloatArray],
+    fixed: tuple[FloatArray, FloatArray],
     folds: int,
-    settings: ClassifierSettings,
     seed: Sequence[int],
 ) -> FloatArray:
     """Step 1: the ratio of data to expectation for selected simulated events, shape (n,)."""
-    x_fixed, a_fixed, b_fixed = fixed
+    a_fixed, b_fixed = fixed
     total = weight.sum()
+    first = np.arange(len(a_fixed))
+    simulated = len(first) + np.arange(len(weight))
 
-    def fit_on(used: BoolArray, number: int) -> Classifier:
+    def fit_on(used: BoolArray, number: int) -> Callable[[IntArray], FloatArray]:
         # The others stand for all of the simulation.
         own = weight[used] * (total / weight[used].sum())
-        rows = np.concatenate([x_fixed, x[used]])
         a, b = np.r_[a_fixed, np.zeros(len(own))], np.r_[b_fixed, own]
-        return fit_log_ratio(rows, a, b, settings, (*seed, number))
+        return fit_ratio(np.r_[first, simulated[used]], a, b, (*seed, number))
 
-    return cross_fitted(fit_on, x, fold, folds, np.exp)
+    return cross_fitted(fit_on, simulated, fold, folds, np.exp)
 
 
 def _push(

@@ -26,7 +26,16 @@ from topreco.core.ratios import effective_number, triangular_discriminator
 from topreco.core.skim import Skim, SkimError, read_skims
 from topreco.evaluation.report import terminal_table
 from topreco.measurement.classifier import ClassifierSettings
-from topreco.measurement.omnifold import Iteration, Measured, Simulated, Spectrum, Unfolded, spectrum, unfold
+from topreco.measurement.omnifold import (
+    FitRatio,
+    Iteration,
+    Measured,
+    Simulated,
+    Spectrum,
+    Unfolded,
+    spectrum,
+    unfold,
+)
 
 _CHUNK = 20_000
 _FOLD_SALT, _REPLICA_SALT = 3, 1000
@@ -64,13 +73,20 @@ class _Sample(NamedTuple):
 
     key: dict[str, IntArray]
     simulated: Simulated
+    events: DileptonEvents
+    """The selected ones in their order."""
     truth: Truth
     divided: FloatArray
     level: str
 
 
 def run_omnifold(
-    config: OmniFoldConfig, method: Method, *, progress: bool = True, restart: bool = False
+    config: OmniFoldConfig,
+    method: Method,
+    *,
+    objects: Callable[[DileptonEvents], FitRatio] | None = None,
+    progress: bool = True,
+    restart: bool = False,
 ) -> OmniFoldResult:
     """Unfold skims of data with skims of simulation.
 
@@ -83,6 +99,9 @@ def run_omnifold(
         Files, observables and settings.
     method
         Gives the measured observables. An event that it does not solve counts as not selected.
+    objects
+        With `config.objects`: what learns the ratios of step 1, made of all events of data, background and
+        selected simulation, such as `topreco.network.object_ratio.ObjectRatio`.
     progress
         Show a progress bar with the remaining time.
     restart
@@ -113,9 +132,15 @@ def run_omnifold(
     data, data_events, data_truth = _measured(config.data, config, method, "data", progress=progress)
     background = None
     background_key: dict[str, IntArray] = {}
+    seen = [data_events]
     if config.background:
         background, events, _ = _measured(config.background, config, method, "background", progress=progress)
         background_key = _key_of(events)
+        seen.append(events)
+    fit_ratio = None
+    if objects is not None:
+        _check_alike(config)
+        fit_ratio = objects(DileptonEvents.concatenate([*seen, sample.events]))
     truth = _truth_of_data(config, data_events, data_truth)
     simulated = sample.simulated
     settings = ClassifierSettings(config.hidden, config.epochs, config.batch_size, config.learning_rate)
@@ -136,6 +161,7 @@ def run_omnifold(
                 settings=settings,
                 seed=(config.seed, 0),
                 truth=truth,
+                fit_ratio=fit_ratio,
                 advance=lambda: advance(1, "nominal"),
             ),
         )
@@ -159,6 +185,7 @@ def run_omnifold(
                     iterations=len(nominal.iterations),
                     settings=settings,
                     seed=(config.seed, 1 + number),
+                    fit_ratio=fit_ratio,
                     advance=_counted(advance, f"replica {number + 1}"),
                 )
 
@@ -342,7 +369,24 @@ def _read_simulation(config: OmniFoldConfig, method: Method, *, progress: bool) 
     )
     divided = np.where(np.isfinite(divided), divided, 0.0)[kept]
     key["row"] = np.arange(len(kept))
-    return _Sample({k: v[kept] for k, v in key.items()}, simulated, truth[kept], divided, level)
+    return _Sample(
+        {k: v[kept] for k, v in key.items()}, simulated, events[row[selected]], truth[kept], divided, level
+    )
+
+
+def _check_alike(config: OmniFoldConfig) -> None:
+    """Raise unless all skims have the same padding, working points, features and b tagger."""
+    found: dict[str, Path] = {}
+    for path in (*config.data, *config.background, *config.simulation):
+        skim = Skim(path)
+        part = skim.read_row_group(0)[0]
+        tagger = ((skim.metadata.get("selection") or {}).get("jet") or {}).get("btag", "unknown")
+        points = "" if part.jet_working_points is None else ", working points"
+        features = "".join(f", {name}" for name in sorted(part.features or {}))
+        found.setdefault(f"{part.jets.shape[1]} jets, tagger {tagger}{points}{features}", path)
+    if len(found) > 1:
+        described = "; ".join(f"{what} in {path}" for what, path in found.items())
+        raise TopRecoError(f"objects: events with the same columns expected, found {described}")
 
 
 def _check_pairs(
