@@ -8,7 +8,7 @@ import pytest
 import uproot
 import vector
 
-from topreco.core import fourvector
+from topreco.core import fourvector, observables
 from topreco.core.errors import TopRecoError
 from topreco.core.events import toy_events
 from topreco.core.observables import (
@@ -63,6 +63,21 @@ def test_back_to_back_pair():
     assert values["pt_tt"] == pytest.approx(0, abs=1e-9)
     assert values["m_top"] == pytest.approx(172.5)
     assert values["y_tt"] == pytest.approx(0)
+
+
+def test_velocities_of_tops():
+    """0 below threshold, as for samples of a posterior, and that of the tops above."""
+    momentum = np.array([[[0.0, 0, 30]], [[0, 200, 0]], [[0, 0, 0]]])
+    tops = fourvector.from_three_momentum(np.concatenate([momentum, -momentum], 1), 172.5)
+    tops[2] *= 0.99
+    speed = np.linalg.norm(tops[:2, 0, 1:], axis=1) / tops[:2, 0, 0]
+    assert observables.beta_t(tops) == pytest.approx([*speed, 0], abs=1e-6)
+    assert observables.relative_velocity(tops) == pytest.approx([*(2 * speed / (1 + speed**2)), 0], abs=1e-6)
+    # At rest the other top moves with the relative velocity.
+    seen = fourvector.to_rest_frame(tops[1, 1], tops[1, 0])
+    assert np.linalg.norm(seen[1:]) / seen[0] == pytest.approx(observables.relative_velocity(tops)[1])
+    spacelike = np.array([[[1.0, 50, 0, 0], [1, 50, 0, 0]]])
+    assert np.isnan(observables.beta_t(spacelike)).all()
 
 
 def test_every_observable_is_documented():

@@ -31,6 +31,23 @@ class PreselectionConfig(Config):
     """Largest |η| of all of them."""
 
 
+class ResonanceConfig(Config):
+    """A spin-0 resonance that decays to tt̄."""
+
+    mass: Positive
+    """In GeV. Below 2 m_top the tops are off shell."""
+    width: Positive
+    """Full width in GeV."""
+    mass_range: tuple[Positive, Positive] | None = None
+    """Masses in GeV that occur; null: 15 widths to both sides."""
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if self.mass_range is not None and not self.mass_range[0] < self.mass < self.mass_range[1]:
+            raise ValueError(f"mass_range: {list(self.mass_range)} found, a range about mass expected")
+        return self
+
+
 class SimulationConfig(Config):
     """`topreco simulate`: what to generate.
 
@@ -39,6 +56,11 @@ class SimulationConfig(Config):
 
     n_events: PositiveInt = 20_000
     """Events that Pythia generates: hard events."""
+    process: Literal["ttbar", "pseudoscalar", "scalar", "tw", "drell_yan"] = "ttbar"
+    """Dileptonic tt̄ of QCD, gg → A → tt̄ or gg → H → tt̄ without interference with it, tW at leading order, or
+    Z/γ* → ℓℓ with a parton of pT > 20 GeV."""
+    resonance: ResonanceConfig | None = None
+    """Mass and width of A or H."""
     seed: Annotated[int, Field(ge=0)] = 1
     sqrt_s: Positive = 13_000.0
     """Centre-of-mass energy in GeV."""
@@ -52,8 +74,9 @@ class SimulationConfig(Config):
     """Pairs of W decays that are tried for each hard event, the first being Pythia's own. Copies have the
     same run, luminosity block and event; the branch `decayCopy` tells them apart."""
     spin_correlation: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """Accept decays such that t and t̄ have this multiple of the spin correlation of leading-order QCD; null
-    accepts all of them, which have none. With 1 half of the tries are refused."""
+    """Accept decays such that t and t̄ have this multiple of the spin correlation of leading-order QCD, or of
+    that of the resonance; null accepts all of them, which have none, but is 1 for a resonance. With 1 half
+    of the tries are refused."""
     preselection: PreselectionConfig | None = None
     """Simulate the detector only for events whose generated leptons can pass; null: for all. Sums of weights
     count all generated events."""
@@ -72,10 +95,28 @@ class SimulationConfig(Config):
     @property
     def redecays(self) -> bool:
         """Some option needs the W decays of the generated events."""
-        return self.decays_per_event > 1 or self.spin_correlation is not None or self.preselection is not None
+        return self.decays_per_event > 1 or self.spin_scale is not None or self.preselection is not None
+
+    @property
+    def spin_scale(self) -> float | None:
+        """Spin correlation in units of that of the process; None for none."""
+        return 1.0 if self.resonance is not None and self.spin_correlation is None else self.spin_correlation
 
     @model_validator(mode="after")
     def _own_process(self) -> Self:
+        is_resonance = self.process in ("pseudoscalar", "scalar")
+        if is_resonance != (self.resonance is not None):
+            raise ValueError(
+                f"resonance: mass and width of a resonance belong to the processes pseudoscalar and scalar, "
+                f"which need them; {self.process} found with {'none' if is_resonance else 'some'}"
+            )
+        if self.lhe is not None and self.process != "ttbar":
+            raise ValueError(f"process: {self.process} found with lhe, whose events have their own process")
+        if self.process in ("tw", "drell_yan") and self.redecays:
+            raise ValueError(
+                "decays_per_event, spin_correlation and preselection are for pairs of tops; leave them at "
+                f"their defaults with {self.process}"
+            )
         if self.lhe is not None and self.redecays:
             raise ValueError(
                 "decays_per_event, spin_correlation and preselection are for Pythia's own process; "
@@ -112,7 +153,8 @@ class HistogramConfig(Config):
     """Histograms that the processor fills."""
 
     observables: tuple[str, ...] = OBSERVABLE_GROUPS["default"]
-    """Names of observables, or of groups of them: default, angles, polarisation, correlation, spin, all."""
+    """Names of observables, or of groups of them: default, angles, threshold, polarisation,
+    correlation, spin, all."""
     bins: dict[str, Edges] = {}
     """Edges per observable in place of the defaults."""
 

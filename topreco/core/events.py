@@ -26,7 +26,7 @@ CHANNELS = ("ee", "emu", "mumu")
 """Lepton channels; `DileptonEvents.channel` indexes this tuple."""
 
 PRODUCTIONS = ("gg", "qq", "other")
-"""Partonic initial states; `Truth.production` indexes this tuple."""
+"""Partonic initial states of QCD tt̄, and all else, resonances too; `Truth.production` indexes this tuple."""
 
 WORKING_POINTS = ("L", "M", "T", "XT", "XXT")
 """Working points of b taggers, which `DileptonEvents.jet_working_points` counts from the loosest on."""

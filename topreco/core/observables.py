@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from topreco.core import fourvector
+from topreco.core.constants import M_TOP
 from topreco.core.errors import TopRecoError, nearest
 from topreco.core.events import BoolArray, FloatArray, TopPair
 
@@ -151,6 +152,58 @@ def m_tt(tops: Any) -> Any:
         Mass in GeV, shape (...); NaN where spacelike.
     """
     return fourvector.mass(tops.sum(-2))
+
+
+@accepts_awkward()
+def beta_t(tops: Any) -> Any:
+    """Speed of on-shell tops in the rest frame of their pair, β = √(1 − 4 m_t²/m_tt²), m_t = 172.5 GeV [1]_.
+
+    Below 2 m_t, where samples of a posterior and off-shell tops may be, it is 0.
+
+    Parameters
+    ----------
+    tops
+        Four-momenta (E, px, py, pz) in GeV of t and t̄, shape (..., 2, 4).
+
+    Returns
+    -------
+    beta
+        In units of c, shape (...); NaN where the pair is spacelike.
+
+    References
+    ----------
+    .. [1] Y. Afik, J. R. M. de Nova, arXiv:2003.02280.
+    """
+    return _beta(m_tt(tops))
+
+
+def _beta(mass: Any) -> Any:
+    xp = fourvector.namespace(mass)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        square = 1 - (2 * M_TOP / mass) ** 2
+        # A NaN stays one.
+        return xp.sqrt(xp.where(square < 0, xp.zeros_like(square), square))
+
+
+@accepts_awkward()
+def relative_velocity(tops: Any) -> Any:
+    """Velocity of t̄ in the rest frame of t for on-shell tops, 2β/(1 + β²) with β of `beta_t`.
+
+    Parameters
+    ----------
+    tops
+        Four-momenta (E, px, py, pz) in GeV of t and t̄, shape (..., 2, 4).
+
+    Returns
+    -------
+    velocity
+        In units of c, shape (...); NaN where the pair is spacelike.
+    """
+    return _relative(beta_t(tops))
+
+
+def _relative(beta: Any) -> Any:
+    return 2 * beta / (1 + beta**2)
 
 
 @accepts_awkward()
@@ -508,6 +561,16 @@ _ANGLES = (
         "delta_phi_ll", r"$|\Delta\phi(\ell\ell)|$", "", False, lambda _t, _s, leptons: delta_phi_ll(leptons)
     ),
 )
+_THRESHOLD = (
+    Observable("beta_t", r"$\beta_{t}$", "", False, lambda _t, system, _l: _beta(fourvector.mass(system))),
+    Observable(
+        "relative_velocity",
+        r"$v_{rel}$",
+        "",
+        False,
+        lambda _t, system, _l: _relative(_beta(fourvector.mass(system))),
+    ),
+)
 _C_HEL = Observable("c_hel", r"$c_{hel}$", "", False, lambda tops, _, leptons: c_hel(tops, leptons))
 _C_FLIPPED = (
     Observable("c_han", r"$c_{han}$", "", False, lambda tops, _, leptons: c_han(tops, leptons)),
@@ -518,7 +581,7 @@ _POLARISATION = tuple(_polarisation(leg, axis) for leg in range(2) for axis in r
 _CORRELATION = tuple(_correlation(first, second) for first in range(3) for second in range(3))
 _SPIN = (_C_HEL, *_C_FLIPPED, *_POLARISATION, *_CORRELATION)
 
-OBSERVABLES: dict[str, Observable] = {o.name: o for o in (*_KINEMATICS, *_ANGLES, *_SPIN)}
+OBSERVABLES: dict[str, Observable] = {o.name: o for o in (*_KINEMATICS, *_ANGLES, *_THRESHOLD, *_SPIN)}
 """Every observable by name."""
 
 # They need the directions of the leptons in the rest frames of their tops.
@@ -529,6 +592,7 @@ OBSERVABLE_GROUPS: dict[str, tuple[str, ...]] = {
     for group, members in (
         ("default", (*_KINEMATICS, _C_HEL)),
         ("angles", _ANGLES),
+        ("threshold", _THRESHOLD),
         ("polarisation", _POLARISATION),
         ("correlation", _CORRELATION),
         ("spin", _SPIN),

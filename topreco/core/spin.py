@@ -78,6 +78,34 @@ def spin_coefficients(tops: Any, leptons: Any = None, weight: Any = None) -> dic
     .. [3] CMS Collaboration, Measurements of polarization and spin correlation and observation of
        entanglement in top quark pairs using lepton+jets events at √s = 13 TeV, arXiv:2409.11067.
     """
+    values, w, _ = spin_sample(tops, leptons, weight)
+    return {name: _mean(column, w) for name, column in _coefficients_of_events(values)}
+
+
+def spin_sample(
+    tops: Any, leptons: Any = None, weight: Any = None
+) -> tuple[dict[str, FloatArray], FloatArray, BoolArray]:
+    """Observables of spin of the events that have all of them, and their weights.
+
+    Parameters
+    ----------
+    tops, leptons, weight
+        As of `spin_coefficients`.
+
+    Returns
+    -------
+    values
+        By name of the observable, each of shape (m,).
+    weight
+        Shape (m,).
+    known
+        The events that have them, shape (n,).
+
+    Raises
+    ------
+    TopRecoError
+        If the weights are not one finite number per event.
+    """
     own, valid = None, None
     if isinstance(tops, TopPair):
         tops, own, valid = tops.p4, tops.observables, tops.valid
@@ -92,10 +120,9 @@ def spin_coefficients(tops: Any, leptons: Any = None, weight: Any = None) -> dic
         raise TopRecoError(f"spin_coefficients: {n} events but weights of shape {w.shape}")
     if unusable := int((~np.isfinite(w)).sum()):
         raise TopRecoError(f"spin_coefficients: {unusable} of {len(w)} weights are not finite")
-    known = np.isfinite(list(values.values())).all(axis=0)
+    known: BoolArray = np.asarray(np.isfinite(list(values.values())).all(axis=0))
     w = w[known]
-    of_events = _coefficients_of_events({name: column[known] for name, column in values.items()})
-    return {name: _mean(column, w) for name, column in of_events}
+    return {name: column[known] for name, column in values.items()}, w, known
 
 
 _C_FLIPPED = {"k": "c_han", "r": "c_flip_r", "n": "c_flip_n"}

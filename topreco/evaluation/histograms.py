@@ -51,6 +51,9 @@ DEFAULT_BINS: dict[str, tuple[float, ...]] = {
     "delta_abs_y": (-2, -1.5, -1, -0.6, -0.3, 0, 0.3, 0.6, 1, 1.5, 2),
     "delta_phi_ll": tuple(math.pi * i / 10 for i in range(11)),
 }
+DEFAULT_BINS |= dict.fromkeys(
+    OBSERVABLE_GROUPS["threshold"], (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
+)
 DEFAULT_BINS |= {f"{name}_antitop": DEFAULT_BINS[f"{name}_top"] for name in ("pt", "y", "m")}
 DEFAULT_BINS |= dict.fromkeys(
     ("cos_theta_star", *OBSERVABLE_GROUPS["spin"]), (-1, -0.8, -0.6, -0.4, -0.2, 0, 0.2, 0.4, 0.6, 0.8, 1)
@@ -71,6 +74,7 @@ SPECTRUM_BINS: dict[str, tuple[int, float, float]] = {
     "delta_abs_y": (50, -2.5, 2.5),
     "delta_phi_ll": (40, 0, math.pi),
 }
+SPECTRUM_BINS |= dict.fromkeys(OBSERVABLE_GROUPS["threshold"], (40, 0, 1))
 SPECTRUM_BINS |= {f"{name}_antitop": SPECTRUM_BINS[f"{name}_top"] for name in ("pt", "y", "m")}
 SPECTRUM_BINS |= dict.fromkeys(("cos_theta_star", *OBSERVABLE_GROUPS["spin"]), (40, -1, 1))
 """Number of bins and range of the spectra per observable."""

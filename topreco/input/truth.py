@@ -41,6 +41,7 @@ PEPPER_COLUMNS = tuple(f"gent_lc_{field}" for field in ("pt", "eta", "phi", "mas
 
 _ROLES = ("tops", "w", "b", "lepton", "neutrino")
 _STATUS_INCOMING = 21
+_PDG_PROTON = 2212
 # NanoAOD stores no masses of light particles.
 _MASSES = {PDG_B: M_B, PDG_ELECTRON: M_ELECTRON, PDG_MUON: M_MUON}
 
@@ -109,7 +110,7 @@ def read_truth(events: Any) -> Truth:
         **p4,
         via_tau=via_tau,
         dileptonic=(found[:, :, _ROLES.index("lepton")] >= 0).all(axis=1),
-        production=_production(branches, offsets, pdg_id),
+        production=_production(branches, offsets, pdg_id, columns["GenPart_genPartIdxMother"]),
     )
 
 
@@ -137,8 +138,8 @@ def _offsets(branches: Branches) -> IntArray:
     return np.concatenate([[0], np.cumsum(branches.counts("GenPart_pdgId"))]).astype(np.int64)
 
 
-def _production(branches: Branches, offsets: IntArray, pdg_id: IntArray) -> IntArray:
-    """Index into `PRODUCTIONS` from the two incoming partons, shape (n,)."""
+def _production(branches: Branches, offsets: IntArray, pdg_id: IntArray, mother: IntArray) -> IntArray:
+    """Index into `PRODUCTIONS` from the two incoming partons, "other" for tops of a resonance, shape (n,)."""
     n = len(offsets) - 1
     if branches.has(*_GENERATOR):
         first, second = (branches.read(name).astype(np.int64) for name in _GENERATOR)
@@ -156,6 +157,11 @@ def _production(branches: Branches, offsets: IntArray, pdg_id: IntArray) -> IntA
     production[(first == PDG_GLUON) & (second == PDG_GLUON)] = PRODUCTIONS.index("gg")
     quarks = (first == -second) & (first != 0) & (np.abs(first) < PDG_TOP)
     production[quarks] = PRODUCTIONS.index("qq")
+    # Their spins are not those of QCD. The mother of other tops is a parton or a beam.
+    top = np.flatnonzero((np.abs(pdg_id) == PDG_TOP) & (mother >= 0))
+    event = np.searchsorted(offsets, top, side="right") - 1
+    parent = np.abs(pdg_id[offsets[event] + mother[top]])
+    production[event[(parent > PDG_W) & (parent != _PDG_PROTON)]] = PRODUCTIONS.index("other")
     return production
 
 

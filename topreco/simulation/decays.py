@@ -355,8 +355,9 @@ def draw_copies(
     """
     transformation = new_directions(decays, config.decays_per_event, rng)
     accepted = np.ones(transformation.shape[:2], np.bool_)
-    if config.spin_correlation is not None:
-        accepted = accept(events, decays, transformation, config.spin_correlation, rng)
+    if config.spin_scale is not None:
+        initial = None if config.resonance is None else config.process
+        accepted = accept(events, decays, transformation, config.spin_scale, rng, initial)
     hard_event, number = np.indices(accepted.shape).reshape(2, -1)
     return Copies(hard_event, number, transformation.reshape(-1, 2, 4, 4)), accepted.ravel()
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import awkward as ak
 import numpy as np
@@ -14,6 +14,8 @@ from topreco.core.errors import TopRecoError, needs_extra
 
 MAX_PYTHIA_SEED = 900_000_000
 MAX_ATTEMPTS = 20
+# After the system and the two beams.
+_FIRST_PARTON = 3
 
 # CMS underlying-event tune CP5, Table 2 of arXiv:1903.12179, on top of Monash as CMS does; Pythia's built-in
 # PDF set 20 is NNPDF3.1 NNLO with alpha_S = 0.118.
@@ -49,13 +51,42 @@ COMMON = (
     "ParticleDecays:limitTau0 = on",
     "ParticleDecays:tau0Max = 10",
 )
-TTBAR_DILEPTON = (
-    "Top:gg2ttbar = on",
-    "Top:qqbar2ttbar = on",
+TOP_DECAY = ("6:onMode = off", "6:onIfAny = 5", "24:onMode = off", "24:onIfAny = 11 13 15")
+TTBAR_DILEPTON = ("Top:gg2ttbar = on", "Top:qqbar2ttbar = on", *TOP_DECAY)
+# PDG code of the resonance and process. Pythia's own widths of both change with its Higgs sector, so that
+# the configured width is forced.
+RESONANCES = {"pseudoscalar": (36, "HiggsBSM:gg2A3"), "scalar": (35, "HiggsBSM:gg2H2")}
+# In units of the width; a resonance has no mass outside unless configured.
+RESONANCE_RANGE = 15.0
+# Z/γ* with a hard parton; softer jets, and the second, come from the shower.
+DRELL_YAN = (
+    "WeakBosonAndParton:qqbar2gmZg = on",
+    "WeakBosonAndParton:qg2gmZq = on",
+    "PhaseSpace:pTHatMin = 20",
+    "23:mMin = 20",
+    "23:onMode = off",
+    "23:onIfAny = 11 13 15",
+)
+# gb → tH⁻ with the mass and the width of Pythia's W in place of those of the H⁻; the width of the top without
+# its decay to this H⁺.
+TW_PROPOSAL = (
+    "Higgs:useBSM = on",
+    "HiggsBSM:bg2H+-t = on",
+    "37:m0 = 80.385",
+    "37:mWidth = 2.085",
+    "37:doForceWidth = on",
+    "37:mMin = 50",
+    "37:mMax = 110",
+    "37:oneChannel = 1 0.3333333 100 -11 12",
+    "37:addChannel = 1 0.3333333 100 -13 14",
+    "37:addChannel = 1 0.3333333 100 -15 16",
     "6:onMode = off",
-    "6:onIfAny = 5",
+    "6:onIfMatch = 24 5",
+    "6:doForceWidth = on",
+    "6:mWidth = 1.34",
     "24:onMode = off",
     "24:onIfAny = 11 13 15",
+    "PartonLevel:all = off",
 )
 # External events contain the scale (SCALUP) at which the shower may start, whatever their final state;
 # without this, Pythia would shower tt̄ from the kinematic limit, and count the hardest emission of POWHEG
@@ -133,7 +164,7 @@ def settings(config: SimulationConfig, seed: int, *, external: bool = False) -> 
     settings
         Lines for `Pythia.readString`.
     """
-    process = LHE if external else (*TTBAR_DILEPTON, f"Beams:eCM = {config.sqrt_s!r}")
+    process = LHE if external else (*_process(config), f"Beams:eCM = {config.sqrt_s!r}")
     return [
         *COMMON,
         *(CP5 if config.tune == "CP5" else MONASH),
@@ -143,6 +174,30 @@ def settings(config: SimulationConfig, seed: int, *, external: bool = False) -> 
         "Random:setSeed = on",
         f"Random:seed = {seed}",
     ]
+
+
+def _process(config: SimulationConfig) -> tuple[str, ...]:
+    """Settings of the hard process."""
+    resonance = config.resonance
+    if resonance is not None:
+        code, process = RESONANCES[config.process]
+        low, high = resonance.mass_range or (
+            max(resonance.mass - RESONANCE_RANGE * resonance.width, 0.0),
+            resonance.mass + RESONANCE_RANGE * resonance.width,
+        )
+        return (
+            "Higgs:useBSM = on",
+            f"{process} = on",
+            f"{code}:m0 = {resonance.mass!r}",
+            f"{code}:mWidth = {resonance.width!r}",
+            f"{code}:doForceWidth = on",
+            f"{code}:mMin = {low!r}",
+            f"{code}:mMax = {high!r}",
+            f"{code}:onMode = off",
+            f"{code}:onIfMatch = 6 -6",
+            *TOP_DECAY,
+        )
+    return {"ttbar": TTBAR_DILEPTON, "tw": TW_PROPOSAL, "drell_yan": DRELL_YAN}[config.process]
 
 
 def minimum_bias_settings(config: SimulationConfig, seed: int) -> list[str]:
@@ -243,6 +298,62 @@ def generate(pythia: Any, n_events: int, *, refill: bool) -> PythiaEvents:
         if missing == 0 or not refill:
             return _flatten(batches[0] if len(batches) == 1 else ak.concatenate(batches))
     raise TopRecoError(f"Pythia failed {MAX_ATTEMPTS} times in a row to complete {n_events} events")
+
+
+class HardParticle(NamedTuple):
+    """A particle of a hard process.
+
+    Attributes
+    ----------
+    pdg_id, status
+        Of Pythia.
+    mother
+        Position in the process, −1 for incoming partons; 0 for what the two of them made.
+    colours
+        Colour and anticolour.
+    p4
+        (E, px, py, pz) in GeV.
+    mass
+        In GeV.
+    """
+
+    pdg_id: int
+    status: int
+    mother: int
+    colours: tuple[int, int]
+    p4: tuple[float, float, float, float]
+    mass: float
+
+
+Process = list[HardParticle]
+"""A hard process from its incoming partons to the decays of its resonances."""
+
+
+def hard_process(pythia: Any) -> Process | None:
+    """Generate a hard process; None where Pythia abandons it.
+
+    Parameters
+    ----------
+    pythia
+        The generator, with ``PartonLevel:all = off``.
+    """
+    if not pythia.next():
+        return None
+    record = pythia.process
+    found = []
+    for i in range(_FIRST_PARTON, record.size()):
+        p = record[i]
+        found.append(
+            HardParticle(
+                p.id(),
+                p.status(),
+                max(p.mother1() - _FIRST_PARTON, -1),
+                (p.col(), p.acol()),
+                (p.e(), p.px(), p.py(), p.pz()),
+                p.m(),
+            )
+        )
+    return found
 
 
 def _flatten(events: Any) -> PythiaEvents:

@@ -39,6 +39,7 @@ from topreco.simulation.pythia import (
     settings,
     start_pythia,
 )
+from topreco.simulation.single_top import write_tw
 from topreco.simulation.versions import as_version
 
 # Events that Pythia generates, and events that the detector takes, at a time: about 40 MB of Pythia's records
@@ -129,7 +130,7 @@ def simulate(
     progress: bool = True,
     overwrite: bool = False,
 ) -> SimulationSummary:
-    """Simulate pp → tt̄ → dileptons in a CMS-like detector and write them with NanoAOD's names.
+    """Simulate pp → tt̄ → dileptons, or another process, in a CMS-like detector, with NanoAOD's names.
 
     The events depend on `config` alone: each block of `config.block_size` events has its own seeds, derived
     from `config.seed` and its number. Finished blocks are kept in `<output>.parts`; an interrupted
@@ -245,7 +246,11 @@ def _simulate_block(block: _Block) -> int:
     pythia_seed, rng = block_seeds(config.seed, block.index)
     # The decays have random numbers of their own.
     decay_rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(block.index, 1)))
-    pythia = start_pythia(settings(config, pythia_seed, external=block.lhe is not None), block.lhe)
+    external = block.lhe
+    if config.process == "tw":
+        external = block.part.with_suffix(".lhe")
+        write_tw(settings(config, pythia_seed), config, block.n_events, pythia_seed, external)
+    pythia = start_pythia(settings(config, pythia_seed, external=external is not None), external)
     batches = []
     generated = _Generated()
     detector_batch = _BATCH if block.pool is None else _PILEUP_BATCH
@@ -254,7 +259,7 @@ def _simulate_block(block: _Block) -> int:
     first_event = block.index * config.block_size + 1
     for first in range(0, block.n_events, generator_batch):
         size = min(generator_batch, block.n_events - first)
-        events = generate(pythia, size, refill=block.lhe is None)
+        events = generate(pythia, size, refill=external is None)
         if not len(events):
             continue
         if config.redecays:
@@ -280,8 +285,8 @@ def _simulate_block(block: _Block) -> int:
     write_text(_sums_file(block.part), json.dumps(asdict(generated)))
     with complete_file(block.part) as temporary:
         ak.to_parquet(ak.zip(identity | branches, depth_limit=1), temporary, extensionarray=False)
-    if block.lhe is not None:
-        block.lhe.unlink()
+    if external is not None:
+        external.unlink()
     return block.n_events
 
 
