@@ -16,6 +16,7 @@ from topreco.config import (
     SimulationConfig,
     SkimConfig,
     StudyConfig,
+    TemplatesConfig,
     TrainConfig,
     ValidationConfig,
     dump_config,
@@ -35,6 +36,8 @@ KINDS = {
     "ratio": RatioTrainConfig,
     "omnifold": OmniFoldConfig,
     "sim": SimulationConfig,
+    "measurement/run": RunConfig,
+    "measurement/templates": TemplatesConfig,
 }
 
 
