@@ -5,8 +5,8 @@ The work is done in the modules that the commands call.
 
 import io
 import sys
-from functools import partial
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 

@@ -13,15 +13,17 @@ pseudo-data, with the weights of a change of the generated spectrum, and the oth
 
 All unfold to the generated events of the phase space of `topreco omnifold`. *Inversion* is least squares with
 two reconstructed bins for each of truth; *EM* is `topreco.measurement.expectation` in finer bins with the
-prior that the samples of the simulation hold; *OmniFold* sees the five observables of `OBSERVED`. The results
+prior that the samples of the simulation hold; *OmniFold* sees the five observables of `OBSERVED` and stops by
+its default rule, *OmniFold, 8* after eight iterations. The results
 of all files are added, so that fluctuations of pseudo-data and simulation cancel in the bias, whose error is
 that of the differences of the files.
 
-``--parts`` chooses: ``closure``; ``toys``, the coverage of the errors of OmniFold, in random parts of all events
-with bootstrap replicas of pseudo-data and simulation; ``networks``, networks of the task `ratio` that see
-reconstructed objects in step 1, beside those that see the summaries; ``detector``, skims of another simulation
-(``--other``) as data, compared with its truth at the level of selected events. Predictions, samples and
-every finished unfolding stay in OUTPUT, so that the same command continues. Tables are omnifold_PART.csv.
+``--parts`` chooses: ``closure``; ``toys``, the coverage of the errors of OmniFold, in random parts of all
+events with bootstrap replicas of pseudo-data and simulation; ``networks``, networks of the task `ratio` that
+see reconstructed objects in step 1, beside those that see the summaries; ``detector``, skims of another
+simulation (``--other``) as data, compared with its truth at the level of selected events. Predictions,
+samples and every finished unfolding stay in OUTPUT, so that the same command continues. Tables are
+``omnifold_PART.csv``.
 """
 
 import argparse
@@ -35,12 +37,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import topreco
+from topreco.config.omnifold import ObjectRatioConfig
 from topreco.core.events import BoolArray, DileptonEvents, FloatArray, IntArray, Truth
 from topreco.core.files import complete_file, writable_folder
 from topreco.core.generated import read_generated
 from topreco.core.method import as_sampler
 from topreco.core.observables import compute_observables, pair_values
 from topreco.core.posterior import sample_values
+from topreco.core.ratios import triangular_discriminator
 from topreco.core.skim import Skim, read_skims
 from topreco.core.spin import event_spin_weight
 from topreco.measurement.classifier import ClassifierSettings
@@ -50,6 +54,8 @@ from topreco.measurement.expectation import (
     training_of_samples,
 )
 from topreco.measurement.omnifold import Measured, Simulated, Unfolded, unfold
+from topreco.network.object_ratio import ObjectRatio
+from topreco.network.tasks.ratio import EventNetwork, event_columns
 
 OBSERVED = ("m_tt", "pt_top", "y_top", "c_hel", "c_han")
 """Observables that the networks see."""
@@ -73,6 +79,8 @@ FINE_PAIR = {"m_tt": (350, 380, 415, 450, 500, 550, 620, 700, 850), "c_hel": FIN
 """The same in two dimensions."""
 BUMP_MASS, BUMP_WIDTH, BUMP_SHARE = 500.0, 30.0, 0.02
 N_SAMPLES = 16
+MORE = 8
+"""Iterations of a second result of OmniFold; the first has its default stopping rule."""
 _CHUNK = 1000
 
 Row = dict[str, Any]
@@ -130,7 +138,9 @@ def fine_edges(names: tuple[str, ...]) -> list[tuple[float, ...]]:
     return [(FINE if len(names) == 1 else FINE_PAIR)[name] for name in names]
 
 
-def predictions(events: DileptonEvents, model: Any, folder: Path, name: str, *, samples: bool) -> dict[str, Any]:
+def predictions(
+    events: DileptonEvents, model: Any, folder: Path, name: str, *, samples: bool
+) -> dict[str, Any]:
     """Measured values of `OBSERVED`, and the probabilities of fine bins of each of `SPECTRA`."""
 
     def make() -> dict[str, FloatArray]:
@@ -196,7 +206,9 @@ def changes(sample: Sample) -> dict[str, FloatArray]:
     half = event_spin_weight(sample.truth, 0.5) / np.where(sample.weight > 0, sample.weight, np.nan)
     # Density by bins of 10 GeV around the bump.
     edges = np.arange(BUMP_MASS - 150, BUMP_MASS + 151, 10.0)
-    density = np.histogram(m[inside], edges, weights=sample.weight[inside])[0] / 10 / sample.weight[inside].sum()
+    density = (
+        np.histogram(m[inside], edges, weights=sample.weight[inside])[0] / 10 / sample.weight[inside].sum()
+    )
     centre = (edges[1:] + edges[:-1]) / 2
     smooth = np.exp(np.polynomial.Polynomial.fit(centre, np.log(density), 3)(m.clip(edges[0], edges[-1])))
     gauss = np.exp(-0.5 * ((m - BUMP_MASS) / BUMP_WIDTH) ** 2) / (BUMP_WIDTH * np.sqrt(2 * np.pi))
@@ -209,7 +221,9 @@ def changes(sample: Sample) -> dict[str, FloatArray]:
 
 def cells(values: Mapping[str, FloatArray], names: tuple[str, ...], edges: Sequence[Sequence[float]]) -> Any:
     """Cell of each event, the bins of the last observable next to each other; without meaning where NaN."""
-    index = [np.searchsorted(axis, values[name], side="right") for name, axis in zip(names, edges, strict=True)]
+    index = [
+        np.searchsorted(axis, values[name], side="right") for name, axis in zip(names, edges, strict=True)
+    ]
     # NaN is beyond all edges.
     index = [np.minimum(i, len(axis)) for i, axis in zip(index, edges, strict=True)]
     return np.ravel_multi_index(index, tuple(len(axis) + 1 for axis in edges))
@@ -394,10 +408,12 @@ def closure(sample: Sample, folder: Path) -> list[Row]:
         for i in range(n_files):
             halves = Halves(sample, sample.file == i, sample.file != i, sample.weight * factor)
             content, seconds = unfolded(folder / f"closure_{change}_{i}.npz", halves, i)
+            more, _ = unfolded(folder / f"closure_{change}_{i}_more.npz", halves, i, iterations=MORE)
             print(f"{change}, file {i}: {len(content['iterations'])} iterations, {seconds:.0f} s", flush=True)
             for names in SPECTRA:
                 key = ",".join(names)
                 results.setdefault("OmniFold", {}).setdefault(key, []).append(content[key])
+                results.setdefault(f"OmniFold, {MORE}", {}).setdefault(key, []).append(more[key])
                 for method, of in {"inversion": invert, "EM": maximise}.items():
                     kept = cached(
                         folder / f"closure_{change}_{i}_{method}_{key.replace(',', '_')}.npz",
@@ -412,7 +428,7 @@ def closure(sample: Sample, folder: Path) -> list[Row]:
                 true.setdefault(key, []).append(halves.truth(names))
                 unchanged = halves._replace(data_weight=sample.weight).truth(names)
                 before.setdefault(key, []).append(unchanged * true[key][-1].sum() / unchanged.sum())
-        for method in ("inversion", "EM", "OmniFold"):
+        for method in ("inversion", "EM", "OmniFold", f"OmniFold, {MORE}"):
             for key, found in results[method].items():
                 difference = np.array(found) - np.array(true[key])
                 wanted = np.sum(true[key], axis=0)
@@ -449,7 +465,7 @@ def toys(sample: Sample, folder: Path, number: int, replicas: int, shares: Seque
             u = rng.random(len(sample.file))
             halves = Halves(sample, u < shares[0], u >= 1 - shares[1], sample.weight * factor)
             data, simulated, used = omnifold_inputs(halves)
-            options: dict[str, Any] = {"iterations": 4, "settings": settings}
+            options: dict[str, Any] = {"iterations": 3, "settings": settings}
             nominal = unfold(data, simulated, seed=(toy, 0), **options)
             kept = {f"{key} nominal": v for key, v in spectra_of(halves, used, nominal.ratio).items()}
             others: dict[str, list[FloatArray]] = {}
@@ -465,7 +481,8 @@ def toys(sample: Sample, folder: Path, number: int, replicas: int, shares: Seque
                     others.setdefault(key, []).append(v)
             return kept | {f"{key} replicas": np.array(v) for key, v in others.items()}
 
-        content = cached(folder / f"toy_{toy}.npz", make)
+        name = f"toy_{shares[0]:g}_{shares[1]:g}_{replicas}_{toy}.npz"
+        content = cached(folder / name, make)
         for names in SPECTRA:
             key = ",".join(names)
             wanted = everything.truth(names) * shares[0]
@@ -483,6 +500,172 @@ def toys(sample: Sample, folder: Path, number: int, replicas: int, shares: Seque
                 | {"quoted": rounded(np.mean(widths[key], axis=0)[b])}
                 | {"pull_mean": rounded(pull[:, b].mean()), "pull_std": rounded(pull[:, b].std(ddof=1))}
                 | {f"within_{level}": rounded(value) for level, value in within.items()}
+            )
+    return rows
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "MLP of summaries": {},
+    "transformer": {"kind": "transformer", "blocks": 3, "channels": 32, "heads": 4},
+    "L-GATr-slim": {"kind": "lgatr_slim", "blocks": 2, "vector_channels": 8, "scalar_channels": 32},
+}
+"""What learns the ratios of step 1: small networks, for samples of some thousand events."""
+
+
+def networks(
+    sample: Sample, folder: Path, names: Sequence[str], trainings: int, shares: Sequence[float], epochs: int
+) -> list[Row]:
+    """Triangular discriminator per iteration, of networks that see objects or summaries.
+
+    One file is pseudo-data with the change *slope*, another one simulation, of each a share. The unfolded
+    spectra of selected events are compared with those of the selected events of all files, whose statistical
+    fluctuations are small; those of pseudo-data and simulation are the same for all trainings.
+    """
+    factor = changes(sample)["slope"]
+    last = int(sample.file.max())
+    u = np.random.default_rng(11).random(len(sample.file))
+    data_part = (sample.file == last) & (u < shares[0])
+    halves = Halves(sample, data_part, (sample.file == 0) & (u < shares[1]), sample.weight * factor)
+    data, simulated, used = omnifold_inputs(halves)
+    everything = halves._replace(data=np.ones(len(sample.file), bool))
+    seen = DileptonEvents.concatenate(
+        [
+            sample.events[sample.row[np.flatnonzero(data_part & sample.selected)]],
+            sample.events[sample.row[used[simulated.selected]]],
+        ]
+    )
+    settings = "_".join(f"{value:g}" for value in (*shares, epochs))
+    start = unfold_start(simulated, true_of_data(everything))
+    rows: list[Row] = []
+    for name in names:
+        backbone = NETWORKS[name]
+        found: list[dict[str, Any]] = []
+        parameters, flops, fit = "", "", None
+        if backbone:
+            config = ObjectRatioConfig.model_validate(
+                {"model": {"backbone": backbone, "scalars": 32, "hidden": 32}, "epochs": epochs}
+            )
+            fit = ObjectRatio(config, seen)
+            parameters, flops = cost(config, seen)
+        for training in range(trainings):
+
+            def make(fit: Any = fit, training: int = training) -> dict[str, Any]:
+                started = time.process_time()
+                result = unfold(
+                    data,
+                    simulated,
+                    iterations=3,
+                    seed=(training, 5),
+                    truth=true_of_data(everything),
+                    fit_ratio=fit,
+                )
+                seconds = time.process_time() - started
+                return {"iterations": np.array(result.iterations, float), "seconds": np.array(seconds)}
+
+            found.append(
+                cached(
+                    folder / f"network_{name.replace(' ', '_')}_{settings}_{training}.npz",
+                    make,
+                )
+            )
+            print(f"{name}, training {training + 1}: {found[-1]['iterations'][:, 3]}", flush=True)
+        distance = np.array([each["iterations"][:, 3] for each in found])
+        for i, column in enumerate(distance.T):
+            rows.append(
+                {"network": name, "iteration": i + 1, "trainings": trainings, "before": rounded(start)}
+                | {"distance": rounded(column.mean()), "spread": rounded(column.std(ddof=1))}
+                | {"parameters": parameters, "flops_per_event": flops}
+                | {"cpu_s": rounded(np.mean([float(each["seconds"]) for each in found]))}
+                | {"data": len(data.weight), "simulated": int(simulated.selected.sum())}
+            )
+    return rows
+
+
+def unfold_start(simulated: Simulated, truth: tuple[FloatArray, FloatArray]) -> float:
+    """Triangular discriminator of the simulation as it is, the largest of the columns, in 20 bins."""
+    inside = simulated.selected & simulated.generated
+    z, weight = truth
+    found = []
+    for column, own in zip(z.T, simulated.z[inside].T, strict=True):
+        edges = np.quantile(column, np.linspace(0, 1, 21)[1:-1])
+        spectra = [
+            np.bincount(np.searchsorted(edges, v, side="right"), weights=w, minlength=20)
+            for v, w in ((column, weight), (own, simulated.weight[inside]))
+        ]
+        found.append(triangular_discriminator(*spectra))
+    return max(found)
+
+
+def cost(config: ObjectRatioConfig, events: DileptonEvents) -> tuple[int, int]:
+    """Parameters, and floating-point operations of matrix products of an event's forward pass."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = EventNetwork(config.model, 1)
+    network.encoder.backbone.packed = False
+    columns = event_columns(config.model, events[:100], None)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(columns)
+    return sum(p.numel() for p in network.parameters()), round(counter.get_total_flops() / 100)
+
+
+def detector(sample: Sample, folder: Path, files: Sequence[Path], model: Any) -> list[Row]:
+    """Another simulation as data: unfolded against true spectra of its selected events."""
+    events, truth = read_skims(files)
+    assert truth is not None
+    measured = predictions(events, model, folder, f"other_{len(events)}", samples=False)
+    values, inside = true_values(truth)
+    everything = np.ones(len(sample.file), bool)
+    _, simulated, used = omnifold_inputs(Halves(sample, everything, everything, sample.weight))
+    x = columns(measured)
+    solved = np.isfinite(x).all(axis=1)
+    data = Measured(x[solved], np.ones(int(solved.sum())))
+    true_z = columns({n: values[n][inside & solved] for n in OBSERVED}), np.ones(int((inside & solved).sum()))
+    chosen = simulated.selected & simulated.generated
+
+    def spectra(ratio: FloatArray) -> dict[str, FloatArray]:
+        weight = (simulated.weight * ratio)[chosen]
+        return {
+            ",".join(names): np.bincount(
+                cells(sample.values, names, coarse_edges(names))[used][chosen],
+                weights=weight,
+                minlength=n_cells(coarse_edges(names)),
+            )
+            for names in SPECTRA
+        }
+
+    def make() -> dict[str, Any]:
+        result = unfold(data, simulated, iterations=4, seed=(3,), truth=true_z)
+        kept: dict[str, Any] = dict(spectra(result.ratio))
+        rng = np.random.default_rng(5)
+        replicas: dict[str, list[FloatArray]] = {}
+        for r in range(20):
+            of_data, of_sample = rng.poisson(1.0, len(data.weight)), rng.poisson(1.0, len(simulated))
+            again = unfold(
+                Measured(data.x, data.weight * of_data),
+                replace(simulated, weight=simulated.weight * of_sample),
+                iterations=4,
+                seed=(3, 1 + r),
+            )
+            for key, v in spectra(of_sample * again.ratio).items():
+                replicas.setdefault(key, []).append(v)
+        return kept | {f"{key} error": np.std(v, axis=0, ddof=1) for key, v in replicas.items()}
+
+    content = cached(folder / f"detector_{len(events)}.npz", make)
+    start = spectra(np.ones(len(simulated)))
+    rows: list[Row] = []
+    for names in SPECTRA:
+        key, edges = ",".join(names), coarse_edges(names)
+        wanted = np.bincount(cells(values, names, edges)[inside & solved], minlength=n_cells(edges)).astype(
+            float
+        )
+        scale = wanted.sum() / start[key].sum()
+        for b, true in enumerate(wanted):
+            rows.append(
+                {"spectrum": key, "bin": b, "true": int(true)}
+                | {"before": rounded(start[key][b] * scale / true - 1)}
+                | {"bias": rounded(content[key][b] / true - 1)}
+                | {"error": rounded(content[f"{key} error"][b] / true)}
             )
     return rows
 
@@ -512,11 +695,21 @@ def main() -> None:
     parser.add_argument("--other", **many, help="skims of another simulation, with truth")
     parser.add_argument("--model", default="dilepton", help="model of the task posterior")
     parser.add_argument("--parts", nargs="+", default=["closure"], help="closure, toys, networks, detector")
-    parser.add_argument("--toys", type=int, default=50)
-    parser.add_argument("--replicas", type=int, default=12, help="replicas of each toy")
+    parser.add_argument("--toys", type=int, default=60)
+    parser.add_argument("--replicas", type=int, default=8, help="replicas of each toy")
     parser.add_argument(
-        "--shares", type=float, nargs=2, default=(0.1, 0.3), help="shares of data and simulation of a toy"
+        "--shares", type=float, nargs=2, default=(0.06, 0.15), help="shares of data and simulation of a toy"
     )
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--trainings", type=int, default=6, help="trainings of each network")
+    parser.add_argument(
+        "--network-shares",
+        type=float,
+        nargs=2,
+        default=(0.5, 0.9),
+        help="shares of a file",
+    )
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of the networks that see objects")
     parser.add_argument("--output", type=Path, required=True, help="folder for what is kept")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of tables")
     given = parser.parse_args()
@@ -526,6 +719,10 @@ def main() -> None:
     parts: dict[str, Callable[[], list[Row]]] = {
         "closure": lambda: closure(sample, folder),
         "toys": lambda: toys(sample, folder, given.toys, given.replicas, given.shares),
+        "networks": lambda: networks(
+            sample, folder, given.networks, given.trainings, given.network_shares, given.epochs
+        ),
+        "detector": lambda: detector(sample, folder, given.other, model),
     }
     for part in given.parts:
         write_csv(given.docs / "tables" / f"omnifold_{part}.csv", parts[part]())

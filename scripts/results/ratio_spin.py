@@ -12,8 +12,8 @@ with wᵢ = 1 − q̂⁺ᵀ C′ᵢ q̂⁻ of `topreco.core.spin`, the parton de
 A is B with events accepted with the probability wᵢ/2 of their own initial state; no event is in both.
 
 ``ratio_spin.csv`` has the correlation of learned and true log-ratio of events that their network has not
-seen, of B, and the AUC of boosted trees (extra `calibration`) that tell A from B in 20 observables, before and
-after weighting B; they learn from one half of the events. ``ratio_spin_closure.csv`` has χ² of A against
+seen, of B, and the AUC of boosted trees (extra `calibration`) that tell A from B in 20 observables, before
+and after weighting B; they learn from one half of the events. ``ratio_spin_closure.csv`` has χ² of A against
 weighted B in each of the observables, in bins of equal population. Samples and models stay in OUTPUT, so that
 the same command continues.
 
@@ -253,7 +253,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--events", type=int, nargs="+", required=True, help="numbers of events of A, and of B")
+    parser.add_argument(
+        "--events", type=int, nargs="+", required=True, help="numbers of events of A, and of B"
+    )
     parser.add_argument("--config", default="ratio.yaml", help="recipe of the training")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the recipe")
     parser.add_argument("--output", type=Path, required=True, help="folder for samples and models")
@@ -271,8 +273,9 @@ def main() -> None:
         train_ratio(load_config(RatioTrainConfig, given.config, [*given.set, *own]))
         seconds = time.monotonic() - started
         model: Any = topreco.load(folder / str(n) / "model.safetensors")
-        (a_events, a), (b_events, b) = read_skims([a_path]), read_skims([b_path])
-        assert a is not None and b is not None
+        (_, a), (b_events, b) = read_skims([a_path]), read_skims([b_path])
+        assert a is not None
+        assert b is not None
         learned, true = model.log_ratio(b_events, b), np.log(true_ratio(b))
         weight = np.exp(learned)
         in_a, in_b = observables(a), observables(b)

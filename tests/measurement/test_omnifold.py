@@ -85,6 +85,34 @@ def test_closure_with_efficiency_and_fakes(closure):
     assert after.sum() == pytest.approx(6000, rel=0.05)
 
 
+def test_ratios_of_step_1_may_come_from_elsewhere():
+    """Rows are numbers of data, background and selected simulation, in this order."""
+    rng = np.random.default_rng(4)
+    simulation = simulate(rng, 3000, 0.0)
+    data, background = as_data(simulate(rng, 3000, 0.3)), Measured(rng.normal(0, 1, (50, 1)), np.ones(50))
+    table = np.concatenate([data.x, background.x, simulation.x[simulation.selected]])
+    n_fixed, asked = len(data.x) + 50, []
+
+    def fit_ratio(rows, a, b, seed):
+        np.testing.assert_array_equal(rows[:n_fixed], np.arange(n_fixed))
+        assert a[: len(data.x)].all()
+        assert not a[len(data.x) :].any()
+        assert b[len(data.x) :].all()
+        network = fit_log_ratio(table[rows], a, b, SETTINGS, seed)
+
+        def log_ratio(wanted):
+            asked.extend(wanted)
+            return network(table[wanted])
+
+        return log_ratio
+
+    options = {"iterations": 1, "settings": SETTINGS}
+    own = unfold(data, simulation, background, **options)
+    given = unfold(data, simulation, background, fit_ratio=fit_ratio, **options)
+    np.testing.assert_array_equal(own.ratio, given.ratio)
+    assert sorted(asked) == list(range(n_fixed, len(table)))
+
+
 def test_fakes_get_their_own_weight(closure):
     """Data have twice as many."""
     _, simulation, _, result = closure

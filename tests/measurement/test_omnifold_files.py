@@ -251,5 +251,27 @@ def test_command(files, tmp_path):
     assert pq.read_table(tmp_path / "weights.parquet").num_rows > 0
 
 
+def test_objects_in_step_1(files, tmp_path):
+    arguments = [
+        *("omnifold", "--quiet", "method=loose", "replicas=0", "iterations=1", "epochs=1"),
+        *(f"data=[{files / 'data.parquet'}]", f"simulation=[{files / 'tt.parquet'}]"),
+        *("observables=[m_tt]", f"output={tmp_path}", "objects.epochs=1", "objects.model.scalars=8"),
+        "objects.model.backbone={kind: transformer, blocks: 1, channels: 8, heads: 2}",
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    with_objects = read_weights(tmp_path / "weights.parquet")["ratio"]
+    assert np.isfinite(with_objects).all()
+    result = CliRunner().invoke(app, [*arguments, "objects.epochs=2"])
+    assert "differs in objects.epochs: 1 there, 2 here" in str(result.exception)
+
+
+def test_objects_are_alike(config, files, tmp_path):
+    events = toy_events(50, max_jets=4, seed=5)
+    other = write(tmp_path / "other.parquet", events, None)
+    with pytest.raises(TopRecoError, match=r"objects: .* found 4 jets, .* in .*other.parquet; 3 jets"):
+        run(config(data=[other]), objects=lambda events: events)
+
+
 def test_shipped_configuration():
     assert load_config(OmniFoldConfig, "omnifold.yaml").pairs == (("m_tt", "c_hel"),)

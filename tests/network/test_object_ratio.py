@@ -11,7 +11,11 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import toy_events
 from topreco.network.object_ratio import ObjectRatio
 
-TINY = {"backbone": {"kind": "transformer", "blocks": 1, "channels": 16, "heads": 2}, "scalars": 8, "hidden": 8}
+TINY = {
+    "backbone": {"kind": "transformer", "blocks": 1, "channels": 16, "heads": 2},
+    "scalars": 8,
+    "hidden": 8,
+}
 
 
 def config(**changes):

@@ -13,6 +13,7 @@ from topreco.cli import app
 from topreco.config import RatioConfig, RatioTrainConfig, load_training
 from topreco.core.errors import TopRecoError
 from topreco.core.events import dataset_id, toy_events
+from topreco.core.observables import compute_observables
 from topreco.core.ratios import LogRatioCalibration
 from topreco.core.skim import Skim, SkimWriter
 from topreco.network.splits import fold_of
@@ -158,6 +159,35 @@ def test_generated_tops_and_leptons(config, truth_of, tmp_path):
     assert np.corrcoef(found, log_weight(events))[0, 1] > 0.8
     with pytest.raises(TrainingError, match="these events have no truth, as data have none"):
         ratio(events)
+
+
+def test_observables_of_generated_events(config, truth_of, tmp_path):
+    """A small difference in one of them, which their encoder does not find in so few steps."""
+    paths, values = [], {}
+    for name, seed in (("a", 1), ("b", 2)):
+        events = of_dataset(1500, name, seed)
+        lepton = events.lepton_p4
+        truth = dataclasses.replace(truth_of(events), w=2 * lepton, neutrino=lepton)
+        found = compute_observables(("c_hel",), truth.tops, truth.tops.sum(1), lepton, truth.valid)["c_hel"]
+        weight = 1 + 0.6 * found if name == "a" else np.ones(1500)
+        paths.append(write(tmp_path / f"{name}.parquet", dataclasses.replace(events, weight=weight), truth))
+        values[name] = found
+    model = {"inputs": "generated", "observables": ["m_tt", "c_hel"]}
+    ratio = trained(config(a=paths[:1], b=paths[1:], model=model, epochs=4))
+    events, truth = Skim(paths[1]).read()
+    assert np.corrcoef(ratio.log_ratio(events, truth), values["b"])[0, 1] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"inputs": "generated", "observables": ["c_hell"]}, "unknown observable 'c_hell'; did you mean"),
+        ({"observables": ["c_hel"]}, "'c_hel' found with inputs 'objects'"),
+    ],
+)
+def test_observables_that_do_not_exist(make_config, model, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(model=model)
 
 
 def test_generated_quantities_of_data_are_refused(config):

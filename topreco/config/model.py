@@ -7,6 +7,8 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from topreco.config.base import Config, Fraction, Mass, Positive, PositiveInt
 from topreco.config.features import FeaturesConfig
 from topreco.core.constants import M_TOP
+from topreco.core.errors import nearest
+from topreco.core.observables import OBSERVABLES
 
 
 class TokensConfig(Config):
@@ -265,6 +267,9 @@ class RatioConfig(EncoderConfig):
     inputs: Literal["objects", "generated"] = "objects"
     """Reconstructed objects, as `tokens` says, or the generated tops and leptons of simulation, for which
     `tokens` means nothing."""
+    observables: tuple[str, ...] = ()
+    """With generated inputs: observables of t, t̄ and leptons that join what the encoder gives. Directions in
+    rest frames are far from four-momenta, and a small difference is then learnt from far fewer events."""
     scalars: PositiveInt = 64
     """Scalars that the encoder gives for an event."""
     hidden: PositiveInt = 64
@@ -276,6 +281,18 @@ class RatioConfig(EncoderConfig):
     calibration_events: PositiveInt = 1000
     """Smallest number of validation events in each of them; with fewer than two bins the calibration is a
     factor."""
+
+    @model_validator(mode="after")
+    def _observables_of_generated_events(self) -> Self:
+        for name in self.observables:
+            if name not in OBSERVABLES:
+                raise ValueError(f"observables: unknown observable {name!r}{nearest(name, OBSERVABLES)}")
+        if self.observables and self.inputs != "generated":
+            raise ValueError(
+                f"observables: {self.observables[0]!r} found with inputs 'objects', which have no t and t̄; "
+                "only inputs 'generated' have observables"
+            )
+        return self
 
 
 def _task_kind(value: Any) -> str:

@@ -27,8 +27,8 @@ class ObjectRatioConfig(SecondTrainingConfig):
     def _objects(self) -> Self:
         if self.model.inputs != "objects" or self.model.members != 1:
             raise ValueError(
-                f"model: inputs {self.model.inputs!r} and members {self.model.members} found; step 1 compares "
-                "with data, so inputs 'objects' expected, and one member"
+                f"model: inputs {self.model.inputs!r} and members {self.model.members} found; step 1 compares"
+                " with data, so inputs 'objects' expected, and one member"
             )
         return self
 

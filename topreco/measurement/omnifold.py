@@ -12,8 +12,8 @@ the phase space. Weights ν(z) of generated events are found by repeating
 
 In bins this is D'Agostini's iteration [2]_, of which every fixed point explains the data; the background is
 in the denominator of step 1 instead of being subtracted, so that no weight is negative. All ratios are
-learnt by `topreco.measurement.classifier`, or in step 1 by whatever `unfold` is given, and cross-fitted: no event
-is weighted by a network that saw it.
+learnt by `topreco.measurement.classifier`, or in step 1 by whatever `unfold` is given, and cross-fitted: no
+event is weighted by a network that saw it.
 
 References
 ----------

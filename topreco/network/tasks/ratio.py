@@ -30,7 +30,13 @@ from topreco.core.ratios import LogRatioCalibration
 from topreco.network.encoder import Encoder
 from topreco.network.readout import over_objects
 from topreco.network.task import Columns, Evaluated, Task, TrainingError
-from topreco.network.tasks.truth_tokens import TRUTH_COLUMN, truth_columns, truth_encoder, truth_tokens
+from topreco.network.tasks.truth_tokens import (
+    TRUTH_COLUMN,
+    VALUES_COLUMN,
+    truth_columns,
+    truth_encoder,
+    truth_tokens,
+)
 from topreco.network.tokens import Inputs
 
 IN_A = "in_a"
@@ -46,6 +52,8 @@ SCHEMA_VERSION = 1
 class EventNetwork(nn.Module):
     """Some numbers of an event: from the tokens of ℓ⁺ and ℓ⁻ and the mean of all, after the backbone.
 
+    Of generated events true values of observables may join them.
+
     Parameters
     ----------
     config
@@ -57,15 +65,24 @@ class EventNetwork(nn.Module):
     ----------
     encoder
         The part that does not depend on the task.
+    value_mean, value_std
+        Standardisation of the observables, where there are any, shape (k,).
     """
+
+    value_mean: Tensor
+    value_std: Tensor
 
     def __init__(self, config: RatioConfig, outputs: int) -> None:
         super().__init__()
         self.generated = config.inputs == "generated"
         own = truth_encoder(config) if self.generated else config.encoder
         self.encoder = Encoder(own, vectors=1, scalars=config.scalars)
+        values = len(config.observables)
+        if values:
+            self.register_buffer("value_mean", torch.zeros(values))
+            self.register_buffer("value_std", torch.ones(values))
         self.layers = nn.Sequential(
-            nn.Linear(3 * config.scalars, config.hidden),
+            nn.Linear(3 * config.scalars + values, config.hidden),
             nn.SiLU(),
             nn.Linear(config.hidden, config.hidden),
             nn.SiLU(),
@@ -81,13 +98,22 @@ class EventNetwork(nn.Module):
         encoded = self.encoder(tokens, self.encoder.scale(tokens))
         # Under autocast a backbone may compute in half precision.
         mean = over_objects(encoded.scalars, encoded.mask, mean=True)
-        out: Tensor = self.layers(torch.cat([*encoded.scalars[:, :2].unbind(1), mean], 1).to(tokens.p4))
+        seen = torch.cat([*encoded.scalars[:, :2].unbind(1), mean], 1).to(tokens.p4)
+        if VALUES_COLUMN in columns:
+            seen = torch.cat([seen, (columns[VALUES_COLUMN] - self.value_mean) / self.value_std], 1)
+        out: Tensor = self.layers(seen)
         return out
 
     def fit_standardisation(self, columns: Mapping[str, Tensor]) -> None:
-        """Set mean and standard deviation of the features; generated momenta have no other features."""
+        """Set mean and standard deviation of the features, or of the observables of generated events."""
         if not self.generated:
             self.encoder.fit_standardisation(Inputs.from_columns(columns))
+        elif VALUES_COLUMN in columns:
+            values = columns[VALUES_COLUMN].double()
+            std = values.std(0, correction=0)
+            self.value_mean.copy_(values.mean(0))
+            # One that never varies carries nothing; any finite divisor does.
+            self.value_std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 
 
 class RatioNetwork(nn.Module):
@@ -171,7 +197,7 @@ def event_columns(config: RatioConfig, events: DileptonEvents, truth: Truth | No
             "model.inputs: generated tops and leptons wanted, and these events have no truth, as data "
             "have none"
         )
-    columns = truth_columns(truth)
+    columns = truth_columns(truth, config.observables)
     unknown = ~columns[TRUTH_COLUMN].isfinite().flatten(1).all(1)
     if unknown.any():
         raise TrainingError(
