@@ -10,7 +10,7 @@ import vector
 
 from topreco.core import fourvector, observables
 from topreco.core.errors import TopRecoError
-from topreco.core.events import toy_events
+from topreco.core.events import TopPair, toy_events
 from topreco.core.observables import (
     AXES,
     OBSERVABLE_GROUPS,
@@ -78,6 +78,17 @@ def test_velocities_of_tops():
     assert np.linalg.norm(seen[1:]) / seen[0] == pytest.approx(observables.relative_velocity(tops)[1])
     spacelike = np.array([[[1.0, 50, 0, 0], [1, 50, 0, 0]]])
     assert np.isnan(observables.beta_t(spacelike)).all()
+
+
+def test_velocities_of_a_method_are_those_of_its_own_mass():
+    momentum = np.array([[[0.0, 0, 30]], [[0, 200, 0]]])
+    tops = fourvector.from_three_momentum(np.concatenate([momentum, -momentum], 1), 172.5)
+    leptons = fourvector.from_three_momentum(np.ones((2, 2, 3)), 0.0)
+    valid = np.array([True, False])
+    own = TopPair(p4=tops, valid=valid, observables={"m_tt": np.array([690.0, 690.0])})
+    values = observables.pair_values(own, leptons, ["beta_t", "relative_velocity"])
+    assert values["beta_t"] == pytest.approx([np.sqrt(0.75), np.nan], nan_ok=True)
+    assert values["relative_velocity"] == pytest.approx([2 * np.sqrt(0.75) / 1.75, np.nan], nan_ok=True)
 
 
 def test_every_observable_is_documented():

@@ -561,15 +561,17 @@ _ANGLES = (
         "delta_phi_ll", r"$|\Delta\phi(\ell\ell)|$", "", False, lambda _t, _s, leptons: delta_phi_ll(leptons)
     ),
 )
-_THRESHOLD = (
-    Observable("beta_t", r"$\beta_{t}$", "", False, lambda _t, system, _l: _beta(fourvector.mass(system))),
-    Observable(
-        "relative_velocity",
-        r"$v_{rel}$",
-        "",
-        False,
-        lambda _t, system, _l: _relative(_beta(fourvector.mass(system))),
-    ),
+def _of_mass(function: Callable[[Any], Any]) -> Callable[[Any, Any, Any], Any]:
+    return lambda _tops, system, _leptons: function(fourvector.mass(system))
+
+
+_OF_M_TT: Mapping[str, Callable[[Any], Any]] = {
+    "beta_t": _beta,
+    "relative_velocity": lambda mass: _relative(_beta(mass)),
+}
+_THRESHOLD = tuple(
+    Observable(name, label, "", False, _of_mass(_OF_M_TT[name]))
+    for name, label in (("beta_t", r"$\beta_{t}$"), ("relative_velocity", r"$v_{rel}$"))
 )
 _C_HEL = Observable("c_hel", r"$c_{hel}$", "", False, lambda tops, _, leptons: c_hel(tops, leptons))
 _C_FLIPPED = (
@@ -683,7 +685,8 @@ def compute_observables(
 def pair_values(pair: TopPair, leptons: FloatArray, names: Iterable[str]) -> dict[str, FloatArray]:
     """Observables as a method predicts them: its own value where it has one, else that of its four-momenta.
 
-    Whatever fills, writes or unfolds an observable takes it from here.
+    `beta_t` and `relative_velocity` are those of its own m(tt̄). Whatever fills, writes or unfolds an
+    observable takes it from here.
 
     Parameters
     ----------
@@ -701,6 +704,9 @@ def pair_values(pair: TopPair, leptons: FloatArray, names: Iterable[str]) -> dic
     """
     names = tuple(dict.fromkeys(names))
     own: Mapping[str, FloatArray] = pair.observables or {}
+    if "m_tt" in own:
+        mass = np.asarray(own["m_tt"], np.float64)
+        own = {name: function(mass) for name, function in _OF_M_TT.items() if name in names} | dict(own)
     absent = [name for name in names if name not in own]
     computed = compute_observables(absent, pair.p4, pair.system, leptons, pair.valid) if absent else {}
     return {
