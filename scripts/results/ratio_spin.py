@@ -9,7 +9,9 @@ densities of t, t̄, ℓ⁺ and ℓ⁻ is known:
     p_A/p_B = Σᵢ P(i | t, t̄) wᵢ,   P(i | t, t̄) ∝ f₁(x₁) f₂(x₂) Ãᵢ(β, Θ)   for i = gg, qq̄
 
 with wᵢ = 1 − q̂⁺ᵀ C′ᵢ q̂⁻ of `topreco.core.spin`, the parton densities of the tune and Ãᵢ of [1]_, appendix A.
-A is B with events accepted with the probability wᵢ/2 of their own initial state; no event is in both.
+A is B with events accepted with the probability wᵢ/2 of their own initial state; no event is in both. What
+learns is the task `ratio`, with four-momenta and the observables of the recipe, and for comparison the small
+networks of OmniFold with the few observables that the ratio depends on.
 
 ``ratio_spin.csv`` has the correlation of learned and true log-ratio of events that their network has not
 seen, of B, and the AUC of boosted trees (extra `calibration`) that tell A from B in 20 observables, before
@@ -25,6 +27,7 @@ References
 
 import argparse
 import csv
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,13 +39,14 @@ from scipy.stats import chi2 as chi2_distribution
 
 import topreco
 from topreco.config import RatioTrainConfig, SimulationConfig, load_config
-from topreco.core.events import PRODUCTIONS, DileptonEvents, FloatArray, Truth, dataset_id
+from topreco.core.events import PRODUCTIONS, BoolArray, DileptonEvents, FloatArray, Truth, dataset_id
 from topreco.core.files import writable_folder
 from topreco.core.observables import compute_observables, spin_basis
 from topreco.core.skim import SkimWriter, read_skims
 from topreco.core.spin import event_spin_weight, spin_correlation_weight
 from topreco.evaluation.figures import save
 from topreco.evaluation.style import Label, canvas
+from topreco.measurement.classifier import Classifier, ClassifierSettings, cross_fitted, fit_log_ratio
 from topreco.network.train_ratio import train_ratio
 from topreco.simulation.decays import find_decays
 from topreco.simulation.pythia import generate, settings, start_pythia
@@ -169,6 +173,37 @@ class TrueRatio:
         return np.asarray(share * weight[0] + (1 - share) * weight[1])
 
 
+SMALL = ("m_tt", "y_tt", "cos_theta_star", "cos_1k_2k", "cos_1r_2r", "cos_1n_2n", "cos_1k_2r", "cos_1r_2k")
+"""Observables that the small networks see, all that the ratio depends on."""
+FOLDS, MEMBERS = 5, 4
+
+
+def small_networks(a: Truth, b: Truth) -> FloatArray:
+    """Log-ratio of the events of B, by the networks of OmniFold; the mean of some seeds, cross-fitted."""
+
+    def columns(truth: Truth) -> FloatArray:
+        found = compute_observables(SMALL, truth.tops, truth.tops.sum(1), truth.w_lepton, truth.valid)
+        # The ratio does not change when the beams are exchanged, nor when z is reflected.
+        found |= {name: np.abs(found[name]) for name in ("y_tt", "cos_theta_star")}
+        found["m_tt"] = np.log(found["m_tt"])
+        found["cos_1k_2r"] = found["cos_1k_2r"] + found.pop("cos_1r_2k")
+        return np.stack(list(found.values()), axis=1)
+
+    x = np.concatenate([columns(a), columns(b)])
+    in_a = np.arange(len(x)) < len(a)
+    fold = np.arange(len(x)) % FOLDS
+    members = []
+    for member in range(MEMBERS):
+
+        def fit_on(used: BoolArray, number: int, member: int = member) -> Classifier:
+            settings = ClassifierSettings()
+            return fit_log_ratio(x[used], 1.0 * in_a[used], 1.0 * ~in_a[used], settings, (member, number))
+
+        members.append(cross_fitted(fit_on, x, fold, FOLDS))
+    found: FloatArray = np.mean(members, axis=0)[~in_a]
+    return found
+
+
 # ---- comparison ------------------------------------------------------------------------------------------
 
 
@@ -211,7 +246,7 @@ def auc(a: FloatArray, b: FloatArray, weight: FloatArray, seed: int = 1) -> tupl
     order = np.random.default_rng(seed).permutation(len(x))
     train, test = order[::2], order[1::2]
     trees = HistGradientBoostingClassifier(
-        max_iter=100, learning_rate=0.1, early_stopping=True, random_state=seed
+        max_iter=50, learning_rate=0.1, early_stopping=True, random_state=seed
     )
     trees.fit(x[train], y[train], sample_weight=w[train])
     score = trees.predict_proba(x[test])[:, 1]
@@ -256,46 +291,57 @@ def main() -> None:
     parser.add_argument(
         "--events", type=int, nargs="+", required=True, help="numbers of events of A, and of B"
     )
+    parser.add_argument(
+        "--learners", nargs="+", default=["MLP", "network"], choices=["MLP", "network"], help="what learns"
+    )
     parser.add_argument("--config", default="ratio.yaml", help="recipe of the training")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the recipe")
     parser.add_argument("--output", type=Path, required=True, help="folder for samples and models")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of tables and figures")
     given = parser.parse_args()
     folder = writable_folder(given.output)
+    most = max(given.events)
+    paths = {name: folder / f"{name}_{most}.parquet" for name in ("a", "b")}
+    make_sample(paths["a"], most, 1, correlated=True)
+    make_sample(paths["b"], most, 2, correlated=False)
+    (_, all_a), (all_events, all_b) = (read_skims([path]) for path in paths.values())
+    assert all_a is not None
+    assert all_b is not None
     true_ratio = TrueRatio()
     rows, closures = [], []
-    for n in sorted(given.events):
-        a_path, b_path = (folder / f"{name}_{n}.parquet" for name in ("a", "b"))
-        make_sample(a_path, n, 1, correlated=True)
-        make_sample(b_path, n, 2, correlated=False)
-        started = time.monotonic()
-        own = [f'a=["{a_path}"]', f'b=["{b_path}"]', "model.inputs=generated", f"output={folder / str(n)}"]
-        train_ratio(load_config(RatioTrainConfig, given.config, [*given.set, *own]))
-        seconds = time.monotonic() - started
-        model: Any = topreco.load(folder / str(n) / "model.safetensors")
-        (_, a), (b_events, b) = read_skims([a_path]), read_skims([b_path])
-        assert a is not None
-        assert b is not None
-        learned, true = model.log_ratio(b_events, b), np.log(true_ratio(b))
+    for n, learner in itertools.product(sorted(given.events), given.learners):
+        a, b, events = all_a[:n], all_b[:n], all_events[:n]
+        true = np.log(true_ratio(b))
+        started = time.process_time()
+        if learner == "MLP":
+            learned = small_networks(a, b)
+        else:
+            own = [f'a=["{paths["a"]}"]', f'b=["{paths["b"]}"]', f"data.max_events={n}"]
+            own += ["model.inputs=generated", f"output={folder / str(n)}"]
+            path = train_ratio(load_config(RatioTrainConfig, given.config, [*given.set, *own]))
+            model: Any = topreco.load(path)
+            learned = model.log_ratio(events, b)
+        seconds = time.process_time() - started
         weight = np.exp(learned)
         in_a, in_b = observables(a), observables(b)
+        row: dict[str, Any] = {"events": n, "learner": learner, "cpu_s": round(seconds)}
         correlation = float(np.corrcoef(learned, true)[0, 1])
-        columns = [np.stack(list(of.values()), axis=1) for of in (in_a, in_b)]
-        row: dict[str, Any] = {"events": n, "training_s": round(seconds), "correlation": rounded(correlation)}
+        row["correlation"] = rounded(correlation)
         row["slope"] = rounded(float(np.polyfit(true, learned, 1)[0]))
         row["mean_weight"] = rounded(float(weight.mean()))
         row["effective_share"] = rounded(float(weight.sum() ** 2 / (weight**2).sum() / n))
         row["largest"] = rounded(float(weight.max()))
+        columns = [np.stack(list(of.values()), axis=1) for of in (in_a, in_b)]
         for name, w in {"before": np.ones(n), "learned": weight, "true": np.exp(true)}.items():
             row[f"auc_{name}"], row["auc_error"] = map(rounded, auc(*columns, w))
             for observable in OBSERVED:
                 chi2, bins, p = closure(in_a[observable], in_b[observable], w)
                 closures.append(
-                    {"events": n, "weights": name, "observable": observable}
+                    {"events": n, "learner": learner, "weights": name, "observable": observable}
                     | {"chi2": rounded(chi2), "degrees": bins, "p": rounded(p)}
                 )
         rows.append(row)
-        print(row)
+        print(row, flush=True)
         draw(learned, true, correlation, n, given.docs / "figures")
     write_csv(given.docs / "tables" / "ratio_spin.csv", rows)
     write_csv(given.docs / "tables" / "ratio_spin_closure.csv", closures)

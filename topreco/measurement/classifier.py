@@ -107,7 +107,7 @@ def fit_mean(x: FloatArray, y: FloatArray, settings: ClassifierSettings, seed: S
     return _fit(x, target, "mean", settings, seed, offset, scale)
 
 
-def cross_fitted(fit_on: Any, x: FloatArray, fold: IntArray, folds: int, others: Any = None) -> FloatArray:
+def cross_fitted(fit_on: Any, x: FloatArray | IntArray, fold: IntArray, folds: int, others: Any = None) -> FloatArray:
     """Outputs for rows by networks that have not seen them.
 
     Parameters
@@ -115,7 +115,7 @@ def cross_fitted(fit_on: Any, x: FloatArray, fold: IntArray, folds: int, others:
     fit_on
         Function that trains without a fold: its mask of rows to train on, shape (n,), and its number.
     x
-        Columns, shape (n, d).
+        Columns, shape (n, d), or numbers of rows, shape (n,).
     fold
         Fold of each row, shape (n,).
     folds
