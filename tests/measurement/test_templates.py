@@ -218,6 +218,33 @@ def test_the_signal_is_divided_by_bins_of_the_truth(results, sample):
     assert "jes" in found.processes[0].shapes
 
 
+def test_unrolled_pairs(sample, results):
+    """Templates of a pair have the bins of its matrix, without what is outside, and both axes as text."""
+    pair = {"truth": {"m_tt": [345, 500, 1500], "y_top": [-3, 0, 3]}}
+    settings = UnfoldingConfig(pairs=[pair])
+    histograms = book_responses(settings)
+    events, tops, truth, _ = sample["TT"]
+    where = {"dataset": "TT", "method": "m", "events": events, "pair": tops, "truth": truth}
+    fill_responses(histograms, settings.phase_space, **where)
+    every = [("nominal", events.weight)]
+    fill_generated(histograms, settings.phase_space, dataset="TT", truth=truth, weights=every)
+    found = results | {"histograms": histograms}
+    changes = {"channels": ["all"], "processes": SIGNAL_ALONE}
+    whole = build_templates(found, config(histogram="measured/m_tt_x_y_top", **changes))
+    values = pair_values(tops, events.lepton_p4, ["m_tt", "y_top"])
+    by_hand = np.histogram2d(values["m_tt"], values["y_top"], [*pair["truth"].values()])[0].ravel()
+    scale = 5.0 * 2000 / (GENERATED * 4000)
+    np.testing.assert_allclose(whole.processes[0].nominal["all"].value, by_hand * scale)
+    assert axis_text(whole.axes) == "m_tt [GeV]: 345, 500, 1500; y_top: -3, 0, 3"
+    divided = build_templates(found, config(histogram="response/m_tt_x_y_top", **changes))
+    assert sum(process.signal for process in divided.processes) == 4
+    assert [axis.label for axis in divided.truth] == ["m_tt [GeV]", "y_top"]
+    total = sum(process.nominal["all"].value for process in divided.processes)
+    np.testing.assert_allclose(total, whole.processes[0].nominal["all"].value)
+    with pytest.raises(TopRecoError, match="is unrolled already and keeps its bins"):
+        build_templates(found, config(histogram="measured/m_tt_x_y_top", edges=[0, 4], **changes))
+
+
 # ---- the datacard ----------------------------------------------------------------------------------------
 
 

@@ -37,6 +37,8 @@ from topreco.config.omnifold import OmniFoldConfig
 from topreco.config.running import (
     ClusterConfig,
     HistogramConfig,
+    PairBins,
+    ParticleLevelConfig,
     PepperWriteConfig,
     PhaseSpaceConfig,
     PreselectionConfig,
@@ -114,6 +116,8 @@ __all__ = [
     "ObjectSource",
     "OmniFoldConfig",
     "OptimiserConfig",
+    "PairBins",
+    "ParticleLevelConfig",
     "PepperWriteConfig",
     "PhaseSpaceConfig",
     "PosteriorConfig",

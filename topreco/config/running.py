@@ -184,9 +184,54 @@ class ResponseBins(Config):
         return self
 
 
+class PairBins(Config):
+    """Bins of the response matrix of two observables together."""
+
+    truth: dict[str, Edges]
+    """Edges by observable, of two."""
+    reco: dict[str, Edges] | None = None
+    """Edges of the same observables; null takes those of `truth`."""
+
+    @property
+    def name(self) -> str:
+        """Name of the pair in histograms: both observables with _x_ between them."""
+        return "_x_".join(self.truth)
+
+    @model_validator(mode="after")
+    def _of_two(self) -> Self:
+        _known({**self.truth, **(self.reco or {})})
+        if len(self.truth) != 2:
+            raise ValueError(f"edges of two observables expected, found {', '.join(self.truth) or 'none'}")
+        if self.reco is not None and list(self.reco) != list(self.truth):
+            raise ValueError(
+                f"'reco' has {', '.join(self.reco)}; {', '.join(self.truth)} as 'truth' expected"
+            )
+        return self
+
+
+class ParticleLevelConfig(Config):
+    """Generated particles of the phase space, pT in GeV: dressed leptons, jets with b hadrons, neutrinos."""
+
+    lepton_pt_min: NonNegative = 20.0
+    lepton_eta_max: Positive = 2.4
+    m_ll_min: NonNegative = 20.0
+    """Smallest invariant mass of both leptons."""
+    jet_pt_min: NonNegative = 30.0
+    jet_eta_max: Positive = 2.4
+    jet_lepton_delta_r: NonNegative = 0.4
+    """Jets closer to one of the leptons do not count."""
+    m_w: Mass = 80.4
+    m_top: Mass = 172.5
+    """Masses that leptons, neutrinos and jets are assigned by."""
+
+
 class PhaseSpaceConfig(Config):
     """Generated events that a measurement is unfolded to; with cuts on their partons, pT in GeV."""
 
+    level: Literal["parton", "particle"] = "parton"
+    """Top quarks before their decay, or pseudo-tops made of generated leptons, neutrinos and jets."""
+    particle: ParticleLevelConfig = ParticleLevelConfig()
+    """Cuts of the particle level, where those on partons have no meaning."""
     decay: Literal["dileptonic", "prompt", "any"] = "dileptonic"
     """Both W bosons give an e or μ, directly or through a τ; `prompt`: directly; `any`: every tt̄ pair."""
     lepton_pt_min: NonNegative = 0.0
@@ -196,13 +241,41 @@ class PhaseSpaceConfig(Config):
     """Smallest pT of both b quarks, before they radiate."""
     b_eta_max: Positive | None = None
 
+    @model_validator(mode="after")
+    def _cuts_of_the_level(self) -> Self:
+        if self.level == "parton":
+            if self.particle != ParticleLevelConfig():
+                raise ValueError("'particle' is for 'level: particle'")
+            return self
+        cuts = (self.lepton_pt_min, self.lepton_eta_max, self.b_pt_min, self.b_eta_max)
+        if self.decay == "any" or cuts != (0, None, 0, None):
+            raise ValueError(
+                "level: particle has its cuts in 'particle', and decay dileptonic or prompt; no other keys"
+            )
+        return self
+
 
 class UnfoldingConfig(Config):
     """Response matrices, with the generated spectra of all events; none by default."""
 
     observables: dict[str, ResponseBins] = {}
     """Bins by observable. A list of names, or of groups of them, takes fine bins."""
+    pairs: tuple[PairBins, ...] = ()
+    """Pairs of observables, each with one matrix whose bins are unrolled, the second observable fastest."""
     phase_space: PhaseSpaceConfig = PhaseSpaceConfig()
+
+    @property
+    def fills(self) -> bool:
+        """True if there is something to fill."""
+        return bool(self.observables or self.pairs)
+
+    @field_validator("pairs")
+    @classmethod
+    def _pairs_differ(cls, pairs: tuple[PairBins, ...]) -> tuple[PairBins, ...]:
+        names = [pair.name for pair in pairs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a pair is given twice: {', '.join(names)}")
+        return pairs
 
     @field_validator("observables", mode="before")
     @classmethod
@@ -395,7 +468,7 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _something_to_fill(self) -> Self:
-        if not self.histograms.observables and not self.unfolding.observables:
+        if not self.histograms.observables and not self.unfolding.fills:
             raise ValueError(
                 "histograms.observables: empty, and so is unfolding.observables; one or more observables of "
                 "either expected"

@@ -32,6 +32,7 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import CHANNELS
 from topreco.core.observables import OBSERVABLE_GROUPS, OBSERVABLES, Observable
 from topreco.core.statistics import MOMENTS, Array
+from topreco.evaluation.pairs import Unrolled, described, unrolled_axis
 
 SUBSETS = ("all", "common")
 COUNTS = ("n", "w", "ww")
@@ -193,16 +194,22 @@ def _category(name: str, categories: Sequence[str]) -> hist.axis.StrCategory:
     return hist.axis.StrCategory(categories, name=name, overflow=False)
 
 
-def truth_axis(observable: str, edges: Array | Sequence[float]) -> hist.axis.Variable:
-    """Axis of the true value of an observable."""
-    label = f"True {OBSERVABLES[observable].axis_label}"
-    return hist.axis.Variable(edges, name="truth", label=label)
+def truth_axis(
+    observable: str, edges: Array | Sequence[float], unrolled: Unrolled = ()
+) -> hist.axis.Variable:
+    """Axis of the true value of an observable, or of the bins of a pair."""
+    label = f"True {described(observable).axis_label}"
+    return unrolled_axis("truth", unrolled, label) if unrolled else _variable(edges, "truth", label)
 
 
-def reco_axis(observable: str, edges: Array | Sequence[float]) -> hist.axis.Variable:
-    """Axis of the reconstructed value of an observable."""
-    label = f"Reconstructed {OBSERVABLES[observable].axis_label}"
-    return hist.axis.Variable(edges, name="reco", label=label)
+def reco_axis(observable: str, edges: Array | Sequence[float], unrolled: Unrolled = ()) -> hist.axis.Variable:
+    """Axis of the reconstructed value of an observable, or of the bins of a pair."""
+    label = f"Reconstructed {described(observable).axis_label}"
+    return unrolled_axis("reco", unrolled, label) if unrolled else _variable(edges, "reco", label)
+
+
+def _variable(edges: Array | Sequence[float], name: str, label: str) -> hist.axis.Variable:
+    return hist.axis.Variable(edges, name=name, label=label)
 
 
 def truth_edges(config: HistogramConfig, name: str) -> Array:

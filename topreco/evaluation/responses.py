@@ -12,7 +12,9 @@ generated/OBSERVABLE          truth: all events of the phase space, whether sele
 
 They start with the axes dataset, method and variation, which grow, and channel; ``generated`` has no method
 and no channel, and only the variations of the generator. Every axis of an observable has under- and
-overflow. But for rounding, measured is the sum over truth of response, plus fakes.
+overflow. A pair of observables, such as ``m_tt_x_c_hel``, has its bins one after the other, and what is
+outside of the range of one of them in the overflow. But for rounding, measured is the sum over truth of
+response, plus fakes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,10 +25,10 @@ import numpy as np
 from topreco.config import NOMINAL, PhaseSpaceConfig, UnfoldingConfig
 from topreco.core import fourvector
 from topreco.core.events import BoolArray, DileptonEvents, TopPair, Truth
-from topreco.core.observables import OBSERVABLES
-from topreco.core.statistics import Array, check_weights, has_value
+from topreco.core.statistics import Array, check_weights
 from topreco.evaluation.fill import Filler, predicted_values, true_values
 from topreco.evaluation.histograms import DEFAULT_BINS, category_axes, fine_edges, reco_axis, truth_axis
+from topreco.evaluation.pairs import coordinate, members, unrolled_of
 
 
 def book_responses(config: UnfoldingConfig) -> dict[str, hist.Hist]:
@@ -35,13 +37,18 @@ def book_responses(config: UnfoldingConfig) -> dict[str, hist.Hist]:
     Parameters
     ----------
     config
-        Observables and their bins.
+        Observables and pairs of them, and their bins.
     """
     histograms = {}
+    axes_of = {}
     for name, bins in config.observables.items():
         edges = fine_edges(np.asarray(DEFAULT_BINS[name], float)) if bins.truth is None else bins.truth
-        truth = truth_axis(name, edges)
-        reco = reco_axis(name, edges if bins.reco is None else bins.reco)
+        axes_of[name] = truth_axis(name, edges), reco_axis(name, edges if bins.reco is None else bins.reco)
+    for pair in config.pairs:
+        both = pair.truth, pair.truth if pair.reco is None else pair.reco
+        unrolled = [tuple((name, tuple(edges)) for name, edges in bins.items()) for bins in both]
+        axes_of[pair.name] = truth_axis(pair.name, (), unrolled[0]), reco_axis(pair.name, (), unrolled[1])
+    for name, (truth, reco) in axes_of.items():
         common = category_axes()
         dataset, _, variation, _ = common
         axes = {
@@ -67,6 +74,8 @@ def in_phase_space(truth: Truth, config: PhaseSpaceConfig) -> BoolArray:
         Decay and cuts on the partons.
     """
     inside = truth.valid
+    if config.level == "particle":
+        return inside  # decided by `topreco.input.particle`
     if config.decay != "any":
         inside &= truth.dileptonic
     if config.decay == "prompt":
@@ -113,14 +122,13 @@ def fill_generated(
     """
     names = responses_of(histograms)
     inside = in_phase_space(truth, phase_space)
-    values = true_values(names, truth[inside])
+    values = true_values(_members(names), truth[inside])
     for variation, weight in weights:
         check_weights(weight, f"generated weight ({dataset}, {variation})")
         for name in names:
-            known = has_value(values[name], relative=OBSERVABLES[name].relative)
-            histograms[f"generated/{name}"].fill(
-                dataset, variation, values[name][known], weight=weight[inside][known]
-            )
+            histogram = histograms[f"generated/{name}"]
+            value, known = coordinate(name, unrolled_of(histogram.axes["truth"]), values)
+            histogram.fill(dataset, variation, value[known], weight=weight[inside][known])
 
 
 def fill_responses(
@@ -164,17 +172,19 @@ def fill_responses(
             raise ValueError(f"fill_responses: {n} events but {length} entries in {what} ({dataset})")
     names = responses_of(histograms)
     channel = events.channel.astype(np.intp)
-    predicted = predicted_values(names, events, pair)
+    predicted = predicted_values(_members(names), events, pair)
     inside = np.zeros(n, np.bool_) if truth is None else in_phase_space(truth, phase_space)
-    true = {} if truth is None else true_values(names, truth)
+    true = {} if truth is None else true_values(_members(names), truth)
     for name in names:
-        relative = OBSERVABLES[name].relative
-        solved = has_value(predicted[name], relative=relative)
-        signal = inside & has_value(true[name], relative=relative) if truth is not None else inside
         truth_axis, reco_axis = histograms[f"response/{name}"].axes[-2:]
+        value, solved = coordinate(name, unrolled_of(reco_axis), predicted)
         # Counted from the underflow on; the zeros in place of missing values are not filled.
-        reco = reco_axis.index(np.where(solved, predicted[name], 0.0)) + 1
-        generated = truth_axis.index(np.where(signal, true[name], 0.0)) + 1 if truth is not None else reco
+        reco = reco_axis.index(np.where(solved, value, 0.0)) + 1
+        signal, generated = inside, reco
+        if truth is not None:
+            value, known = coordinate(name, unrolled_of(truth_axis), true)
+            signal = inside & known
+            generated = truth_axis.index(np.where(signal, value, 0.0)) + 1
         parts = {"measured": (solved, [reco])}
         if truth is not None:
             parts |= {
@@ -189,6 +199,11 @@ def fill_responses(
                 filler.add({}, None, [channel[keep], *(index[keep] for index in bins)], weight[keep])
 
 
+def _members(names: Iterable[str]) -> list[str]:
+    """Observables that response matrices need, each once."""
+    return list(dict.fromkeys(member for name in names for member in members(name)))
+
+
 def responses_of(histograms: Mapping[str, hist.Hist]) -> tuple[str, ...]:
-    """Names of the observables with a response matrix, in the order of booking."""
+    """Names of the observables and pairs with a response matrix, in the order of booking."""
     return tuple(key.removeprefix("response/") for key in histograms if key.startswith("response/"))

@@ -1,6 +1,5 @@
 """Response matrices in files (ROOT for TUnfold and RooUnfold, JSON for all else), tables and figures."""
 
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,11 +14,10 @@ from topreco.config import NOMINAL
 from topreco.core.errors import TopRecoError
 from topreco.core.events import CHANNELS
 from topreco.core.files import complete_file, folder_name, plain, write_text
-from topreco.core.observables import OBSERVABLES
 from topreco.core.statistics import Estimate
 from topreco.evaluation.draw import plot_migration, plot_shares
 from topreco.evaluation.figures import FORMATS, save
-from topreco.evaluation.histograms import reco_axis, truth_axis
+from topreco.evaluation.pairs import described
 from topreco.evaluation.report import format_estimate, terminal_table
 from topreco.evaluation.responses import responses_of
 from topreco.evaluation.style import Label
@@ -129,7 +127,7 @@ def _rebinned(responses: ResponseMatrices, wanted: BinRequirements, signal: str 
     best: dict[tuple[str, str], ResponseMatrix] = {}
     failures = []
     for key, response in responses.items():
-        if key[1:] == (signal, key.observable, ALL_CHANNELS, NOMINAL):
+        if key[1:] == (signal, key.observable, ALL_CHANNELS, NOMINAL) and not response.truth_axes:
             try:
                 best[key.method, key.observable] = optimise(response, wanted)
             except TopRecoError as error:
@@ -138,6 +136,9 @@ def _rebinned(responses: ResponseMatrices, wanted: BinRequirements, signal: str 
         raise TopRecoError("; ".join(failures))
     found = {}
     for key, response in responses.items():
+        if response.truth_axes:  # a pair, which keeps its bins
+            found[key] = response
+            continue
         if (key.method, key.observable) not in best:
             raise TopRecoError(f"{key.method} reconstructs no event of {signal!r}, so there are no bins")
         edges = best[key.method, key.observable]
@@ -184,18 +185,27 @@ def write_responses(
     for method in dict.fromkeys(key.method for key in responses):
         of_method = {key: response for key, response in responses.items() if key.method == method}
         stem = Path(folder) / folder_name(method)
-        bins = {
-            key.observable: {"truth": response.truth_edges.tolist(), "reco": response.reco_edges.tolist()}
-            for key, response in of_method.items()
-        }
-        config = yaml.safe_dump(
-            {"unfolding": {"observables": bins}}, default_flow_style=None, sort_keys=False
-        )
+        config = yaml.safe_dump({"unfolding": _bins_of(of_method)}, default_flow_style=None, sort_keys=False)
         for suffix, text in ((".json", to_json(of_method, about=about)), (".yaml", config)):
             path = stem.with_name(f"{stem.name}{suffix}")
             write_text(path, text)
             paths.append(path)
     return paths
+
+
+def _bins_of(responses: ResponseMatrices) -> dict[str, Any]:
+    """Bins of response matrices as in the configuration of a run."""
+    observables, pairs = {}, {}
+    for key, response in responses.items():
+        if response.truth_axes:
+            both = {"truth": response.truth_axes, "reco": response.reco_axes}
+            pairs[key.observable] = {
+                level: {name: list(edges) for name, edges in axes} for level, axes in both.items()
+            }
+        else:
+            edges = {"truth": response.truth_edges.tolist(), "reco": response.reco_edges.tolist()}
+            observables[key.observable] = edges
+    return {"observables": observables} | ({"pairs": list(pairs.values())} if pairs else {})
 
 
 def root_histograms(response: ResponseMatrix, *, shares: bool = True) -> dict[str, hist.Hist]:
@@ -216,8 +226,7 @@ def root_histograms(response: ResponseMatrix, *, shares: bool = True) -> dict[st
         not solved or below the first edge; TUnfold takes the efficiency from there. Then ``measured``,
         ``fakes``, ``generated`` and ``not_reconstructed``.
     """
-    truth = truth_axis(response.observable, response.truth_edges)
-    reco = reco_axis(response.observable, response.reco_edges)
+    truth, reco = response.axes
     found = {"measured": response.measured.to_hist(reco)}
     if not response.has_truth:
         return found
@@ -258,6 +267,8 @@ def _content(response: ResponseMatrix) -> dict[str, Any]:
         "truth_edges": response.truth_edges.tolist(),
         "reco_edges": response.reco_edges.tolist(),
     }
+    if response.truth_axes:
+        found |= {"truth_axes": response.truth_axes, "reco_axes": response.reco_axes}
     for name in _SUMS if response.has_truth else ("measured",):
         sums: Sums = getattr(response, name)
         found |= {name: sums.value.tolist(), f"{name}_variance": sums.variance.tolist()}
@@ -304,7 +315,11 @@ def _matrix(entry: Mapping[str, Any]) -> ResponseMatrix:
         )
         for name, shape in shapes.items()
     }
-    return ResponseMatrix(entry["observable"], truth, reco, **sums)
+    axes = {
+        axis: tuple((name, tuple(edges)) for name, edges in entry.get(axis, ()))
+        for axis in ("truth_axes", "reco_axes")
+    }
+    return ResponseMatrix(entry["observable"], truth, reco, **sums, **axes)
 
 
 # ---- showing ---------------------------------------------------------------------------------------------
@@ -342,7 +357,7 @@ def save_figures(
     """
     paths: list[Path] = []
     for key, response in _nominal(responses):
-        observable = OBSERVABLES[key.observable]
+        observable = described(key.observable)
         matrix = plot_migration(
             response.response.value,
             response.truth_edges,
@@ -363,12 +378,11 @@ def tables(responses: ResponseMatrices) -> Iterator[Table]:
     """Tables of the fractions of each nominal response matrix with truth, over all channels."""
     for key, response in _nominal(responses):
         where = f"{key.observable}, {key.dataset}, {key.method}"
-        bins = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(response.truth_edges)]
         columns = [map(format_estimate, *getattr(response, name)) for name in SHARES]
         yield terminal_table(
             f"{where}: condition number {response.condition_number:.3g}",
             ("true bin", *SHARES),
-            zip(bins, *columns, strict=True),
+            zip(response.truth_bins, *columns, strict=True),
         )
 
 

@@ -10,7 +10,6 @@ Selected events from outside of the bins (NAME_outside) and fakes (NAME_fakes) a
 """
 
 import fnmatch
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from topreco.core.events import CHANNELS
 from topreco.core.observables import OBSERVABLES
 from topreco.core.statistics import Array
 from topreco.evaluation.histograms import N_GROWING, cells
+from topreco.evaluation.pairs import bin_ranges, unrolled_of
 from topreco.evaluation.report import UNDEFINED, format_estimate
 from topreco.evaluation.summary import ALL_CHANNELS
 from topreco.measurement.unfolding import Sums, read_response
@@ -241,13 +241,10 @@ class _Builder:
 
     def _label(self, axis: Any) -> str:
         """Text of an axis: the name of the observable in the key of the histogram, and its unit."""
-        observable = OBSERVABLES.get(self.config.histogram.partition("/")[2])
-        if observable is None:
+        name = self.config.histogram.partition("/")[2]
+        if name not in OBSERVABLES:
             return str(axis.label or axis.name)
-        unit = f" [{observable.unit}]" if observable.unit else ""
-        return (
-            f"{observable.name}{unit}" if len(self.read_axes) == 1 else f"{axis.name} {observable.name}{unit}"
-        )
+        return _text(name) if len(self.read_axes) == 1 else f"{axis.name} {_text(name)}"
 
     def _check_config(self) -> None:
         config = self.config
@@ -588,7 +585,13 @@ class _Builder:
 
 def unrolled_axes(axis: Any) -> tuple[Axis, ...]:
     """The axes whose bins an axis holds one after the other, empty for one of a single observable."""
-    return tuple(Axis(label, np.asarray(edges)) for label, edges in getattr(axis, "unrolled", ()))
+    return tuple(Axis(_text(name), np.asarray(edges)) for name, edges in unrolled_of(axis))
+
+
+def _text(name: str) -> str:
+    """Name of an observable with its unit."""
+    unit = OBSERVABLES[name].unit
+    return f"{name} [{unit}]" if unit else name
 
 
 def _is_category(axis: Any) -> bool:
@@ -689,5 +692,4 @@ def rows_of_yields(templates: Templates) -> tuple[list[str], list[list[str]]]:
 
 def bins_of(axes: Sequence[Axis]) -> list[str]:
     """Ranges of the bins of axes as text, in the order in which they are unrolled."""
-    ranges = [[f"{low:g} to {high:g}" for low, high in itertools.pairwise(axis.edges)] for axis in axes]
-    return [", ".join(combination) for combination in itertools.product(*ranges)]
+    return bin_ranges([axis.edges for axis in axes])

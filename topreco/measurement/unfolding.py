@@ -19,6 +19,7 @@ from topreco.core.errors import TopRecoError
 from topreco.core.events import CHANNELS
 from topreco.core.statistics import Array, Estimate, bin_starts, efficiency, merge_bins
 from topreco.evaluation.histograms import cells, reco_axis, truth_axis
+from topreco.evaluation.pairs import Unrolled, bin_ranges, unrolled_of
 from topreco.evaluation.responses import responses_of
 from topreco.evaluation.summary import ALL_CHANNELS
 
@@ -69,6 +70,9 @@ class ResponseMatrix:
         Events of the phase space that are selected, but not solved by the method, shape (k + 2,).
     generated
         All events of the phase space, of all channels, shape (k + 2,).
+    truth_axes, reco_axes
+        Names and edges of the observables of a pair, whose bins are unrolled and have whole numbers as edges;
+        empty for one observable.
 
     References
     ----------
@@ -87,6 +91,8 @@ class ResponseMatrix:
     fakes: Sums
     not_reconstructed: Sums
     generated: Sums
+    truth_axes: Unrolled = ()
+    reco_axes: Unrolled = ()
 
     @property
     def has_truth(self) -> bool:
@@ -99,9 +105,31 @@ class ResponseMatrix:
 
         None if one of their edges is no edge of the reconstructed bins.
         """
+        if self.truth_axes != self.reco_axes:
+            return self._migration_of_pair()
         if not np.isin(self.truth_edges, self.reco_edges).all():
             return None
         return self.response.merged(self.reco_edges, self.truth_edges, axis=1)
+
+    def _migration_of_pair(self) -> Sums | None:
+        """Migration matrix of a pair with finer reconstructed bins."""
+        group = np.zeros(1, np.intp)
+        for (_, coarse), (_, fine) in zip(self.truth_axes, self.reco_axes, strict=True):
+            if not np.isin(coarse, fine).all():
+                return None
+            place = np.searchsorted(coarse, fine[:-1], side="right") - 1
+            outside = (place < 0) | (place >= len(coarse) - 1)
+            # −1 is outside: it stays so in whatever bin of the other observable.
+            combined = group[:, None] * (len(coarse) - 1) + place
+            group = np.where((group[:, None] < 0) | outside, -1, combined).ravel()
+        k = len(self.truth_edges) - 1
+        target = np.concatenate([[0], np.where(group < 0, k, group) + 1, [k + 1]])
+        parts = []
+        for part in self.response:
+            merged = np.zeros((k + 2, k + 2))
+            np.add.at(merged.T, target, part.T)
+            parts.append(merged)
+        return Sums(*parts)
 
     @property
     def purity(self) -> Estimate:
@@ -196,8 +224,10 @@ class ResponseMatrix:
         Raises
         ------
         TopRecoError
-            If an edge is not among them.
+            If an edge is not among them, or this is the matrix of a pair.
         """
+        if self.truth_axes:
+            raise TopRecoError(f"{self.observable}: a pair of observables keeps its bins")
         edges = {"truth": np.asarray(truth_edges, float), "reco": np.asarray(reco_edges, float)}
         for axis, present in (("truth", self.truth_edges), ("reco", self.reco_edges)):
             other = edges[axis][~np.isin(edges[axis], present)]
@@ -221,8 +251,18 @@ class ResponseMatrix:
 
     def to_hist(self) -> hist.Hist:
         """`response` as a histogram with the axes truth and reco, flow included."""
-        axes = truth_axis(self.observable, self.truth_edges), reco_axis(self.observable, self.reco_edges)
-        return self.response.to_hist(*axes)
+        return self.response.to_hist(*self.axes)
+
+    @property
+    def axes(self) -> tuple[hist.axis.Variable, hist.axis.Variable]:
+        """Axes of histograms, truth and reco."""
+        truth = truth_axis(self.observable, self.truth_edges, self.truth_axes)
+        return truth, reco_axis(self.observable, self.reco_edges, self.reco_axes)
+
+    @property
+    def truth_bins(self) -> list[str]:
+        """Ranges of the truth bins as text, k of them."""
+        return bin_ranges([edges for _, edges in self.truth_axes] or [self.truth_edges])
 
     def _on_diagonal(self, axis: int) -> Estimate:
         k = len(self.truth_edges) - 1
@@ -299,6 +339,8 @@ def read_response(
         fakes=sums("fakes"),
         not_reconstructed=sums("not_reconstructed"),
         generated=_generated(histograms[f"generated/{observable}"], dataset, variation),
+        truth_axes=unrolled_of(truth),
+        reco_axes=unrolled_of(reco),
     )
 
 

@@ -299,7 +299,7 @@ def _is_pepper(files: Sequence[str], config: RunConfig) -> bool:
         return False
     if config.systematics != SystematicsConfig():
         raise TopRecoError(f"systematics: not for files of pepper, which has made its own: {file}")
-    if config.unfolding.observables:
+    if config.unfolding.fills:
         raise TopRecoError(f"unfolding: not for files of pepper, which lack the events it rejected: {file}")
     return True
 

@@ -24,6 +24,7 @@ from topreco.evaluation.histograms import book
 from topreco.evaluation.responses import book_responses, fill_generated, fill_responses
 from topreco.input.branches import Branches
 from topreco.input.event_cuts import check_event_cuts
+from topreco.input.particle import read_particle_level
 from topreco.input.pepper.read import is_pepper
 from topreco.input.pepper.select import select_pepper
 from topreco.input.selection import Selection, select_objects
@@ -103,7 +104,7 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         dataset = branches.metadata["dataset"]
         weights: dict[str, FloatArray] = {}
         if is_pepper(events):
-            if self.unfolding.observables:
+            if self.unfolding.fills:
                 raise TopRecoError(
                     f"unfolding: not for files of pepper, which lack the events it rejected: {dataset}"
                 )
@@ -128,8 +129,9 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
             weights=weights,
             metrics=self.systematics.metrics,
         )
-        if self.unfolding.observables:
-            histograms |= self._responses(branches, truth, samples, weights, pairs)
+        if self.unfolding.fills:
+            positions = {name: found.index for name, found in selected.items()}
+            histograms |= self._responses(branches, truth, samples, positions, weights, pairs)
         cutflow = selected[NOMINAL].cutflow.to_dict()
         output: dict[str, Any] = {"histograms": histograms, "cutflow": {dataset: cutflow}}
         if self.columns is not None:
@@ -177,7 +179,7 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         """Positions in the chunk and truth of events that any variation selects; for unfolding of all."""
         if not has_truth(branches):
             return np.empty(0, np.intp), None
-        if self.unfolding.observables:
+        if self.unfolding.fills:
             return np.arange(len(branches)), read_truth(branches)
         index = np.unique(np.concatenate([selection.index for selection in selected.values()]))
         return index, read_truth(branches[index])
@@ -187,12 +189,16 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         branches: Branches,
         truth: Truth | None,
         samples: Mapping[str, tuple[DileptonEvents, Truth | None]],
+        positions: Mapping[str, IntArray],
         weights: Mapping[str, FloatArray],
         pairs: Mapping[str, Mapping[str, TopPair]],
     ) -> dict[str, Any]:
         """Filled response matrices of the chunk, and the generated spectra of all its events."""
         dataset = branches.metadata["dataset"]
         histograms = book_responses(self.unfolding)
+        if truth is not None and self.unfolding.phase_space.level == "particle":
+            truth = read_particle_level(branches, self.unfolding.phase_space)
+            samples = {name: (events, truth[positions[name]]) for name, (events, _) in samples.items()}
         if truth is not None:
             fill_generated(
                 histograms,

@@ -106,7 +106,7 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
             "versions": versions(),
             "run": asdict(statistics),
         }
-        if config.unfolding.observables:
+        if config.unfolding.fills:
             metadata["kept"] = inputs.generated
         with complete_file(folder / "histograms.coffea") as temporary:
             # A list, so that coffea's `accumulate` adds the outputs of several runs.

@@ -6,7 +6,8 @@ import awkward as ak
 import numpy as np
 from numpy.typing import NDArray
 
-from topreco.core.constants import M_ELECTRON, M_MUON, PDG_TAU
+from topreco.core import fourvector
+from topreco.core.constants import M_ELECTRON, M_MUON, PDG_ELECTRON, PDG_MUON, PDG_TAU
 from topreco.simulation import detector, jets, mitigation
 from topreco.simulation.detector import ELECTRON, MUON, Floats, Particles
 from topreco.simulation.genparticles import Record, read_record
@@ -19,6 +20,11 @@ _BEAM_ETA = 20_000.0  # what CMS stores for particles along the beam
 _TIGHT_CUT_BASED = 4
 _FAILING_CUT_BASED = 1
 _TIGHT_JET_ID = 6
+_PDG_PHOTON = 22
+# Of `particleLevel` in CMSSW, which NanoAOD takes `GenDressedLepton` from.
+_DRESSING_RADIUS = 0.1
+_DRESSED_PT_MIN = 15.0
+_DRESSED_ETA_MAX = 2.5
 
 Integers = NDArray[np.int64]
 
@@ -135,6 +141,7 @@ def nanoaod(events: PythiaEvents, rng: np.random.Generator, pileup: PileUp | Non
             _kinematics(gen_jets) | {"hadronFlavour": gen_jets.flavour.astype(np.uint8)},
             n_events,
         ),
+        "GenDressedLepton": _dressed_leptons(events, event, record),
         "GenPart": _gen_part(events, event, record),
     }
 
@@ -252,6 +259,35 @@ def _missing_momentum(
     shift_pt = np.hypot(without_leptons[:, 1], without_leptons[:, 2]) * (correction - 1)
     met_sum = raw_sum + np.bincount(reco_jets.event, shift_pt, n_events)
     return (met, met_sum), (raw, raw_sum)
+
+
+def _dressed_leptons(events: PythiaEvents, event: Integers, record: Record) -> ak.Array:
+    """`GenDressedLepton`: electrons and muons not from hadrons, with the photons within ΔR = 0.1 of them."""
+    code, stable = np.abs(events.pdg_id), events.status > 0
+    prompt = np.isin(record.origin, (1, PDG_TAU)) & stable
+    is_lepton, is_photon = prompt & np.isin(code, (PDG_ELECTRON, PDG_MUON)), prompt & (code == _PDG_PHOTON)
+    positions = ak.unflatten(np.flatnonzero(is_lepton), np.bincount(event[is_lepton], minlength=len(events)))
+    photons = ak.unflatten(np.flatnonzero(is_photon), np.bincount(event[is_photon], minlength=len(events)))
+    lepton, photon = (ak.to_numpy(ak.flatten(x)) for x in ak.unzip(ak.cartesian([positions, photons])))
+    distance = fourvector.delta_r(events.p4[lepton], events.p4[photon])
+    # A photon belongs to the nearest lepton.
+    order = np.lexsort((distance, photon))
+    nearest = order[np.diff(photon[order], prepend=-1) != 0]
+    inside = nearest[distance[nearest] < _DRESSING_RADIUS]
+    p4 = events.p4.copy()
+    np.add.at(p4, lepton[inside], events.p4[photon[inside]])
+    chosen = np.flatnonzero(is_lepton)
+    p4 = p4[chosen]
+    kept = (fourvector.pt(p4) > _DRESSED_PT_MIN) & (np.abs(fourvector.eta(p4)) < _DRESSED_ETA_MAX)
+    chosen, p4 = chosen[kept], p4[kept]
+    order = np.lexsort((-fourvector.pt(p4), event[chosen]))
+    chosen, p4 = chosen[order], p4[order]
+    columns = {
+        **fourvector.to_pt_eta_phi_mass(p4),
+        "pdgId": events.pdg_id[chosen],
+        "hasTauAnc": record.origin[chosen] == PDG_TAU,
+    }
+    return _collection(event[chosen], columns, len(events))
 
 
 def _gen_part(events: PythiaEvents, event: Integers, record: Record) -> ak.Array:
