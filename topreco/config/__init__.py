@@ -13,7 +13,7 @@ from topreco.config.base import (
     shipped_folder,
 )
 from topreco.config.features import FeaturesConfig, lepton_branches
-from topreco.config.fileset import FileDetails, is_fileset
+from topreco.config.fileset import FileDetails, expand_files, is_fileset
 from topreco.config.model import (
     AnyModelConfig,
     BackboneConfig,
@@ -143,6 +143,7 @@ __all__ = [
     "WorkingPoint",
     "build_config",
     "dump_config",
+    "expand_files",
     "files_of",
     "find_config",
     "is_fileset",
