@@ -4,6 +4,8 @@
 #   make test-all  all tests, those of drawn examples with new ones
 #   make lint      style, types, layers
 #   make faults    thousands of damaged files, kills, full disks
+#   make docs      the manual, docs/_build/html/index.html; runs the quickstart notebook
+#   make dist      source distribution and wheel, checked
 #   make bench     benchmarks: results/bench.md; BENCH="chain solvers" runs some
 
 PYTHON ?= python3
@@ -12,7 +14,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-all lint faults bench clean
+.PHONY: demo test test-all lint faults docs dist bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -34,6 +36,14 @@ lint: $(VENV)/installed-dev
 faults: $(VENV)/installed-dev
 	TOPRECO_FAULTS=1 $(PYTEST) -rP tests/faults $(PYTEST_ARGS)
 
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+dist: $(VENV)/installed-docs
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
 bench: $(VENV)/installed-dev
 	$(BIN)/python scripts/bench/run_all.py $(BENCH)
 
@@ -49,5 +59,9 @@ $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP_INSTALL) --editable '.[sim,dask,parsl,onnx,pepper,mlflow,lloca,calibration,fit,dev]'
 	touch $@ $(VENV)/installed-demo
 
+$(VENV)/installed-docs: $(VENV)/installed-demo
+	$(PIP_INSTALL) --editable '.[docs,sim]' build twine
+	touch $@
+
 clean:
-	rm -rf $(VENV) results build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) results build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

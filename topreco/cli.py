@@ -26,6 +26,7 @@ from topreco.config import (
     TrainConfig,
     ValidationConfig,
     dump_config,
+    expand_files,
     is_fileset,
     load_config,
     load_study,
@@ -58,7 +59,10 @@ ResultsArgument = Annotated[
 ]
 FilesAndOverrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[FILE]... [KEY=VALUE]...", help="Input files and configuration overrides."),
+    typer.Argument(
+        metavar="[FILE]... [KEY=VALUE]...",
+        help="Input files, folders or lists of files (.txt), and configuration overrides.",
+    ),
 ]
 MethodsOption = Annotated[
     list[str] | None,
@@ -101,7 +105,7 @@ def _split(arguments: list[str] | None) -> tuple[list[str], list[str]]:
 
 
 def _fileset(files: list[str], dataset: str) -> Any:
-    """The fileset of file arguments: ROOT files of one dataset, or one JSON or YAML file of coffea's."""
+    """The fileset of file arguments: files of one dataset, or one JSON or YAML file of coffea's."""
     filesets = [file for file in files if is_fileset(file)]
     if filesets and (len(files) > 1 or dataset != "default"):
         raise TopRecoError(f"{filesets[0]}: a fileset, which names files and datasets, stands alone")
@@ -109,13 +113,13 @@ def _fileset(files: list[str], dataset: str) -> Any:
 
 
 def _root_files(files: list[str], command: str) -> list[str]:
-    """The files, none of which is a fileset."""
+    """The files, those of folders and lists included, none of which is a fileset."""
     for file in files:
         if is_fileset(file):
             raise TopRecoError(
                 f"{file}: a fileset, which `topreco run` takes; {command} takes files of one dataset"
             )
-    return files
+    return expand_files(files)
 
 
 def _processes(workers: int | None) -> int:
@@ -178,7 +182,7 @@ def skim(
     from topreco.input.skimming import make_skim
 
     files, overrides = _split(arguments)
-    _root_files(files, "skim")
+    files = _root_files(files, "skim")
     options = {"dataset": dataset, "selection.preset": preset, "selection.era": era}
     settings = load_config(SkimConfig, config, overrides, options)
     check_outputs([output], [config])
@@ -211,7 +215,7 @@ def pepper_write(
     from topreco.reconstruction.load import load_method
 
     files, overrides = _split(arguments)
-    _root_files(files, "pepper-write")
+    files = _root_files(files, "pepper-write")
     options = {"method": method, "column": column, "dataset": dataset}
     settings = load_config(PepperWriteConfig, config, overrides, options)
     loaded = load_method(settings.method, solvers=settings.solvers)
@@ -331,6 +335,10 @@ def run(
     output_columns: Annotated[
         Path | None, typer.Option(help="Folder for the results of each event, as friend trees.")
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check the inputs; print what would be done and how long it takes."),
+    ] = False,
     plots: PlotsOption = True,
     quiet: Quiet = False,
 ) -> None:
@@ -350,6 +358,14 @@ def run(
         "output_columns": output_columns,
     }
     configuration = load_config(RunConfig, config, overrides, options)
+    if dry_run:
+        from topreco.runs.plan import plan_run
+
+        plan = plan_run(configuration, progress=not quiet)
+        for table in plan.tables():
+            _console().print(table)
+        typer.echo(plan)
+        return
     result = run_processor(configuration, progress=not quiet)
     for name, cutflow in result.cutflow.items():
         _console().print(Cutflow.from_dict(cutflow).table(name))

@@ -9,4 +9,4 @@ _SPEC = importlib.util.spec_from_file_location(
 _MODULE = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(_MODULE)
 
-nano_file, emu = _MODULE.nano_file, _MODULE.emu
+nano_file, emu, random_events = _MODULE.nano_file, _MODULE.emu, _MODULE.random_events

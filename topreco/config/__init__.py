@@ -13,7 +13,7 @@ from topreco.config.base import (
     shipped_folder,
 )
 from topreco.config.features import FeaturesConfig, lepton_branches
-from topreco.config.fileset import FileDetails, is_fileset
+from topreco.config.fileset import FileDetails, expand_files, is_fileset
 from topreco.config.model import (
     AnyModelConfig,
     BackboneConfig,
@@ -152,6 +152,7 @@ __all__ = [
     "build_config",
     "combine_name",
     "dump_config",
+    "expand_files",
     "files_of",
     "find_config",
     "is_fileset",

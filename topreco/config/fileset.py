@@ -3,14 +3,16 @@
 import gzip
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from topreco.config.base import Config, ConfigError, read_yaml
+from topreco.core.errors import first_line
 
+_DATA = (".root", ".parquet")
 _SUFFIXES = (".json", ".json.gz", ".yaml", ".yml")
 _OF_DATASET = {"files", "metadata", "treename", "form", "compressed_form", "format", "did", "preload"}
 _OF_FILE = {"object_path", "steps", "num_entries", "uuid", "form", "save_form", "format"}
@@ -40,6 +42,51 @@ class FileDetails(Config):
             if following < stop:
                 raise ValueError(f"steps: [{start}, {stop}] and [{following}, {end}] overlap")
         return self
+
+
+def expand_files(names: Iterable[str]) -> list[str]:
+    """Input files, with the files of folders and of text files with lists in place of these.
+
+    Parameters
+    ----------
+    names
+        Files; folders, of which all ROOT and Parquet files count, those of subfolders included; and text
+        files (``.txt``) with one path or URL in each line, empty lines and those that begin with # excepted.
+
+    Returns
+    -------
+    files
+        In the given order; those of a folder sorted by name.
+
+    Raises
+    ------
+    ConfigError
+        If a folder or a list names no files, or a list cannot be read.
+    """
+    files: list[str] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(str(file) for suffix in _DATA for file in path.rglob(f"*{suffix}"))
+            if not found:
+                raise ConfigError(f"{name}: a folder without {' and '.join(_DATA)} files")
+            files += found
+        elif name.lower().endswith(".txt"):
+            files += _listed(path)
+        else:
+            files.append(name)
+    return files
+
+
+def _listed(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as a list of files: {first_line(error)}") from error
+    listed = [line for line in lines if line and not line.startswith("#")]
+    if not listed:
+        raise ConfigError(f"{path}: a list without files; one path or URL in each line expected")
+    return listed
 
 
 def is_fileset(name: str) -> bool:
@@ -76,7 +123,7 @@ def plain_fileset(content: Any) -> tuple[Any, set[str], dict[str, dict[str, Any]
     content
         Path of a file with it, or by dataset a list of files or a mapping with the key ``files``: a list, or
         by file the name of its tree or a mapping with ``object_path``, ``steps``, ``num_entries`` and
-        ``uuid``.
+        ``uuid``. A list may have folders and lists of files, see `expand_files`.
         Metadata and forms are not used.
 
     Raises
@@ -115,6 +162,9 @@ def plain_fileset(content: Any) -> tuple[Any, set[str], dict[str, dict[str, Any]
                     trees.add(str(found["object_path"]))
                 if kept := {name: found[name] for name in FileDetails.model_fields if name in found}:
                     details.setdefault(dataset, {})[file] = kept
+    for dataset, names in files.items():
+        if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+            files[dataset] = expand_files(names)
     return files, trees, details
 
 

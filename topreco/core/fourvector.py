@@ -134,7 +134,7 @@ def to_awkward(p4: Array) -> Any:
 
 
 def dot(a: Array, b: Array) -> Array:
-    """Minkowski product a·b = E_a E_b − **p**_a·**p**_b in GeV², shape (...)."""
+    """Minkowski product a·b = E_a E_b − p_a·p_b (p: momentum) in GeV², shape (...)."""
     return a[..., 0] * b[..., 0] - (a[..., 1:] * b[..., 1:]).sum(-1)
 
 

@@ -36,7 +36,7 @@ def normal_noise(events: DileptonEvents, shape: tuple[int, ...], seed: int) -> F
     Returns
     -------
     noise
-        Shape (n, *shape).
+        Shape (n, …), the dots for `shape`.
     """
     pairs = math.prod(shape) // 2
     key = (events.dataset, events.run, events.luminosity_block, events.event)

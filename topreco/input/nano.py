@@ -1,17 +1,25 @@
-"""Opening NanoAOD files, with one clear error for each way in which a file cannot be used."""
+"""Opening NanoAOD files, with one clear error for each way in which a file cannot be used.
+
+They are ROOT files with a TTree or an RNTuple, or Parquet files with one column for each branch.
+"""
 
 import difflib
+import hashlib
 import posixpath
 import re
 import struct
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import uproot
 from coffea.nanoevents import BaseSchema, NanoAODSchema, NanoEventsFactory
 
@@ -48,10 +56,6 @@ _TREES = ("TTree", "ROOT::RNTuple")
 _OTHER_TREES = {"Runs", "LuminosityBlocks", "MetaData", "ParameterSets"}
 
 _PARQUET = b"PAR1"
-_IS_PARQUET = (
-    "is Parquet, and topreco's commands read events from ROOT files alone; the library can: "
-    "topreco.reconstruct takes the NanoEvents of coffea's NanoEventsFactory.from_parquet"
-)
 
 XROOTD_TIMEOUT = 60
 """Seconds after which a request to an XRootD server fails; its client alone waits for many minutes."""
@@ -102,7 +106,7 @@ class FileSummary:
         Number of events that were generated for the file, whether it still contains them or not, and the sum
         of their weights, from its ``Runs`` tree; None without one, as in data.
     uuid
-        ROOT's identifier of the file, different for each file written.
+        ROOT's identifier of the file, different for each file written; of Parquet a hash of its metadata.
     sizes
         Number of elements in the first event, of the branches for which it was requested.
     evidence
@@ -136,9 +140,9 @@ def inspect_file(
     Parameters
     ----------
     path
-        ROOT file: a local path, or a URL such as ``root://host//path``, which uproot opens.
+        ROOT or Parquet file: a local path, or a URL such as ``root://host//path``.
     tree
-        Name of the tree.
+        Name of the tree, of no meaning for Parquet.
     branches
         Names that must be there besides run, luminosityBlock and event.
     sizes
@@ -155,8 +159,10 @@ def inspect_file(
     Raises
     ------
     InputError
-        If the file is missing, is not a ROOT file or is cut short, or the tree or a branch is missing.
+        If the file is missing, is of another kind or is cut short, or the tree or a branch is missing.
     """
+    if is_parquet(path):
+        return _inspect_parquet(path, branches, sizes, renamed)
     with _open(path) as file:
         found = None if _without_events(file) else _find_tree(file, path, tree, branches, renamed)
         try:
@@ -167,7 +173,7 @@ def inspect_file(
             ) from error
         if found is None:
             return FileSummary(0, frozenset(), generated, file.file.uuid.bytes)
-        n, names = int(found.num_entries), _one_copy(frozenset(found.keys()))
+        n, names = int(found.num_entries), _one_copy(frozenset(_names(found)))
         try:
             elements = _first_sizes(found, names.intersection(sizes)) if n else {}
         except Exception as error:
@@ -176,6 +182,79 @@ def inspect_file(
             ) from error
         evidence = _evidence(found, path, renamed.get("run", "run"))
         return FileSummary(n, names, generated, file.file.uuid.bytes, elements, evidence)
+
+
+def _names(tree: Any) -> list[str]:
+    """Names of branches as in NanoAOD; an RNTuple may have a collection Jet with fields Jet.pt."""
+    keys: list[str] = tree.keys()
+    if not _is_rntuple(tree):
+        return keys
+    collections = {key.partition(".")[0] for key in keys if "." in key}
+    return [f"n{key}" if key in collections else key.replace(".", "_") for key in keys]
+
+
+def _is_rntuple(tree: Any) -> bool:
+    # A TTree has branches, an RNTuple fields.
+    return not hasattr(tree, "branches")
+
+
+def is_parquet(path: str | Path) -> bool:
+    """Return True for a Parquet file, which of remote ones the name says."""
+    if is_remote(path):
+        return str(path).endswith(".parquet")
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(len(_PARQUET)) == _PARQUET
+    except OSError:
+        return False
+
+
+def _inspect_parquet(
+    path: str | Path, branches: Iterable[str], sizes: Iterable[str], renamed: Mapping[str, str]
+) -> FileSummary:
+    """`inspect_file` for Parquet, which has neither titles of branches nor sums of the generator."""
+    with _open_parquet(path) as file:
+        names = file.schema_arrow.names
+        records = [column.name for column in file.schema_arrow if _has_fields(column.type)]
+        if records:
+            raise InputError(
+                f"{path}: column {records[0]!r} has fields of its own; a column for each branch expected, "
+                f"such as {records[0]}_pt"
+            )
+        _require(path, names, branches, renamed)
+        n, elements, evidence = file.metadata.num_rows, {}, NO_EVIDENCE
+        if n:
+            first = next(file.iter_batches(1, columns=[name for name in sizes if name in names]), None)
+            values = {} if first is None else first.to_pydict()
+            elements = {name: len(value[0]) for name, value in values.items() if isinstance(value[0], list)}
+        if n and "genWeight" not in names:
+            runs = file.read([renamed.get("run", "run")]).column(0)
+            evidence = Evidence((), (int(runs[0].as_py()), int(runs[-1].as_py())))
+        identity = hashlib.sha256(f"{n} {file.metadata.serialized_size}".encode())
+        for i in range(file.metadata.num_row_groups):
+            identity.update(str(file.metadata.row_group(i).to_dict()).encode())
+        return FileSummary(n, _one_copy(frozenset(names)), None, identity.digest()[:16], elements, evidence)
+
+
+def _has_fields(kind: Any) -> bool:
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_struct(kind))
+
+
+@contextmanager
+def _open_parquet(path: str | Path) -> Iterator[Any]:
+    """A Parquet file; what goes wrong while it is open is an error of the file."""
+    try:
+        with fsspec.open(str(path), "rb") as stream, pq.ParquetFile(stream) as file:
+            yield file
+    # pyarrow's errors have several bases, and so have those of remote files.
+    except TopRecoError:
+        raise
+    except ImportError as error:
+        raise TopRecoError(f"{path}: cannot be opened ({first_line(error)})") from error
+    except Exception as error:
+        raise BadFileError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error
 
 
 def _without_events(file: Any) -> bool:
@@ -244,6 +323,9 @@ def open_events(
     InputError
         See `inspect_file`.
     """
+    if is_parquet(path):
+        _inspect_parquet(path, (), (), renamed)
+        return _parquet_events(path, entry_start, entry_stop)
     file = _open(path)
     _find_tree(file, path, tree, (), renamed)
     return _nano_events(file, path, tree, entry_start, entry_stop)
@@ -258,12 +340,12 @@ def iterate_events(
     schema: type[BaseSchema] = QuietNanoAODSchema,
     renamed: Mapping[str, str] = NOT_RENAMED,
 ) -> Iterator[Any]:
-    """Events of a ROOT file, a chunk at a time.
+    """Events of a file, a chunk at a time.
 
     Parameters
     ----------
     path
-        ROOT file, local or a URL.
+        ROOT or Parquet file, local or a URL.
     tree
         Name of the tree.
     step_size
@@ -287,6 +369,11 @@ def iterate_events(
     InputError
         See `inspect_file`.
     """
+    if is_parquet(path):
+        n = _inspect_parquet(path, (), (), renamed).n_entries
+        for start in range(0, max(n, 1), step_size):
+            yield _parquet_events(path, start, min(start + step_size, n), schema)
+        return
     with _open(path) as file:
         n = int(_find_tree(file, path, tree, (), renamed).num_entries)
         for start in range(0, max(n, 1), step_size):
@@ -416,8 +503,6 @@ def _open(path: str | Path) -> Any:
         raise TopRecoError(f"{path}: cannot be opened ({first_line(error)}{extra})") from error
     # FSSpec, XRootD and ROOT's own format each raise errors of their own.
     except Exception as error:
-        if repr(_PARQUET) in str(error):
-            raise BadFileError(f"{path}: {_IS_PARQUET}") from error
         raise BadFileError(f"{path}: cannot be opened as a ROOT file ({first_line(error)})") from error
 
 
@@ -433,8 +518,6 @@ def _check_local(path: Path) -> None:
         raise BadFileError(f"{path}: no such file") from error
     except OSError as error:
         raise BadFileError(f"{path}: cannot be read ({error.strerror})") from error
-    if header[:4] == _PARQUET:
-        raise BadFileError(f"{path}: {_IS_PARQUET}")
     if header[:4] != b"root":
         raise BadFileError(
             f"{path}: not a ROOT file, it starts with {header[:4]!r}"
@@ -461,12 +544,20 @@ def _find_tree(
         cycles = [name for name, kind in kinds.items() if kind in _TREES]
         trees = list(dict.fromkeys(name.partition(";")[0] for name in cycles))
         found = file[tree] if tree.lstrip("/") in (*trees, *cycles) else None
-        present = [] if found is None else found.keys()
+        present = [] if found is None else _names(found)
     except Exception as error:
         raise BadFileError(f"{path}: damaged, tree {tree!r} cannot be read ({first_line(error)})") from error
     if found is None:
         names_found = ", ".join(map(printable, cycles if ";" in tree else trees)) or "none"
         raise BadFileError(f"{path}: no tree {tree!r}; present: {names_found}")
+    _require(path, present, branches, renamed)
+    return found
+
+
+def _require(
+    path: str | Path, present: Collection[str], branches: Iterable[str], renamed: Mapping[str, str]
+) -> None:
+    """Raise `InputError` unless the event key and all branches are there."""
     names = set(present)
     for branch in EVENT_KEY:
         stored = renamed.get(branch, branch)
@@ -476,7 +567,6 @@ def _find_tree(
     for branch in branches:
         if branch not in names:
             raise InputError(f"{path}: {missing_branch(branch, present)}")
-    return found
 
 
 def _generator_sums(file: Any) -> tuple[int, float] | None:
@@ -503,7 +593,10 @@ def _nano_events(
     options = {}
     if branches is not None:
         wanted = set(branches) | set(EVENT_KEY)
-        wanted |= {f"n{name.partition('_')[0]}" for name in branches}
+        collections = {name.partition("_")[0] for name in branches}
+        wanted |= {f"n{name}" for name in collections}
+        if _is_rntuple(file[tree]):
+            wanted |= collections
         options["filter_name"] = lambda name: name in wanted
     try:
         return NanoEventsFactory.from_root(
@@ -518,3 +611,21 @@ def _nano_events(
         ).events()
     except Exception as error:
         raise BadFileError(f"{path}: damaged, tree {tree!r} cannot be read ({first_line(error)})") from error
+
+
+def _parquet_events(
+    path: str | Path,
+    entry_start: int | None,
+    entry_stop: int | None,
+    schema: type[BaseSchema] = QuietNanoAODSchema,
+) -> Any:
+    try:
+        return NanoEventsFactory.from_parquet(
+            str(path),
+            entry_start=entry_start,
+            entry_stop=entry_stop,
+            schemaclass=schema,
+            metadata={"filename": str(path), "treename": "", "entrystart": entry_start or 0},
+        ).events()
+    except Exception as error:
+        raise BadFileError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error

@@ -51,7 +51,8 @@ class Sums(NamedTuple):
 class ResponseMatrix:
     """Response matrix of one observable, method, channel and variation, with all events that are not in it.
 
-    There are k truth bins and m reconstructed ones, flow not counted.
+    There are k truth bins and m reconstructed ones, flow not counted. Purity and stability are those of [1]_,
+    the matrix is what TUnfold takes [2]_, and the condition number is that of [3]_.
 
     Attributes
     ----------
@@ -133,12 +134,12 @@ class ResponseMatrix:
 
     @property
     def purity(self) -> Estimate:
-        """Purity pᵢ = N(reco i, gen i) / N(reco i) of signal events in the bins of truth [1]_, shape (k,)."""
+        """Purity pᵢ = N(reco i, gen i) / N(reco i) of signal events in the bins of truth, shape (k,)."""
         return self._on_diagonal(axis=0)
 
     @property
     def stability(self) -> Estimate:
-        """Stability sᵢ = N(reco i, gen i) / N(gen i, reconstructed anywhere) [1]_, shape (k,)."""
+        """Stability sᵢ = N(reco i, gen i) / N(gen i, reconstructed anywhere), shape (k,)."""
         return self._on_diagonal(axis=1)
 
     @property
@@ -184,7 +185,7 @@ class ResponseMatrix:
 
     @property
     def condition_number(self) -> float:
-        """Condition number κ = σ_max/σ_min of `probability` without flow, from its singular values [3]_.
+        """Condition number κ = σ_max/σ_min of `probability` without flow, from its singular values.
 
         It bounds by how much an inversion magnifies fluctuations. Infinite where the matrix cannot be
         inverted, as with more truth bins than reconstructed ones; NaN if a truth bin has no events.

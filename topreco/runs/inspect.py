@@ -18,6 +18,7 @@ from topreco.input.nano import (
     check_copies,
     check_distinct,
     inspect_file,
+    is_parquet,
     is_remote,
 )
 from topreco.input.pepper.hdf5 import is_hdf5
@@ -59,6 +60,8 @@ class Inputs:
     ----------
     pepper
         True for event files of pepper.
+    parquet
+        True for Parquet files.
     files
         Summaries of the files that can be used, by dataset and file.
     skipped
@@ -74,6 +77,7 @@ class Inputs:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     presets: dict[str, str] = field(default_factory=dict)
     details: Mapping[str, Mapping[str, FileDetails]] = field(default_factory=dict)
+    parquet: bool = False
 
     @property
     def generated(self) -> dict[str, dict[str, int]]:
@@ -117,6 +121,7 @@ def inspect_inputs(config: RunConfig, *, progress: bool) -> Inputs:
     check_corrections(config.systematics)
     check_event_cuts(config.selection)
     names = [(dataset, file) for dataset, files in config.fileset.items() for file in files]
+    parquet = _all_parquet([file for _, file in names])
     pepper = _is_pepper([file for _, file in names], config)
     sizes = config.selection.in_file(element_branches(config.systematics))
 
@@ -185,7 +190,7 @@ def inspect_inputs(config: RunConfig, *, progress: bool) -> Inputs:
         preset = describe_preset(config.selection, resolved, common_evidence(of_dataset.values()))
         constant = _constant_weights(dataset, next(iter(of_dataset.values())), resolved, config)
         presets[dataset] = f"{preset}; weight 1: {', '.join(constant)}" if constant else preset
-    return Inputs(pepper, usable, skipped, presets, config.details)
+    return Inputs(pepper, usable, skipped, presets, config.details, parquet)
 
 
 def _check_names(dataset: str, files: Sequence[str]) -> None:
@@ -285,6 +290,17 @@ def _require_all_or_none(
                 f"{lacking}: no {what}, but {having[0]} has them; "
                 "the files of a dataset must have them all or none"
             )
+
+
+def _all_parquet(files: Sequence[str]) -> bool:
+    """Return True if all files are Parquet; one coffea Runner reads either these or ROOT files."""
+    kinds = {is_parquet(file): file for file in files}
+    if len(kinds) > 1:
+        raise TopRecoError(
+            f"fileset: {kinds[True]} is Parquet and {kinds[False]} is not; files of one kind expected, "
+            "`topreco plot` adds up several runs"
+        )
+    return True in kinds
 
 
 def _is_pepper(files: Sequence[str], config: RunConfig) -> bool:

@@ -17,6 +17,7 @@ from coffea.processor.executor import FileMeta, WorkItem
 from topreco.config import RunConfig, files_of
 from topreco.core.errors import TopRecoError
 from topreco.core.files import check_outputs, complete_file, folder_name, writable_folder, write_text
+from topreco.core.method import Method
 from topreco.core.versions import versions
 from topreco.evaluation.report import write_report
 from topreco.evaluation.summary import summarise
@@ -55,40 +56,13 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
     TopRecoError
         If a file or method cannot be used, or the output folder cannot be written; nothing is left behind.
     """
-    if not config.fileset:
-        raise TopRecoError("fileset: no input files; give them as arguments or in the configuration")
-    if not config.methods:
-        raise TopRecoError("methods: none given; name a model or a model file (--method dilepton)")
-    config = _with_absolute_paths(config)
-    read: list[str | Path] = [*itertools.chain(*config.fileset.values()), *files_of(config), *config.methods]
-    names = ("histograms.coffea", "results.json", "results.md", "cutflow.json", "run.json", "columns.json")
-    check_outputs((config.output / name for name in names), read)
-    methods = load_methods(
-        config.methods,
-        threads=1,
-        solvers=config.solvers,
-        ship=config.ship_model,
-        # Histograms do not need them.
-        quantiles=config.output_columns is not None or bool(config.min_quality),
-        summary=config.summary,
-        min_quality=config.min_quality,
-    )
-    # All problems with the input are found before the first worker starts, those with features included.
-    selection = config.selection.with_features(needed_features(methods))
-    inputs = inspect_inputs(config.model_copy(update={"selection": selection}), progress=progress)
+    config, methods, inputs = prepare(config, progress=progress)
     columns = None
     if config.output_columns is not None:
         columns = ColumnWriter(
             config.output_columns.absolute(), config.columns_format, config.columns_samples
         )
-    instance = DileptonProcessor(
-        methods,
-        config.selection,
-        config.histograms,
-        systematics=config.systematics,
-        columns=columns,
-        unfolding=config.unfolding,
-    )
+    instance = make_processor(config, methods, columns)
     description = describe_configuration(config, methods)
     with _output_folder(config.output) as folder:
         checkpointer = None
@@ -120,6 +94,68 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
             write_text(folder / "columns.json", json.dumps(manifest, indent=1) + "\n")
             _require_files(columns.folder, files, folder)
     return RunResult(output["histograms"], output["cutflow"], summary, statistics, folder, inputs.presets)
+
+
+def prepare(config: RunConfig, *, progress: bool) -> tuple[RunConfig, list[Method], Inputs]:
+    """All that is checked before the first worker starts.
+
+    Parameters
+    ----------
+    config
+        Files, methods, cuts and execution.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    config
+        The same with absolute paths.
+    methods
+        The methods, loaded.
+    inputs
+        The files, inspected.
+
+    Raises
+    ------
+    TopRecoError
+        If a file or method cannot be used, or an output is one of the inputs.
+    """
+    if not config.fileset:
+        raise TopRecoError("fileset: no input files; give them as arguments or in the configuration")
+    if not config.methods:
+        raise TopRecoError("methods: none given; name a model or a model file (--method dilepton)")
+    config = _with_absolute_paths(config)
+    read: list[str | Path] = [*itertools.chain(*config.fileset.values()), *files_of(config), *config.methods]
+    names = ("histograms.coffea", "results.json", "results.md", "cutflow.json", "run.json", "columns.json")
+    check_outputs((config.output / name for name in names), read)
+    methods = load_methods(
+        config.methods,
+        threads=1,
+        solvers=config.solvers,
+        ship=config.ship_model,
+        # Histograms do not need them.
+        quantiles=config.output_columns is not None or bool(config.min_quality),
+        summary=config.summary,
+        min_quality=config.min_quality,
+    )
+    # All problems with the input are found before the first worker starts, those with features included.
+    selection = config.selection.with_features(needed_features(methods))
+    inputs = inspect_inputs(config.model_copy(update={"selection": selection}), progress=progress)
+    return config, methods, inputs
+
+
+def make_processor(
+    config: RunConfig, methods: Sequence[Method], columns: ColumnWriter | None
+) -> DileptonProcessor:
+    """Processor of a run, see `prepare`."""
+    return DileptonProcessor(
+        methods,
+        config.selection,
+        config.histograms,
+        systematics=config.systematics,
+        columns=columns,
+        unfolding=config.unfolding,
+    )
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -179,12 +215,13 @@ def _run(
         runner = processor.Runner(
             executor,
             schema=PepperSchema if inputs.pepper else QuietNanoAODSchema,
+            format="parquet" if inputs.parquet else "root",
             skipbadfiles=(OSError,) if config.skip_bad_files else False,
             xrootdtimeout=XROOTD_TIMEOUT,
             savemetrics=True,
             checkpointer=checkpointer,
         )
-        chunks = _chunks(inputs, config)
+        chunks = chunks_of(inputs, config)
         resumed = [chunk for chunk in chunks if checkpointer is not None and checkpointer.has(chunk)]
         start = time.perf_counter()
         result = runner.run(chunks, SkipBadChunks(instance) if config.skip_bad_files else instance)
@@ -221,7 +258,7 @@ def _run(
     )
 
 
-def _chunks(inputs: Inputs, config: RunConfig) -> list[WorkItem]:
+def chunks_of(inputs: Inputs, config: RunConfig) -> list[WorkItem]:
     """Chunks of all files that have events.
 
     coffea's own preprocessing would open every file once more, and takes no name beyond ASCII.
