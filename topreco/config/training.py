@@ -124,6 +124,9 @@ class DataConfig(Config):
 
     files: tuple[Path, ...] = ()
     """Skims written by `topreco skim`."""
+    spectra: tuple[Path, ...] = ()
+    """Skims of samples with all generated events, whose spectra of these priors of a posterior need; for a
+    training whose own files have a preselection or are parts of samples of the same process."""
     validation_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.2
     """With several folds each network is tested on its fold instead."""

@@ -15,6 +15,7 @@ import torch
 from topreco.config import DataConfig
 from topreco.core.events import dataset_id, toy_events
 from topreco.core.observables import c_hel
+from topreco.core.prior import Spectra
 from topreco.core.skim import SkimError, SkimWriter
 from topreco.network.fit import data as training_data
 from topreco.network.fit.data import read_training_data, share_training_data
@@ -75,6 +76,23 @@ def test_summary_names_files_without_folders(skim, events, tmp_path):
     assert sum(counts.values()) == data.summary["events"] == 100
     assert counts["test"] == (split_of(events, DataConfig()) == 2).sum()
     assert str(tmp_path) not in str(data.summary)
+
+
+def test_spectra_of_a_complete_sample(skim, events, truth_of, tmp_path):
+    """They stand for those of files that hold a part of the generated events."""
+    truth, ones = truth_of(events), np.ones(100)
+    whole = Spectra.of(truth, ones, truth[:30], ones[:30])
+    part = dataclasses.replace(whole.scaled(2.0), complete=False)
+    training = write(tmp_path / "part.parquet", events, truth, spectra=part.to_dict())
+    complete = write(tmp_path / "whole.parquet", events, truth, spectra=whole.to_dict())
+    assert "spectra" not in read(DataConfig(files=(training,))).summary
+    data = read(DataConfig(files=(training,), spectra=(complete, complete)))
+    found = Spectra.from_dict(data.summary["spectra"])
+    np.testing.assert_array_equal(found.generated, 2 * whole.generated)
+    assert found.complete
+    for path, state in ((training, "spectra of a part of the generated events"), (skim, "no spectra")):
+        with pytest.raises(TrainingError, match=rf"{path.name}: {state} \(data.spectra\)"):
+            read(DataConfig(files=(skim,), spectra=(path,)))
 
 
 def test_the_splits_of_a_network_share_no_event(skim):

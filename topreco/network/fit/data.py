@@ -207,6 +207,18 @@ def share_training_data(
     return data
 
 
+def _complete_spectra(path: Path) -> dict[str, Any]:
+    """Metadata of a skim that has the spectra of all generated events."""
+    metadata = Skim(path).metadata
+    found = metadata.get(METADATA_KEY)
+    if found is None or not found["complete"]:
+        state = "no spectra" if found is None else "spectra of a part of the generated events"
+        raise TrainingError(
+            f"{path}: {state} (data.spectra); a skim of a sample of tt̄ without preselection expected"
+        )
+    return metadata
+
+
 def _budgets(config: DataConfig, skims: Sequence[Skim]) -> list[int]:
     """Number of events to read from each skim: the same share, rounded so that the sum is right."""
     ends = np.cumsum([0, *map(len, skims)])
@@ -336,6 +348,8 @@ class _Reader(NamedTuple):
             wanted = decayed if config.require_dileptonic else "two true tops"
             hint = "; data.require_dileptonic=false asks for no decay" if config.require_dileptonic else ""
             raise TrainingError(f"data.files: no event of {names} has {wanted}{hint}")
+        if config.spectra:
+            spectra = [_complete_spectra(path) for path in config.spectra]
         if config.normalise_weights:
             weight = _normalised(weight, dataset)
         # JSON readers lose the digits of 64-bit integers.
@@ -344,7 +358,7 @@ class _Reader(NamedTuple):
             "files": files,
             "dataset_ids": [str(identity) for identity in sorted(numbers)],
             "events": len(weight),
-            # The prior of the training: of the files that hold all generated events.
+            # The prior of the training: of files that hold all generated events.
             **({METADATA_KEY: total.to_dict()} if spectra and (total := sum_spectra(spectra)) else {}),
             "networks": [
                 {
