@@ -14,6 +14,7 @@ from rich.console import Console
 
 from topreco.config import (
     Config,
+    DiagnoseConfig,
     OmniFoldConfig,
     PepperWriteConfig,
     RatioTrainConfig,
@@ -583,10 +584,23 @@ def omnifold(
     typer.echo(f"results: {result.folder}")
 
 
+@app.command()
+def diagnose(overrides: Overrides = None, config: ConfigOption = None) -> None:
+    """Compare data with simulation by a classifier: AUC, which observables carry it, closure with weights."""
+    from topreco.measurement import diagnose as of_samples
+
+    result = of_samples.diagnose(load_config(DiagnoseConfig, config, overrides or []))
+    _console().print(of_samples.table(result))
+    typer.echo(of_samples.summary(result))
+    typer.echo(f"results: {result.folder}")
+
+
 @app.command("config")
 def show_config(
     kind: Annotated[
-        Literal["simulate", "skim", "train", "study", "run", "omnifold", "pepper-write", "validate"],
+        Literal[
+            "simulate", "skim", "train", "study", "run", "omnifold", "diagnose", "pepper-write", "validate"
+        ],
         typer.Argument(help="The command."),
     ],
     overrides: Overrides = None,
@@ -599,6 +613,7 @@ def show_config(
         "study": StudyConfig,
         "run": RunConfig,
         "omnifold": OmniFoldConfig,
+        "diagnose": DiagnoseConfig,
         "pepper-write": PepperWriteConfig,
         "validate": ValidationConfig,
     }

@@ -701,6 +701,10 @@ def pair_values(pair: TopPair, leptons: FloatArray, names: Iterable[str]) -> dic
     """
     names = tuple(dict.fromkeys(names))
     own: Mapping[str, FloatArray] = pair.observables or {}
+    if "m_tt" in own:
+        # Functions of m_tt alone.
+        beta = _beta(np.asarray(own["m_tt"], np.float64))
+        own = {"beta_t": beta, "relative_velocity": _relative(beta)} | dict(own)
     absent = [name for name in names if name not in own]
     computed = compute_observables(absent, pair.p4, pair.system, leptons, pair.valid) if absent else {}
     return {

@@ -88,6 +88,7 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
         systematics=config.systematics,
         columns=columns,
         unfolding=config.unfolding,
+        ratios=config.ratios,
     )
     description = describe_configuration(config, methods)
     with _output_folder(config.output) as folder:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from topreco.config import PosteriorConfig
 from topreco.core import fourvector
 from topreco.core.events import QUANTILE_LEVELS, DileptonEvents, FloatArray, Truth
-from topreco.core.observables import OBSERVABLES, observable_values
+from topreco.core.observables import OBSERVABLE_GROUPS, OBSERVABLES, observable_values
 from topreco.core.statistics import fraction, metric_values
 from topreco.network.task import Columns, Evaluated, Task
 from topreco.network.tasks.calibration import HIGH, LOW, CalibratedQuantiles, Calibration, rising_quantiles
@@ -37,7 +37,11 @@ if TYPE_CHECKING:
     from topreco.network.tasks.posterior import PosteriorNetwork
 
 # Fixed by the method (on-shell tops), or measured without the tops.
-SUMMARISED = tuple(name for name in OBSERVABLES if name not in {"m_top", "m_antitop", "delta_phi_ll"})
+SUMMARISED = tuple(
+    name
+    for name in OBSERVABLES
+    if name not in {"m_top", "m_antitop", "delta_phi_ll", *OBSERVABLE_GROUPS["threshold"]}
+)
 """Observables with means and quantiles."""
 
 DIMENSIONS = 6
