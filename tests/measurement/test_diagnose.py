@@ -92,13 +92,13 @@ def test_a_wrong_met_is_found_and_weighted_away(tmp_path, simulation, signs):
 
 
 def test_events_without_jets():
-    events = toy_events(5, max_jets=1)
+    events = toy_events(5, max_jets=2)
     events = dataclasses.replace(
-        events, jet_mask=np.zeros((5, 1), bool), jets=np.zeros((5, 1, 4)), jet_tagged=np.zeros((5, 1), bool)
+        events, jet_mask=np.zeros((5, 2), bool), jets=np.zeros((5, 2, 4)), jet_tagged=np.zeros((5, 2), bool)
     )
     columns = object_columns(events)
     assert (columns["pt_jet_1"] == 0).all()
-    assert "pt_jet_2" not in columns
+    assert (columns["ht"] == 0).all()
     assert np.isfinite(list(columns.values())).all()
 
 

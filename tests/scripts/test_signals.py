@@ -72,3 +72,20 @@ def test_slopes_at_generated_level(signals, monkeypatch):
     for quantity in ("slope c_hel", "slope c_han", "D"):
         assert abs(row[quantity] - row[f"{quantity} theory"]) < 4 * row[f"{quantity} error"]
     assert (row["slope c_hel theory"], row["slope c_han theory"], row["D theory"]) == (1, 0.3333, -1)
+
+
+def test_weak_supervision_on_toys(load_script):
+    """Without signal nothing is learned; with labels, and with many injected events, MET is found."""
+    weak = load_script("scripts/results/weak_supervision.py")
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(2, 5000))
+    assert weak.improvement(scores[0], scores[1], 0.2) == pytest.approx(np.sqrt(0.2), abs=0.03)
+    assert weak.improvement(scores[0] + 9, scores[1], 0.2) == pytest.approx(1 / np.sqrt(0.2), abs=0.01)
+    background, signal = (toy_events(1200, max_jets=3, seed=seed) for seed in (1, 2))
+    signal = dataclasses.replace(signal, met=4 * signal.met, run=signal.run + 1)
+    none, many, supervised = weak.rows_of(background, signal, [0, 400], 2)
+    key = "improvement at 0.2"
+    assert none[key] < 1.2
+    assert many[key] > 1.4
+    assert supervised[key] > 1.4
+    assert supervised["injected"] == "supervised"
