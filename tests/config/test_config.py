@@ -7,6 +7,7 @@ import pytest
 
 from topreco.config import (
     ConfigError,
+    DiagnoseConfig,
     LGATrConfig,
     LGATrSlimConfig,
     OmniFoldConfig,
@@ -35,6 +36,8 @@ KINDS = {
     "ratio": RatioTrainConfig,
     "omnifold": OmniFoldConfig,
     "sim": SimulationConfig,
+    "threshold": RunConfig,
+    "diagnose": DiagnoseConfig,
 }
 
 

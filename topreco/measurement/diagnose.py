@@ -32,6 +32,7 @@ _LEAST = 200
 _N_JETS = 2
 _SHUFFLES = 3
 _FOLD_SALT = 41
+_HALF_SALT = 43
 
 
 class Area(NamedTuple):
@@ -73,7 +74,8 @@ class Diagnosis(NamedTuple):
     yield_ratio
         Sum of the weights of data over that of simulation.
     before, after
-        AUC of data against simulation as it is, and of a fresh classifier against weighted simulation.
+        AUC of data against simulation as it is, and of a fresh classifier against simulation weighted by a
+        network of the other half of the events, the mean of both halves.
     effective_share
         Effective number of the weighted simulation over that before.
     observables
@@ -193,10 +195,9 @@ def diagnose(config: DiagnoseConfig) -> Diagnosis:
     x = np.stack(list(columns.values()), axis=1)
     score, networks = _classified(x, in_data, weight, fold, config, 0)
     before = _area(score, in_data, weight, config)
-    reweighted = weight * np.where(in_data, 1.0, np.exp(score))
-    reweighted[~in_data] *= weight[in_data].sum() / reweighted[~in_data].sum()
-    again, _ = _classified(x, in_data, reweighted, fold, config, 1)
-    after = _area(again, in_data, reweighted, config)
+    reweighted = _weighted(score, in_data, weight)
+    half = np.concatenate([data.uniform(_HALF_SALT), simulation.uniform(_HALF_SALT)]) < 0.5
+    after = _closure(x, in_data, weight, fold, half, config)
     lost = _lost(x, in_data, weight, fold, networks, before.value, config.seed)
     differences = []
     for (name, values), part in zip(columns.items(), lost, strict=True):
@@ -253,32 +254,76 @@ def _check(data: DileptonEvents, simulation: DileptonEvents) -> None:
         )
 
 
+def _training_weights(
+    x: FloatArray,
+    in_data: Any,
+    weight: FloatArray,
+    fold: IntArray,
+    config: DiagnoseConfig,
+    seed: Sequence[int],
+) -> FloatArray:
+    """Weights ≥ 0: a ratio is unbiased with the mean weight of the neighbours in place of both signs."""
+    found = weight.copy()
+    for chosen in (in_data, ~in_data):
+        if not (weight[chosen] < 0).any():
+            continue
+        own, own_weight = x[chosen], weight[chosen]
+
+        def mean(rows: Any, number: int, own: Any = own, own_weight: Any = own_weight) -> Any:
+            return fit_mean(own[rows], own_weight[rows], _settings(config), (*seed, 7, number))
+
+        found[chosen] = np.maximum(cross_fitted(mean, own, fold[chosen], config.folds), 0.0)
+    return found
+
+
+def _settings(config: DiagnoseConfig) -> ClassifierSettings:
+    return ClassifierSettings(config.hidden, config.epochs, config.batch_size, config.learning_rate)
+
+
 def _classified(
     x: FloatArray, in_data: Any, weight: FloatArray, fold: IntArray, config: DiagnoseConfig, round_: int
 ) -> tuple[FloatArray, list[Any]]:
     """Log-ratios of all events by networks that have not seen them, and the network of each fold."""
-    settings = ClassifierSettings(config.hidden, config.epochs, config.batch_size, config.learning_rate)
     seed = (config.seed, round_)
-    if (weight < 0).any():
-        # A ratio is unbiased with the mean weight of the neighbours in place of weights of both signs.
-        for chosen in (in_data, ~in_data):
-            if not (weight[chosen] < 0).any():
-                continue
-            own, own_fold, own_weight = x[chosen], fold[chosen], weight[chosen]
-
-            def mean(rows: Any, number: int, own: Any = own, own_weight: Any = own_weight) -> Any:
-                return fit_mean(own[rows], own_weight[rows], settings, (*seed, 7, number))
-
-            weight = weight.copy()
-            weight[chosen] = np.maximum(cross_fitted(mean, own, own_fold, config.folds), 0.0)
+    positive = _training_weights(x, in_data, weight, fold, config, seed)
     networks = []
 
     def fit(rows: Any, number: int) -> Any:
-        a, b = (np.where(chosen[rows], weight[rows], 0.0) for chosen in (in_data, ~in_data))
-        networks.append(fit_log_ratio(x[rows], a, b, settings, (*seed, number)))
+        a, b = (np.where(chosen[rows], positive[rows], 0.0) for chosen in (in_data, ~in_data))
+        networks.append(fit_log_ratio(x[rows], a, b, _settings(config), (*seed, number)))
         return networks[-1]
 
     return cross_fitted(fit, x, fold, config.folds), networks
+
+
+def _closure(
+    x: FloatArray, in_data: Any, weight: FloatArray, fold: IntArray, half: Any, config: DiagnoseConfig
+) -> Area:
+    """AUC of a fresh classifier against simulation with weights learnt from the other half of the events.
+
+    Had the weights of an event been learnt together with events that judge it, they would follow the
+    fluctuations of these, and the classifier would do worse than chance.
+    """
+    areas = []
+    for number, learnt in enumerate((half, ~half)):
+        positive = _training_weights(
+            x[learnt], in_data[learnt], weight[learnt], fold[learnt], config, (config.seed, 2 + number)
+        )
+        a, b = (np.where(chosen[learnt], positive, 0.0) for chosen in (in_data, ~in_data))
+        network = fit_log_ratio(x[learnt], a, b, _settings(config), (config.seed, 4 + number))
+        rows, data = x[~learnt], in_data[~learnt]
+        reweighted = _weighted(network(rows), data, weight[~learnt])
+        score, _ = _classified(rows, data, reweighted, fold[~learnt], config, 6 + number)
+        areas.append(_area(score, data, reweighted, config))
+    values, errors = np.array(areas).T
+    return Area(float(values.mean()), float(np.sqrt((errors**2).sum()) / 2))
+
+
+def _weighted(log_ratio: FloatArray, in_data: Any, weight: FloatArray) -> FloatArray:
+    """Weights with the simulation weighted by the ratio, its sum that of data."""
+    found = weight * np.where(in_data, 1.0, np.exp(log_ratio))
+    found[~in_data] *= weight[in_data].sum() / found[~in_data].sum()
+    return found
 
 
 def _area(score: FloatArray, in_data: Any, weight: FloatArray, config: DiagnoseConfig) -> Area:
