@@ -15,6 +15,7 @@ from rich.console import Console
 
 from topreco.config import (
     Config,
+    DiagnoseConfig,
     OmniFoldConfig,
     PepperWriteConfig,
     RatioTrainConfig,
@@ -685,11 +686,31 @@ def omnifold(
     typer.echo(f"results: {result.folder}")
 
 
+@app.command()
+def diagnose(overrides: Overrides = None, config: ConfigOption = None) -> None:
+    """Compare data with simulation by a classifier: AUC, which observables carry it, closure with weights."""
+    from topreco.measurement import diagnose as of_samples
+
+    result = of_samples.diagnose(load_config(DiagnoseConfig, config, overrides or []))
+    _console().print(of_samples.table(result))
+    typer.echo(of_samples.summary(result))
+    typer.echo(f"results: {result.folder}")
+
+
 @app.command("config")
 def show_config(
     kind: Annotated[
         Literal[
-            "simulate", "skim", "train", "study", "run", "templates", "omnifold", "pepper-write", "validate"
+            "simulate",
+            "skim",
+            "train",
+            "study",
+            "run",
+            "templates",
+            "omnifold",
+            "diagnose",
+            "pepper-write",
+            "validate",
         ],
         typer.Argument(help="The command."),
     ],
@@ -704,6 +725,7 @@ def show_config(
         "run": RunConfig,
         "templates": TemplatesConfig,
         "omnifold": OmniFoldConfig,
+        "diagnose": DiagnoseConfig,
         "pepper-write": PepperWriteConfig,
         "validate": ValidationConfig,
     }

@@ -7,6 +7,7 @@ import pytest
 
 from topreco.config import (
     ConfigError,
+    DiagnoseConfig,
     LGATrConfig,
     LGATrSlimConfig,
     OmniFoldConfig,
@@ -38,6 +39,8 @@ KINDS = {
     "sim": SimulationConfig,
     "measurement/run": RunConfig,
     "measurement/templates": TemplatesConfig,
+    "threshold": RunConfig,
+    "diagnose": DiagnoseConfig,
 }
 
 

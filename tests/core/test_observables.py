@@ -76,6 +76,12 @@ def test_velocities_of_tops():
     # At rest the other top moves with the relative velocity.
     seen = fourvector.to_rest_frame(tops[1, 1], tops[1, 0])
     assert np.linalg.norm(seen[1:]) / seen[0] == pytest.approx(observables.relative_velocity(tops)[1])
+    # A method's own mass is better than that of its four-momenta.
+    pair = TopPair(tops, np.ones(3, bool), observables={"m_tt": np.array([345.0, 400, 200])})
+    found = observables.pair_values(pair, tops, ("beta_t", "relative_velocity"))
+    beta = np.sqrt(1 - (345 / 400) ** 2)
+    assert found["beta_t"] == pytest.approx([0, beta, 0])
+    assert found["relative_velocity"] == pytest.approx([0, 2 * beta / (1 + beta**2), 0])
     spacelike = np.array([[[1.0, 50, 0, 0], [1, 50, 0, 0]]])
     assert np.isnan(observables.beta_t(spacelike)).all()
 

@@ -12,6 +12,7 @@ from topreco.config.base import (
     shipped_configs,
     shipped_folder,
 )
+from topreco.config.diagnose import DiagnoseConfig
 from topreco.config.features import FeaturesConfig, lepton_branches
 from topreco.config.fileset import FileDetails, expand_files, is_fileset
 from topreco.config.model import (
@@ -95,6 +96,7 @@ __all__ = [
     "CorrectionConfig",
     "CutsConfig",
     "DataConfig",
+    "DiagnoseConfig",
     "ElectronSelection",
     "EncoderConfig",
     "FeaturesConfig",

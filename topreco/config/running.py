@@ -74,7 +74,7 @@ class SimulationConfig(Config):
     """Pairs of W decays that are tried for each hard event, the first being Pythia's own. Copies have the
     same run, luminosity block and event; the branch `decayCopy` tells them apart."""
     spin_correlation: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """Accept decays such that t and t̄ have this multiple of the spin correlation of leading-order QCD, or of
+    """Accept decays such that t and t̄ have this multiple of the spin correlation of leading-order QCD, or
     that of the resonance; null accepts all of them, which have none, but is 1 for a resonance. With 1 half
     of the tries are refused."""
     preselection: PreselectionConfig | None = None
@@ -149,6 +149,9 @@ def _known(by_name: dict[str, Any]) -> dict[str, Any]:
     return by_name
 
 
+_MOST_AXES = 3
+
+
 class HistogramConfig(Config):
     """Histograms that the processor fills."""
 
@@ -157,6 +160,18 @@ class HistogramConfig(Config):
     correlation, spin, all."""
     bins: dict[str, Edges] = {}
     """Edges per observable in place of the defaults."""
+
+    joint: dict[str, dict[str, Edges]] = {}
+    """Histograms in two or three observables, by name: edges by observable."""
+
+    @field_validator("joint")
+    @classmethod
+    def _joint_known(cls, joint: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        for name, edges in joint.items():
+            if not 2 <= len(edges) <= _MOST_AXES:
+                raise ValueError(f"{name}: {len(edges)} observables found, two or three expected")
+            _known(edges)
+        return joint
 
     @field_validator("observables")
     @classmethod
@@ -393,6 +408,9 @@ class RunConfig(Config):
     tree: str = "Events"
     methods: tuple[str, ...] = ()
     """Model files, or names that `topreco.load` knows."""
+    ratios: dict[str, Path] = {}
+    """Learned observables: model files of the task `ratio`, of reconstructed objects, by name.
+    Their log-ratios are booked as ``ratio/NAME``, of all variations, and columns ``ratio_NAME``."""
     min_quality: dict[str, float] = {}
     """Smallest quality of an event that counts as solved, by name of the method: for networks with quantiles
     −0.1 keeps events whose m_tt is known to 10 %."""

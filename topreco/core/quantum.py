@@ -96,7 +96,7 @@ def concurrence_margin(values: FloatArray) -> float:
     """Concurrence before it is cut off at zero, λ₁ − λ₂ − λ₃ − λ₄: positive for entangled pairs [1]_.
 
     The λ are the square roots of the eigenvalues of ρ (σ_y⊗σ_y) ρ* (σ_y⊗σ_y), the largest first. The
-    concurrence is max(0, margin), which has no gaussian error near 0. Statistical fluctuations may make ρ have
+    concurrence is max(0, margin), which has no gaussian error near 0. Fluctuations may make ρ have
     negative eigenvalues; such an eigenvalue of the product counts as 0.
 
     Parameters

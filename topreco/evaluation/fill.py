@@ -132,7 +132,7 @@ def add_categories(
     truth, metrics
         True if truth, and moments and residuals, will be filled.
     """
-    kinds = {"events", "spectrum"}
+    kinds = {"events", "spectrum", "joint"}
     if truth:
         kinds.add("migration")
     if truth and metrics:
@@ -213,7 +213,12 @@ def fill(
     check_weights(weight, f"events.weight ({dataset})")
     subsets = {"all": np.ones(n, np.bool_)} | ({} if common is None else {"common": np.asarray(common, bool)})
     names = observables_of(histograms)
-    predicted = predicted_values(names, events, pair)
+    joint = {key: histogram for key, histogram in histograms.items() if key.startswith("joint/")}
+    of_joint = [axis.name for histogram in joint.values() for axis in histogram.axes[N_GROWING + 1 :]]
+    predicted = predicted_values((*names, *of_joint), events, pair)
+    for histogram in joint.values():
+        values_of = [predicted[axis.name] for axis in histogram.axes[N_GROWING + 1 :]]
+        fill_values(histogram, (dataset, method, variation), events, values_of)
     if true is None:
         true = {} if truth is None else true_of_booked(histograms, truth)
 
@@ -239,6 +244,29 @@ def fill(
         _fill_truth(
             histograms, category, observable, subsets, channel, counted, pred, true, solved, metrics=metrics
         )
+
+
+def fill_values(
+    histogram: hist.Hist, category: tuple[str, str, str], events: DileptonEvents, values: Sequence[Array]
+) -> None:
+    """Fill a histogram without subsets with the events that have all values.
+
+    Parameters
+    ----------
+    histogram
+        Growing axes, channel, and an axis for each of `values`; filled in place.
+    category
+        Dataset, method and variation.
+    events
+        Events.
+    values
+        Values of the axes, each of shape (n,), NaN where there is none.
+    """
+    known = np.isfinite(values).all(axis=0)
+    axes = histogram.axes[N_GROWING + 1 :]
+    index = [np.asarray(axis.index(value[known])) + 1 for axis, value in zip(axes, values, strict=True)]
+    channel = events.channel.astype(np.intp)[known]
+    Filler(histogram, *category).add({}, None, [channel, *index], np.asarray(events.weight, float)[known])
 
 
 def _kept(subsets: Mapping[str, BoolArray], passed: BoolArray) -> list[tuple[list[str], BoolArray]]:

@@ -10,6 +10,10 @@ spectrum/OBSERVABLE       source ("reco", "truth"), value: solved events only
 moments/OBSERVABLE        moment, truth: the sums of `statistics.MOMENTS` and of the selected events
 residual/OBSERVABLE       truth (fine), residual: for quantiles and for the width about the response line
 migration/OBSERVABLE      truth (fine), reco (fine)
+joint/NAME                the observables that `HistogramConfig.joint` names, without a subset: events for
+                          which the method has all of them
+ratio/NAME                log-ratio of a model of the task `ratio`, the category of the axis method, without a
+                          subset
 moments_m_tt/OBSERVABLE   as ``moments``, in bins of the true m_tt
 residual_m_tt/OBSERVABLE  as ``residual``, in bins of the true m_tt
 ========================  ==================================================================================
@@ -21,7 +25,7 @@ in data, only ``events`` and ``spectrum`` are filled. A moment is the sum its na
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import hist
@@ -142,7 +146,33 @@ def book(config: HistogramConfig | None = None) -> dict[str, hist.Hist]:
             truth_m_tt = truth_axis("m_tt", m_tt_edges)
             histograms[f"moments_m_tt/{name}"] = _hist(moment, truth_m_tt)
             histograms[f"residual_m_tt/{name}"] = _hist(truth_m_tt, residual)
+    for name, binnings in config.joint.items():
+        axes = [
+            hist.axis.Variable(edges, name=observable, label=OBSERVABLES[observable].axis_label)
+            for observable, edges in binnings.items()
+        ]
+        histograms[f"joint/{name}"] = _without_subset(*axes)
     return histograms
+
+
+LOG_RATIO_BINS = (120, -6.0, 6.0)
+"""Number of bins and range of log-ratios; beyond them are underflow and overflow."""
+
+
+def book_ratios(names: Iterable[str]) -> dict[str, hist.Hist]:
+    """Empty histograms ``ratio/NAME`` of learned observables.
+
+    Parameters
+    ----------
+    names
+        Names of the observables.
+    """
+    axis = hist.axis.Regular(*LOG_RATIO_BINS, name="log_ratio", label=r"$\ln\,p_A/p_B$")
+    return {f"ratio/{name}": _without_subset(axis) for name in names}
+
+
+def _without_subset(*axes: Any) -> hist.Hist:
+    return hist.Hist(*category_axes((NOMINAL,)), *axes, storage=hist.storage.Weight())
 
 
 def residual_label(observable: Observable) -> str:

@@ -121,6 +121,35 @@ def load_method(source: str | Path, **options: Any) -> Method:
     return cast("Method", found)
 
 
+def load_ratios(files: Mapping[str, str | Path], *, threads: int | None = None) -> dict[str, DensityRatio]:
+    """Learned observables: ratios of densities of reconstructed objects.
+
+    Parameters
+    ----------
+    files
+        Model files of the task `ratio` by the name of the observable.
+    threads
+        As of `load`.
+
+    Raises
+    ------
+    TopRecoError
+        If a file holds something else.
+    """
+    found: dict[str, DensityRatio] = {}
+    for name, path in files.items():
+        loaded: object = load(path, name=name, threads=threads)
+        if not isinstance(loaded, DensityRatio):
+            raise TopRecoError(f"ratios.{name}: {path} holds no ratio; a model of the task 'ratio' expected")
+        if loaded.inputs == "generated":
+            raise TopRecoError(
+                f"ratios.{name}: the ratio of {path} sees generated tops and leptons; one of reconstructed "
+                "objects expected (model.inputs=objects)"
+            )
+        found[name] = loaded
+    return found
+
+
 def load_methods(
     methods: Sequence[NamedCallable | str | Path],
     *,

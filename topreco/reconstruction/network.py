@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from topreco.config import FeaturesConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, FloatArray, Posterior, TopPair, Truth
 from topreco.core.threads import checked_threads, torch_threads
@@ -98,6 +99,16 @@ class DensityRatio:
     def metadata(self) -> dict[str, Any]:
         """Description in the model file; ``ratio`` says of what it is and how good."""
         return self.model.metadata
+
+    @property
+    def inputs(self) -> str:
+        """What the networks see: ``objects`` or ``generated``."""
+        return str(self.model.networks[0].config.inputs)
+
+    @property
+    def features(self) -> FeaturesConfig:
+        """Features that the networks see."""
+        return self.model.networks[0].config.tokens.features
 
     def __call__(self, events: DileptonEvents, truth: Truth | None = None) -> FloatArray:
         """Ratio p_A/p_B of each event, shape (n,); as `log_ratio`."""

@@ -97,7 +97,7 @@ def describe_configuration(config: RunConfig, methods: Sequence[Method]) -> dict
     description = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
     # JSON turns tuples to lists, and what was read back must be equal to what was not.
     cuts = config.selection.cuts
-    files = [*config.systematics.files, cuts.golden_json]
+    files = [*config.systematics.files, *config.ratios.values(), cuts.golden_json]
     if cuts.jet_veto_map is not None:
         files.append(cuts.jet_veto_map.file)
     return json.loads(

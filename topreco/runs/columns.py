@@ -59,6 +59,7 @@ class ColumnWriter:
         posteriors: Mapping[str, Posterior] | None = None,
         *,
         variation: str = NOMINAL,
+        ratios: Mapping[str, FloatArray] | None = None,
     ) -> dict[str, Any]:
         """Write one chunk's results.
 
@@ -77,6 +78,8 @@ class ColumnWriter:
             Samples by the name of the method, of those that give some.
         variation
             Name of the systematic variation.
+        ratios
+            Log-ratios by the name of the learned observable, shape (n,) each.
 
         Returns
         -------
@@ -98,6 +101,8 @@ class ColumnWriter:
             f"{unique_stem(file)}-{start}-{stop}.{self.file_format}",
         )
         columns = event_columns(events, pairs, posteriors)
+        for name, values in (ratios or {}).items():
+            columns["ratio_" + re.sub(r"\W", "_", name)] = values.astype(np.float32)
         labels = {"dataset": dataset, "variation": variation, "file": file}
         entry = start + np.asarray(index, dtype=np.int64)
         try:

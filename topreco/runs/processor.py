@@ -19,8 +19,8 @@ from topreco.config import (
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, FloatArray, IntArray, Posterior, TopPair, Truth
 from topreco.core.method import Method, as_sampler, gives_samples
-from topreco.evaluation.fill import fill_methods
-from topreco.evaluation.histograms import book
+from topreco.evaluation.fill import fill_methods, fill_values
+from topreco.evaluation.histograms import book, book_ratios
 from topreco.evaluation.responses import book_responses, fill_generated, fill_responses
 from topreco.input.branches import Branches
 from topreco.input.event_cuts import check_event_cuts
@@ -30,7 +30,7 @@ from topreco.input.pepper.select import select_pepper
 from topreco.input.selection import Selection, select_objects
 from topreco.input.systematics import check_corrections, event_weights, generated_weights, variations
 from topreco.input.truth import has_truth, read_truth
-from topreco.reconstruction.load import load_methods
+from topreco.reconstruction.load import load_methods, load_ratios
 from topreco.reconstruction.model_files import needed_features
 from topreco.runs.columns import ColumnWriter
 
@@ -61,6 +61,8 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         Where to write the results of each event; None keeps histograms only.
     unfolding
         Response matrices to fill; none by default. They need files with all generated events.
+    ratios
+        Model files of the task `ratio` by the name of the learned observable.
 
     Raises
     ------
@@ -78,11 +80,13 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         systematics: SystematicsConfig | None = None,
         columns: ColumnWriter | None = None,
         unfolding: UnfoldingConfig | None = None,
+        ratios: Mapping[str, str | Path] | None = None,
     ) -> None:
         # One thread each, as the executor already uses every core; histograms need no quantiles.
         solvers = solvers and solvers.absolute()
         self.methods = load_methods(methods, threads=1, solvers=solvers, quantiles=columns is not None)
-        features = needed_features(self.methods)
+        self.ratios = load_ratios(ratios or {}, threads=1)
+        features = needed_features([*self.methods, *self.ratios.values()])
         self.selection = (selection or SelectionConfig()).absolute().with_features(features)
         self.histograms = histograms or HistogramConfig()
         self.systematics = (systematics or SystematicsConfig()).absolute()
@@ -132,6 +136,7 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
         if self.unfolding.fills:
             positions = {name: found.index for name, found in selected.items()}
             histograms |= self._responses(branches, truth, samples, positions, weights, pairs)
+        log_ratios = self._ratios(histograms, samples, weights, dataset)
         cutflow = selected[NOMINAL].cutflow.to_dict()
         output: dict[str, Any] = {"histograms": histograms, "cutflow": {dataset: cutflow}}
         if self.columns is not None:
@@ -143,10 +148,30 @@ class DileptonProcessor(ProcessorABC):  # type: ignore[misc]
                     pairs[name],
                     self._samples(found.events, self.columns.samples),
                     variation=name,
+                    ratios=log_ratios[name],
                 )
                 for name, found in selected.items()
             ]
         return output
+
+    def _ratios(
+        self,
+        histograms: dict[str, Any],
+        samples: Mapping[str, tuple[DileptonEvents, Truth | None]],
+        weights: Mapping[str, FloatArray],
+        dataset: str,
+    ) -> dict[str, dict[str, FloatArray]]:
+        """Book and fill learned observables; their values by variation and name."""
+        histograms |= book_ratios(self.ratios)
+        found: dict[str, dict[str, FloatArray]] = {variation: {} for variation in samples}
+        for variation, (events, _) in samples.items():
+            for name, ratio in self.ratios.items():
+                values = found[variation][name] = ratio.log_ratio(events)
+                others = weights if variation == NOMINAL else {}
+                for category, weight in {variation: events.weight, **others}.items():
+                    weighted = dataclasses.replace(events, weight=weight)
+                    fill_values(histograms[f"ratio/{name}"], (dataset, name, category), weighted, [values])
+        return found
 
     def _samples(self, events: DileptonEvents, n: int) -> dict[str, Posterior]:
         """Samples of each event, by the name of each method that gives some."""

@@ -155,6 +155,7 @@ def make_processor(
         systematics=config.systematics,
         columns=columns,
         unfolding=config.unfolding,
+        ratios=config.ratios,
     )
 
 
