@@ -323,8 +323,18 @@ def _matrix(entry: Mapping[str, Any]) -> ResponseMatrix:
         tuple((name, tuple(edges)) for name, edges in entry.get(axis, ()))
         for axis in ("truth_axes", "reco_axes")
     )
-    parts = (sums[name] for name in _SUMS)
-    return ResponseMatrix(entry["observable"], truth, reco, *parts, truth_axes, reco_axes)
+    return ResponseMatrix(
+        observable=entry["observable"],
+        truth_edges=truth,
+        reco_edges=reco,
+        response=sums["response"],
+        measured=sums["measured"],
+        fakes=sums["fakes"],
+        not_reconstructed=sums["not_reconstructed"],
+        generated=sums["generated"],
+        truth_axes=truth_axes,
+        reco_axes=reco_axes,
+    )
 
 
 # ---- showing ---------------------------------------------------------------------------------------------

@@ -50,7 +50,8 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
     -------
     result
         Also saved in `config.output`: ``histograms.coffea``, ``results.json``, ``.md`` and ``.tex``,
-        ``cutflow.json`` and ``.tex``, ``run.json``, and with `config.output_columns` its manifest ``columns.json``.
+        ``cutflow.json`` and ``.tex``, ``run.json``, and with `config.output_columns` its manifest
+        ``columns.json``.
 
     Raises
     ------

@@ -76,7 +76,7 @@ def complementarity(table: EventTable, observable: str) -> Complementarity:
                 for part in _stacked([_share(b, ~a, weight) for a in right for b in right])
             )
         ),
-        _share(right.any(axis=0), every, weight),
+        _share(np.asarray(right.any(axis=0)), every, weight),
     )
 
 
