@@ -102,7 +102,7 @@ def test_independent_pseudo_data_close(toy):
     # Data and their truth are the same events, and the matrix has four times as many.
     assert chi2 < 4 + 3 * np.sqrt(2 * 4)
     # Without the matrix it does not close: bins of the measured spectrum are not those of the truth.
-    raw = signal.value.reshape(3, 2, 2, 2).sum(axis=(1, 3))[-2:].ravel() / mc.acceptance.value
+    raw = signal.value.reshape(3, 2, 2).sum(axis=2)[1:].ravel() / mc.acceptance.value
     assert np.abs(raw / data.generated.value[1:-1] - 1).max() > 0.05
 
 
