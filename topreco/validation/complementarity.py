@@ -6,7 +6,7 @@ Otherwise the method fails, by no solution or by a wrong one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,6 +41,20 @@ class Complementarity(NamedTuple):
     right: Estimate
     rescued: Estimate
     any_right: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+
+        def lists(of: Estimate) -> dict[str, Any]:
+            return {"value": of.value.tolist(), "error": of.error.tolist()}
+
+        return {
+            "tolerance": self.tolerance,
+            "methods": list(self.methods),
+            "right": lists(self.right),
+            "rescued": lists(self.rescued),
+            "any_right": lists(self.any_right),
+        }
 
 
 def complementarity(table: EventTable, observable: str) -> Complementarity:
