@@ -94,7 +94,9 @@ def test_the_whole_chain(command, tmp_path):
         "histograms.coffea",
         "results.json",
         "results.md",
+        "results.tex",
         "cutflow.json",
+        "cutflow.tex",
         "run.json",
     }
     code, out, _ = command("plot", folder, "-o", tmp_path / "plots", "--label", "Private work")
@@ -139,7 +141,7 @@ def test_responses_of_a_run(command, refused, simulated, toy_model, tmp_path):
     assert "300 to 450" in out
     names = {path.relative_to(folder / "unfolding").as_posix() for path in folder.rglob("unfolding/**/*.*")}
     assert names == {
-        *("responses.root", "toy.json", "toy.yaml"),
+        *("responses.root", "toy.json", "toy.yaml", "toy.tex"),
         *(f"default/{kind}_m_tt_toy.png" for kind in ("response", "shares")),
     }
     content = json.loads((folder / "unfolding" / "toy.json").read_text())

@@ -560,7 +560,7 @@ def unfolding(
         signal=signal,
     )
     folder = output or _beside(source, "unfolding")
-    files = {f"{folder_name(key.method)}{suffix}" for key in found for suffix in (".json", ".yaml")}
+    files = {f"{folder_name(key.method)}{suffix}" for key in found for suffix in (".json", ".yaml", ".tex")}
     check_outputs((folder / name for name in ("responses.root", *sorted(files))), [source])
     # Histograms that another Runner saved have no metadata.
     metadata = results.get("metadata", {})

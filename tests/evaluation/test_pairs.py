@@ -6,12 +6,17 @@ import pickle
 import hist
 import numpy as np
 import pytest
+import uproot
+import yaml
 
 from topreco.config import ConfigError, RunConfig, UnfoldingConfig, build_config
+from topreco.core.errors import TopRecoError
 from topreco.core.observables import compute_observables, pair_values
 from topreco.evaluation.pairs import coordinate, members, unrolled_axis, unrolled_of
 from topreco.evaluation.responses import book_responses, fill_generated, fill_responses, responses_of
-from topreco.measurement.unfolding import read_response
+from topreco.measurement.export import collect_responses, read_json, write_responses
+from topreco.measurement.regularisation import signal_of, tikhonov
+from topreco.measurement.unfolding import BinRequirements, read_response
 
 TRUTH = {"m_tt": [345, 450, 1000], "c_hel": [-1, 0, 1]}
 RECO = {"m_tt": [300, 345, 450, 1000], "c_hel": [-1, -0.5, 0, 0.5, 1]}
@@ -78,6 +83,47 @@ def test_inversion_closes(filled):
     folded = response.fold(truth)[1:-1]
     found = np.linalg.lstsq(matrix, folded, rcond=None)[0]
     np.testing.assert_allclose(found, truth[1:-1], rtol=1e-9)
+
+
+def test_independent_pseudo_data_close(toy):
+    """The matrix of one sample unfolds another one in two dimensions: χ² to its truth with the covariance."""
+    histograms = {}
+    for name, n, seed in (("mc", 30_000, 1), ("data", 8000, 2)):
+        events, pair, truth = toy(n, seed=seed, smear=0.1)
+        found = book_responses(CONFIG)
+        options = {"dataset": "TT", "truth": truth}
+        fill_generated(found, CONFIG.phase_space, weights=[("nominal", events.weight)], **options)
+        fill_responses(found, CONFIG.phase_space, method="m", events=events, pair=pair, **options)
+        histograms[name] = read_response(found, NAME, dataset="TT", method="m")
+    mc, data = histograms["mc"], histograms["data"]
+    signal = signal_of(mc, data.measured, scale=data.measured.value.sum() / mc.measured.value.sum())
+    unfolded = tikhonov(mc, signal, 0.0)
+    chi2 = unfolded.chi2_to(data.generated.value[1:-1])
+    # Data and their truth are the same events, and the matrix has four times as many.
+    assert chi2 < 4 + 3 * np.sqrt(2 * 4)
+    # Without the matrix it does not close: bins of the measured spectrum are not those of the truth.
+    raw = signal.value.reshape(3, 2, 2).sum(axis=2)[1:].ravel() / mc.acceptance.value
+    assert np.abs(raw / data.generated.value[1:-1] - 1).max() > 0.05
+
+
+def test_files_of_a_pair(filled, tmp_path):
+    """JSON and ROOT bring the matrix back, YAML the bins, and optimised bins leave a pair as it is."""
+    histograms = filled[0]
+    found = collect_responses(histograms, bins=BinRequirements(0.1, 0.1, 5))
+    key = next(key for key in found if key.observable == NAME)
+    write_responses(found, tmp_path)
+    again = read_json(tmp_path / "m.json")[key]
+    assert again.truth_axes == found[key].truth_axes == unrolled_of(found[key].axes[0])
+    np.testing.assert_array_equal(again.response.value, found[key].response.value)
+    np.testing.assert_array_equal(again.purity.value, found[key].purity.value)
+    bins = yaml.safe_load((tmp_path / "m.yaml").read_text())["unfolding"]
+    assert UnfoldingConfig(**bins).pairs == CONFIG.pairs
+    with uproot.open(tmp_path / "responses.root") as root:
+        stored = root[f"m/TT/{NAME}/all/nominal/response"].values()
+    np.testing.assert_array_equal(stored.T, found[key].response.value[1:-1, 1:-1])
+    assert "345 to 450, 0 to 1" in (tmp_path / "m.tex").read_text()
+    with pytest.raises(TopRecoError, match="a pair of observables keeps its bins"):
+        found[key].merged([0, 4], [0, 12])
 
 
 def test_bins_survive_pickling_and_keep_others_out():

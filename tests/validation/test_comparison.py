@@ -176,7 +176,14 @@ def test_csv(response, compared):
     first_bin = rows[1]
     assert (first_bin["m_tt_low"], first_bin["m_tt_high"], first_bin["res"]) == ("", "300", "0.14")
     assert (compared / "comparison.csv").read_text().startswith("events,observable,method,m_tt_low,")
-    assert "## cos_1k, all selected events" in (compared / "comparison.md").read_text()
+    text = (compared / "comparison.md").read_text()
+    assert "## cos_1k, all selected events" in text
+    assert "## m_tt, who is right where another fails" in text
+    latex = (compared / "comparison.tex").read_text()
+    assert latex.count(r"\begin{tabular}") == text.count("|---|")
+    found = results(compared)["complementarity"]["m_tt"]
+    assert found["methods"] == ["toy", "sonnenschein"]
+    assert max(found["right"]["value"]) <= found["any_right"]["value"][0] <= 1
 
 
 # ---- test split ------------------------------------------------------------------------------------------

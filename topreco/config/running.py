@@ -263,7 +263,7 @@ class PhaseSpaceConfig(Config):
                 raise ValueError("'particle' is for 'level: particle'")
             return self
         cuts = (self.lepton_pt_min, self.lepton_eta_max, self.b_pt_min, self.b_eta_max)
-        if self.decay == "any" or cuts != (0, None, 0, None):
+        if self.decay == "any" or any(cuts):
             raise ValueError(
                 "level: particle has its cuts in 'particle', and decay dileptonic or prompt; no other keys"
             )

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from topreco.core.files import to_json, write_text
 from topreco.core.observables import OBSERVABLES
+from topreco.evaluation.latex import write_latex
 from topreco.evaluation.summary import ALL_CHANNELS, Result, Summary
 
 UNDEFINED = "–"
@@ -217,7 +218,7 @@ def terminal_table(
 
 
 def write_report(summary: Summary, path: str | Path) -> None:
-    """Write a summary as JSON, or as Markdown if the file's name ends in ``.md``; whole or not at all.
+    """Write a summary as JSON, or by the name's end as Markdown or LaTeX; whole or not at all.
 
     Parameters
     ----------
@@ -232,8 +233,10 @@ def write_report(summary: Summary, path: str | Path) -> None:
         If it cannot be written.
     """
     path = Path(path)
-    text = to_markdown(summary) if path.suffix == ".md" else to_json(summary)
-    write_text(path, text)
+    if path.suffix == ".tex":
+        write_latex(path, to_markdown(summary))
+    else:
+        write_text(path, to_markdown(summary) if path.suffix == ".md" else to_json(summary))
 
 
 def _groups(summary: Summary, channel: str) -> Iterator[tuple[str, str, list[tuple[str, Result]]]]:

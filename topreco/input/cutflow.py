@@ -146,23 +146,33 @@ class Cutflow:
             pad_edge=False,
             padding=(0, 1, 0, 0),
         )
-        table.add_column("cut", no_wrap=True)
-        for heading in ("events", "of last", "of all", "weighted", *CHANNELS):
+        headings, rows = self.rows()
+        table.add_column(headings[0], no_wrap=True)
+        for heading in headings[1:]:
             table.add_column(heading, justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        return table
+
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """Headings and cells of the table."""
+        rows = []
         first = previous = None
         for name, counts in self.steps.items():
             total = counts[_TOTAL]
             first = total if first is None else first
-            table.add_row(
-                name,
-                str(total.n),
-                "" if previous is None else _fraction(total, previous),
-                _fraction(total, first),
-                f"{total.sumw:.6g} ± {total.sumw2**0.5:.3g}",
-                *(str(counts[label].n) if label in counts else "" for label in CHANNELS),
+            rows.append(
+                [
+                    name,
+                    str(total.n),
+                    "" if previous is None else _fraction(total, previous),
+                    _fraction(total, first),
+                    f"{total.sumw:.6g} ± {total.sumw2**0.5:.3g}",
+                    *(str(counts[label].n) if label in counts else "" for label in CHANNELS),
+                ]
             )
             previous = total
-        return table
+        return ["cut", "events", "of last", "of all", "weighted", *CHANNELS], rows
 
 
 def _fraction(passed: Count, of: Count) -> str:

@@ -3,8 +3,8 @@
 The objects are those of the particle level of CMS [1]_: electrons and muons dressed with photons
 (`GenDressedLepton`), jets with a b hadron (`GenJet` of hadron flavour 5) and neutrinos that do not come from
 hadrons. Leptons and neutrinos are assigned to W bosons, and b jets to them, as in the measurement of [2]_ and
-its Rivet analysis CMS_2018_I1703993: the two neutrinos of largest pT such that the sum of |m(ℓν) − m_W| of both
-is smallest, then the b jets such that the sum of |m(Wb) − m_t| of both is smallest.
+its Rivet analysis CMS_2018_I1703993: the two neutrinos of largest pT such that the sum of |m(ℓν) − m_W| of
+both is smallest, then the b jets such that the sum of |m(Wb) − m_t| of both is smallest.
 
 Like `topreco.input.truth`, nothing that runs at inference may import this module.
 
@@ -59,8 +59,8 @@ def read_particle_level(events: Any, phase_space: PhaseSpaceConfig) -> Truth:
     Returns
     -------
     particles
-        The pseudo-tops as `tops` and what they are made of: `w`, jets as `b`, dressed leptons, neutrinos. NaN,
-        and so not valid, outside of the phase space. The production is "other".
+        The pseudo-tops as `tops` and what they are made of: `w`, jets as `b`, dressed leptons, neutrinos.
+        NaN, and so not valid, outside of the phase space. The production is "other".
 
     Raises
     ------
@@ -70,10 +70,8 @@ def read_particle_level(events: Any, phase_space: PhaseSpaceConfig) -> Truth:
     branches = Branches.of(events)
     needed = (*PARTICLE_BRANCHES, *((_FROM_TAU,) if phase_space.decay == "prompt" else ()))
     if missing := [name for name in needed if not branches.has(name)]:
-        raise InputError(
-            f"{branches.origin}: no particle level (unfolding.phase_space.level): branch {missing[0]!r} "
-            "is missing"
-        )
+        key = "unfolding.phase_space.level"
+        raise InputError(f"{branches.origin}: no particle level ({key}): branch {missing[0]!r} is missing")
     cuts, n = phase_space.particle, len(branches)
     lepton, lepton_event = _collection(branches, "GenDressedLepton")
     from_tau = np.zeros(len(lepton), np.bool_)

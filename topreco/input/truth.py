@@ -1,6 +1,7 @@
-"""Generated top quarks, from `GenPart` or from pepper: the only reader of generator branches but `genWeight`.
+"""Generated top quarks, from `GenPart` or from pepper.
 
-Nothing that runs at inference may import this module.
+With `topreco.input.particle` the only reader of generator branches but `genWeight`. Nothing that runs at
+inference may import this module.
 """
 
 from typing import Any

@@ -17,8 +17,9 @@ from topreco.core.files import complete_file, folder_name, plain, write_text
 from topreco.core.statistics import Estimate
 from topreco.evaluation.draw import plot_migration, plot_shares
 from topreco.evaluation.figures import FORMATS, save
+from topreco.evaluation.latex import latex_of_markdown
 from topreco.evaluation.pairs import described
-from topreco.evaluation.report import format_estimate, terminal_table
+from topreco.evaluation.report import format_estimate, markdown_table, terminal_table
 from topreco.evaluation.responses import responses_of
 from topreco.evaluation.style import Label
 from topreco.evaluation.summary import ALL_CHANNELS
@@ -152,7 +153,7 @@ def _rebinned(responses: ResponseMatrices, wanted: BinRequirements, signal: str 
 def write_responses(
     responses: ResponseMatrices, folder: str | Path, *, about: Mapping[str, Any] | None = None
 ) -> list[Path]:
-    """Write ``responses.root`` with everything, and for each method ``METHOD.json`` and its bins.
+    """Write ``responses.root`` with everything, and for each method ``METHOD.json``, its bins and tables.
 
     Parameters
     ----------
@@ -166,7 +167,8 @@ def write_responses(
     Returns
     -------
     paths
-        Files written, each whole or not at all. ``METHOD.yaml`` has the bins in the form of a configuration.
+        Files written, each whole or not at all. ``METHOD.yaml`` has the bins in the form of a configuration,
+        ``METHOD.tex`` the fractions of events as LaTeX.
 
     Raises
     ------
@@ -186,7 +188,9 @@ def write_responses(
         of_method = {key: response for key, response in responses.items() if key.method == method}
         stem = Path(folder) / folder_name(method)
         config = yaml.safe_dump({"unfolding": _bins_of(of_method)}, default_flow_style=None, sort_keys=False)
-        for suffix, text in ((".json", to_json(of_method, about=about)), (".yaml", config)):
+        latex = latex_of_markdown("\n".join(markdown_tables(of_method)))
+        contents = ((".json", to_json(of_method, about=about)), (".yaml", config), (".tex", latex))
+        for suffix, text in contents:
             path = stem.with_name(f"{stem.name}{suffix}")
             write_text(path, text)
             paths.append(path)
@@ -315,11 +319,22 @@ def _matrix(entry: Mapping[str, Any]) -> ResponseMatrix:
         )
         for name, shape in shapes.items()
     }
-    axes = {
-        axis: tuple((name, tuple(edges)) for name, edges in entry.get(axis, ()))
+    truth_axes, reco_axes = (
+        tuple((name, tuple(edges)) for name, edges in entry.get(axis, ()))
         for axis in ("truth_axes", "reco_axes")
-    }
-    return ResponseMatrix(entry["observable"], truth, reco, **sums, **axes)
+    )
+    return ResponseMatrix(
+        observable=entry["observable"],
+        truth_edges=truth,
+        reco_edges=reco,
+        response=sums["response"],
+        measured=sums["measured"],
+        fakes=sums["fakes"],
+        not_reconstructed=sums["not_reconstructed"],
+        generated=sums["generated"],
+        truth_axes=truth_axes,
+        reco_axes=reco_axes,
+    )
 
 
 # ---- showing ---------------------------------------------------------------------------------------------
@@ -384,6 +399,15 @@ def tables(responses: ResponseMatrices) -> Iterator[Table]:
             ("true bin", *SHARES),
             zip(response.truth_bins, *columns, strict=True),
         )
+
+
+def markdown_tables(responses: ResponseMatrices) -> Iterator[str]:
+    """The same tables as Markdown, each below a heading."""
+    for key, response in _nominal(responses):
+        columns = [map(format_estimate, *getattr(response, name)) for name in SHARES]
+        condition = f"condition number {response.condition_number:.3g}"
+        yield f"### {key.observable}, {key.dataset}, {key.method}: {condition}\n"
+        yield markdown_table(("true bin", *SHARES), zip(response.truth_bins, *columns, strict=True))
 
 
 def _nominal(responses: ResponseMatrices) -> Iterator[tuple[Key, ResponseMatrix]]:

@@ -24,6 +24,7 @@ from topreco.core.prior import sum_spectra
 from topreco.core.progress import Advance, progress_bar
 from topreco.core.ratios import effective_number, triangular_discriminator
 from topreco.core.skim import Skim, SkimError, read_skims
+from topreco.evaluation.latex import write_latex
 from topreco.evaluation.report import terminal_table
 from topreco.measurement.classifier import ClassifierSettings
 from topreco.measurement.omnifold import (
@@ -119,7 +120,7 @@ def run_omnifold(
                 f"{name}: no skims given; `topreco skim` writes them, {name}=[FILE] names them"
             )
     folder = writable_folder(config.output)
-    names = ("weights.parquet", "weights.root", "spectra.json", "omnifold.md")
+    names = ("weights.parquet", "weights.root", "spectra.json", "omnifold.md", "omnifold.tex")
     inputs = (*config.data, *config.simulation, *config.generated, *config.background)
     check_outputs([folder / name for name in names], inputs)
     for path in inputs:
@@ -238,7 +239,9 @@ def run_omnifold(
     }
     write_text(folder / "spectra.json", to_json(about | {"spectra": described}))
     result = OmniFoldResult(folder, nominal.iterations, nominal.stopped, spectra, sample.level)
-    write_text(folder / "omnifold.md", _markdown(result, about))
+    text = _markdown(result, about)
+    write_text(folder / "omnifold.md", text)
+    write_latex(folder / "omnifold.md", text)
     return result
 
 

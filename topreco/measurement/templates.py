@@ -348,7 +348,8 @@ class _Builder:
     def _divided(
         self, process: str, dataset: str, variation: str, scale: float
     ) -> dict[str, Channelwise] | None:
-        if cells(self.histogram, dataset, self.method, variation) is None:
+        filled = cells(self.histogram, dataset, self.method, variation)
+        if filled is None or not filled["variance"].any():
             return None
         assert self.observable is not None
         found: dict[str, Channelwise] = {}
@@ -356,8 +357,6 @@ class _Builder:
             options = {"dataset": dataset, "method": self.method, "channel": channel}
             response = read_response(self.histograms, self.observable, variation=variation, **options)
             nominal = read_response(self.histograms, self.observable, **options)
-            if not response.measured.variance.any() and nominal.measured.variance.any():
-                continue
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratio = nominal.generated.value / response.generated.value
             ratio = np.where(np.isfinite(ratio), ratio, 1.0) * scale
@@ -374,8 +373,6 @@ class _Builder:
             bins[f"{process}_fakes"] = Sums(fakes.value * scale, fakes.variance * scale**2)
             for part, contents in bins.items():
                 found.setdefault(part, {})[name] = contents
-        if not found:
-            return None
         return found
 
     def cross_sections(self, process: str) -> dict[str, float]:

@@ -19,9 +19,11 @@ from topreco.core.errors import TopRecoError
 from topreco.core.files import check_outputs, complete_file, folder_name, writable_folder, write_text
 from topreco.core.method import Method
 from topreco.core.versions import versions
+from topreco.evaluation.latex import latex_table
 from topreco.evaluation.report import write_report
 from topreco.evaluation.summary import summarise
 from topreco.input.branches import RUNS_OF_FILE
+from topreco.input.cutflow import Cutflow
 from topreco.input.nano import XROOTD_TIMEOUT, QuietNanoAODSchema, is_remote
 from topreco.input.pepper.read import PepperSchema
 from topreco.reconstruction.load import load_methods
@@ -48,8 +50,9 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
     Returns
     -------
     result
-        Also saved in `config.output`: ``histograms.coffea``, ``results.json`` and ``.md``, ``cutflow.json``,
-        ``run.json``, and with `config.output_columns` its manifest ``columns.json``.
+        Also saved in `config.output`: ``histograms.coffea``, ``results.json``, ``.md`` and ``.tex``,
+        ``cutflow.json`` and ``.tex``, ``run.json``, and with `config.output_columns` its manifest
+        ``columns.json``.
 
     Raises
     ------
@@ -87,7 +90,9 @@ def run(config: RunConfig, *, progress: bool = True) -> RunResult:
             coffea.util.save({**output, "metadata": [metadata]}, temporary)
         write_report(summary, folder / "results.json")
         write_report(summary, folder / "results.md")
+        write_report(summary, folder / "results.tex")
         write_text(folder / "cutflow.json", json.dumps(output["cutflow"], indent=1))
+        write_text(folder / "cutflow.tex", _latex_of_cutflow(output["cutflow"]))
         write_text(folder / "run.json", json.dumps(metadata["run"], indent=1) + "\n")
         if columns is not None:
             manifest = {"folder": str(columns.folder), "format": columns.file_format, "files": files}
@@ -126,7 +131,8 @@ def prepare(config: RunConfig, *, progress: bool) -> tuple[RunConfig, list[Metho
         raise TopRecoError("methods: none given; name a model or a model file (--method dilepton)")
     config = _with_absolute_paths(config)
     read: list[str | Path] = [*itertools.chain(*config.fileset.values()), *files_of(config), *config.methods]
-    names = ("histograms.coffea", "results.json", "results.md", "cutflow.json", "run.json", "columns.json")
+    names = ["histograms.coffea", "run.json", "columns.json"]
+    names += ["results.json", "results.md", "results.tex", "cutflow.json", "cutflow.tex"]
     check_outputs((config.output / name for name in names), read)
     methods = load_methods(
         config.methods,
@@ -157,6 +163,15 @@ def make_processor(
         unfolding=config.unfolding,
         ratios=config.ratios,
     )
+
+
+def _latex_of_cutflow(cutflow: Mapping[str, Any]) -> str:
+    """The cutflow of each dataset as a table."""
+    tables = [
+        latex_table(*Cutflow.from_dict(of).rows(), caption=f"Events of {name} after each cut")
+        for name, of in sorted(cutflow.items())
+    ]
+    return "\n".join(tables)
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:

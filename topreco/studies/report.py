@@ -20,6 +20,7 @@ from topreco.config import StudyConfig
 from topreco.core.files import plain, write_text
 from topreco.core.observables import OBSERVABLES
 from topreco.core.statistics import Array
+from topreco.evaluation.latex import write_latex
 from topreco.evaluation.report import UNDEFINED, markdown_table
 from topreco.studies.figures import plot_points, plot_scaling, save_figure
 from topreco.studies.repeats import (
@@ -185,14 +186,14 @@ def _value(training: Training, quantity: Quantity) -> float:
 
 
 def write_tables(report: StudyReport) -> Path:
-    """Write ``table.json``, ``table.csv`` and ``table.md`` into the output folder of a study.
+    """Write ``table.json``, ``table.csv``, ``table.md`` and ``table.tex`` into the output folder of a study.
 
     With `scaling` there is also ``scaling.csv``, the fitted power laws.
 
     Returns
     -------
     path
-        Path of the last.
+        Path of ``table.md``.
     """
     folder, scaling = report.config.output, report.scaling()
     text = json.dumps(plain(_data(report, scaling)), indent=1, ensure_ascii=False)
@@ -200,7 +201,9 @@ def write_tables(report: StudyReport) -> Path:
     write_text(folder / "table.csv", _csv(_rows(report)))
     if scaling:
         write_text(folder / "scaling.csv", _csv(_law_rows(scaling)))
-    write_text(folder / "table.md", "\n".join(_markdown(report, scaling)))
+    markdown = "\n".join(_markdown(report, scaling))
+    write_text(folder / "table.md", markdown)
+    write_latex(folder / "table.md", markdown)
     return folder / "table.md"
 
 

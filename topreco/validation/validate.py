@@ -18,7 +18,9 @@ from topreco.core.observables import OBSERVABLES
 from topreco.core.skim import Skim
 from topreco.core.versions import versions
 from topreco.evaluation.histograms import truth_edges
+from topreco.evaluation.latex import latex_of_markdown
 from topreco.reconstruction.load import load_methods
+from topreco.validation.complementarity import complementarity, complementarity_markdown
 from topreco.validation.extras import SCANNED, compare_background, scan_mass
 from topreco.validation.gather import OBSERVED, Apply, EventTable, gather, open_pool, open_skims
 from topreco.validation.joined import JoinedMethod
@@ -102,12 +104,13 @@ def validate(
         raise TopRecoError("no methods; names or model files expected")
 
     page = output / "index.html"
-    names = ("results.json", "comparison.md", "comparison.csv", "index.html")
+    names = ("results.json", "comparison.md", "comparison.tex", "comparison.csv", "index.html")
     read = [*skims, *background, *itertools.chain(*(mass_scan or {}).values()), *(joined or {}).values()]
     check_outputs((output / name for name in names), [*read, *files_of(config)])
     with (
         complete_file(output / "results.json") as numbers,
         complete_file(output / "comparison.md") as markdown,
+        complete_file(output / "comparison.tex") as latex,
         complete_file(output / "comparison.csv") as table_file,
         complete_file(page) as html,
         open_pool(workers, progress=progress) as apply,
@@ -132,6 +135,7 @@ def validate(
         described = {m.name: _describe_method(m, table, splits) for m in loaded}
         analytic = [name for name, of in described.items() if of["kind"] == "analytic"]
         judged = [name for name in described if name not in analytic]
+        matrices = {name: complementarity(table, name) for name in shown}
         results = {
             "metadata": {
                 "command": command,
@@ -149,6 +153,7 @@ def validate(
             "speed": _speed(table, own),
             "symmetries": check_symmetries(apply, own, sample),
             **_measure(table, config, observables, shown),
+            "complementarity": {name: of.to_dict() for name, of in matrices.items()},
             "posterior": assess_posteriors(table, list(described), sampling, notes),
             "background": {},
             "mass_scan": {},
@@ -161,7 +166,9 @@ def validate(
         numbers.write_text(to_json(results), encoding="utf-8")
         comparison = results["response"]
         text = comparison_markdown(comparison, config.reference, results["verdicts"])
+        text += "\n" + "\n".join(complementarity_markdown(matrices))
         markdown.write_text(text, encoding="utf-8")
+        latex.write_text(latex_of_markdown(text), encoding="utf-8")
         table_file.write_text(comparison_csv(comparison), encoding="utf-8")
         html.write_text(render(results, table), encoding="utf-8")
     return page
