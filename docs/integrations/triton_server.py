@@ -3,8 +3,8 @@
     topreco export dilepton -o dilepton.onnx --triton models/  # writes model_reader.py too
     tritonserver --model-repository=models/
 
-Put `model_reader.py` beside this file, and install `tritonclient[grpc]`. `dilepton.onnx` is needed for what it
-says about the inputs; the server computes.
+Put `model_reader.py` beside this file, and install `tritonclient[grpc]`. `dilepton.onnx` is needed for what
+it says about the inputs; the server computes.
 
     model = ServedModel("dilepton.onnx", url="localhost:8001", btag_threshold=0.2783)
     tops = model(lepton_pt=..., met_phi=...)    # as the reader
