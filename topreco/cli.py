@@ -427,6 +427,11 @@ def validate(
         list[str] | None,
         typer.Option(metavar="MASS=SKIM", help="Skim of another top-quark mass in GeV; repeat for each."),
     ] = None,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Tables and figures as index.pdf too.")] = False,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="Each figure as a file too, such as pdf or png; repeat for several."),
+    ] = None,
     workers: WorkersOption = None,
     quiet: Quiet = False,
 ) -> None:
@@ -448,6 +453,8 @@ def validate(
         mass_scan=parse_masses(mass_scan or []),
         workers=_processes(workers),
         command=shlex.join(["topreco", *sys.argv[1:]]),
+        pdf=pdf,
+        formats=formats or (),
         progress=not quiet,
     )
     typer.echo(f"page: {page}")

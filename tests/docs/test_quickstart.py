@@ -34,7 +34,7 @@ def test_quickstart(tmp_path, monkeypatch):
     assert len(events) == N_EVENTS
     assert np.flatnonzero(names["tops"].selected).tolist() == selection.index.tolist()
     truth = read_truth(events)[selection.index]
-    pair = truth.top + truth.antitop
+    pair = truth.tops.sum(axis=1)
     mass = np.sqrt(pair[:, 0] ** 2 - (pair[:, 1:] ** 2).sum(axis=1))
     np.testing.assert_allclose(names["true"], mass, rtol=1e-5)
     predicted = np.asarray(names["m_tt"])

@@ -74,7 +74,7 @@ def load(monkeypatch, name, **modules):
 
 def test_every_example_is_in_the_table():
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    assert len(FILES) == 4
+    assert len(FILES) == 5
     for file in FILES:
         assert f"[`{file.name}`]({file.name})" in text
 
@@ -171,3 +171,88 @@ def test_columnflow(monkeypatch, toy_onnx, events, expected):
     m_tt = topreco.core.observables.m_tt(np.stack([expected.top, expected.antitop], axis=1)[expected.valid])
     np.testing.assert_allclose(found.m_tt[expected.valid], m_tt, rtol=1e-5)
     assert found.m_tt[7] == -99999
+
+
+class InferenceServerError(Exception):
+    """As tritonclient's exception, which tells a status."""
+
+    def status(self):
+        return f"StatusCode.{self.args[0]}"
+
+
+@pytest.fixture
+def triton(monkeypatch, toy_onnx):
+    """The example, and a server that evaluates the model after the failures in a list."""
+    session = pytest.importorskip("onnxruntime").InferenceSession(toy_onnx.read_bytes())
+    failures, requests = [], []
+
+    class Client:
+        def __init__(self, url, ssl):
+            assert (url, ssl) == ("server:8001", False)
+
+        def infer(self, model, inputs, *, model_version, outputs, client_timeout):
+            assert (model, model_version, client_timeout) == ("toy", "1", 120.0)
+            requests.append(len(inputs[0].values))
+            if failures:
+                raise InferenceServerError(failures.pop(0))
+            names = [output.name for output in outputs]
+            found = dict(zip(names, session.run(names, {i.name: i.values for i in inputs}), strict=True))
+            return SimpleNamespace(as_numpy=found.__getitem__)
+
+    class Input:
+        def __init__(self, name, shape, kind):
+            self.name, self.shape, self.kind = name, shape, kind
+
+        def set_data_from_numpy(self, values):
+            assert (list(values.shape), values.dtype.name) == (self.shape, self.kind)
+            self.values = values
+
+    content = {
+        "InferenceServerClient": Client,
+        "InferInput": Input,
+        "InferRequestedOutput": lambda name: SimpleNamespace(name=name),
+    }
+    grpc = ModuleType("tritonclient.grpc")
+    grpc.__dict__.update(content)
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc", grpc)
+    utils = {"InferenceServerException": InferenceServerError, "np_to_triton_dtype": lambda kind: kind.name}
+    example = load(monkeypatch, "triton_server", tritonclient={"grpc": grpc}, **{"tritonclient.utils": utils})
+    waited = []
+    monkeypatch.setattr(example.time, "sleep", waited.append)
+    monkeypatch.setattr(example.random, "uniform", lambda low, high: high)
+    model = example.ServedModel(
+        toy_onnx, url="server:8001", model="toy", btag_threshold=0.2783, max_jets=12, m_lb_max=180.0
+    )
+
+    def call(events):
+        leptons, jets = columns(events)
+        arrays = {f"lepton_{name.lower()}": ak.to_numpy(leptons[name]) for name in leptons.fields}
+        arrays |= {f"jet_{name}": ak.to_numpy(ak.pad_none(jets[name], 12, clip=True)) for name in jets.fields}
+        return model(**arrays, met_pt=np.hypot(*events.met.T), met_phi=np.arctan2(*events.met.T[::-1]))
+
+    return SimpleNamespace(call=call, failures=failures, waited=waited, requests=requests, model=model)
+
+
+def test_a_server_that_is_away_for_a_while(triton, events, expected):
+    triton.failures += ["UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"]
+    tops = triton.call(events)
+    np.testing.assert_array_equal(tops.valid, expected.valid)
+    np.testing.assert_array_equal(tops.top, expected.top)
+    np.testing.assert_array_equal(tops.antitop, expected.antitop)
+    assert triton.waited == [0.5, 1.0, 2.0]
+    assert triton.requests == [64] * 4
+
+
+def test_a_server_that_stays_away(triton, events):
+    triton.failures += ["UNAVAILABLE"] * 20
+    with pytest.raises(InferenceServerError, match="UNAVAILABLE"):
+        triton.call(events)
+    assert triton.waited == [0.5, 1, 2, 4, 8, 16, 32]
+    assert len(triton.requests) == 8
+
+
+def test_a_wrong_request_is_not_repeated(triton, events):
+    triton.failures += ["INVALID_ARGUMENT"]
+    with pytest.raises(InferenceServerError, match="INVALID_ARGUMENT"):
+        triton.call(events)
+    assert (triton.waited, len(triton.requests)) == ([], 1)

@@ -18,6 +18,8 @@ from topreco.core.observables import OBSERVABLES
 from topreco.core.skim import read_skims
 from topreco.runs.columns import event_columns
 from topreco.validation.gather import OBSERVED
+from topreco.validation.page import Table
+from topreco.validation.pdf import table_lines
 from topreco.validation.validate import parse_joined, parse_masses, validate
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -37,6 +39,8 @@ def report(skims, leptons, write_skim, tmp_path_factory):
         background=[background],
         mass_scan=scan,
         command="topreco validate <this> & that",
+        pdf=True,
+        formats=["png"],
         progress=False,
     )
     return folder / "out"
@@ -244,3 +248,39 @@ def test_browser_renders_every_figure(page, tmp_path):
     assert int(total) > 30
     assert 'data-overflow="false"' in done.stdout
     assert "CONSOLE" not in done.stderr
+
+
+def test_figures_as_files(report, page):
+    files = sorted((report / "figures").iterdir())
+    assert len(files) == page.count("<figure>") > 20
+    assert {file.suffix for file in files} == {".png"}
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+    assert "m_tt_bias_in_bins_of_the_truth_m_tt.png" in {file.name for file in files}
+
+
+def test_pdf(report, page):
+    """Every section has a page, every figure one of its own; the text is that of the page."""
+    content = (report / "index.pdf").read_bytes()
+    assert content.startswith(b"%PDF")
+    n_pages = len(re.findall(rb"/Type /Page\b", content))
+    assert n_pages >= page.count("<figure>") + page.count("<section") - 1
+
+
+def test_unknown_format_of_figures(skims, leptons, tmp_path):
+    with pytest.raises(TopRecoError, match=r"unknown format 'gif' of a figure; allowed: "):
+        validate(skims, tmp_path / "out", methods=[leptons], formats=["gif"], progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_tables_in_characters_of_one_width():
+    found = table_lines(Table(["method", "RB m(tt̄)"], [["a", "1(2)"], ["longer", "–0.5"]], "All events"))
+    assert found == [
+        "All events",
+        "method  RB m(tt̄)",
+        "-" * 16,
+        "a" + "1(2)".rjust(15),
+        "longer" + "–0.5".rjust(10),
+    ]
+    text = table_lines(Table(["", "why"], [["b", "word " * 20]], text=True))
+    assert len(text) == 5
+    assert max(map(len, text)) <= 1 + 2 + 48

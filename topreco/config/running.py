@@ -12,8 +12,19 @@ from topreco.config.fileset import FileDetails, plain_fileset
 from topreco.config.selection import SelectionConfig
 from topreco.config.systematics import SystematicsConfig
 from topreco.core.constants import M_TOP, M_W
-from topreco.core.errors import nearest
+from topreco.core.errors import TopRecoError, nearest
 from topreco.core.observables import OBSERVABLE_GROUPS, OBSERVABLES, observable_names
+from topreco.core.threads import checked_device
+
+
+def _check_device(device: str) -> str:
+    try:
+        return checked_device(device)
+    except TopRecoError as error:
+        raise ValueError(str(error)) from error
+
+
+Device = Annotated[str, AfterValidator(_check_device)]
 
 
 class PreselectionConfig(Config):
@@ -427,6 +438,8 @@ class RunConfig(Config):
     workers: PositiveInt = 1
     """Processes on this machine, or jobs of the batch system."""
     cluster: ClusterConfig = ClusterConfig()
+    device: Device = "cpu"
+    """Where torch evaluates networks: cpu, cuda, cuda:1, mps, or auto for CUDA where there is any."""
     ship_model: bool = False
     """Send the files of `methods` to the workers, which otherwise read them under the same path."""
     chunk_size: PositiveInt = 100_000

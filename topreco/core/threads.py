@@ -11,6 +11,7 @@ start threads of their own in each process.
 """
 
 import os
+import re
 import sys
 
 from topreco.core.errors import TopRecoError
@@ -27,6 +28,22 @@ def checked_threads(threads: int | None) -> int | None:
     if threads is not None and threads < 1:
         raise TopRecoError(f"threads: {threads} found, 1 or more expected, or None for the library's default")
     return threads
+
+
+def checked_device(device: str) -> str:
+    """Return the name of a device of torch unchanged: cpu, cuda, cuda:1, mps, or auto.
+
+    `auto` is CUDA where there is any. Whether it is there is asked by the process that computes, since a
+    process that has asked CUDA cannot be forked any more.
+
+    Raises
+    ------
+    TopRecoError
+        If it is no such name.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise TopRecoError(f"device: {device!r} found, auto, cpu, cuda, cuda:NUMBER or mps expected")
+    return device
 
 
 def available_cores() -> int:

@@ -17,6 +17,7 @@ from typing import Any
 
 import hist
 import numpy as np
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -306,6 +307,13 @@ def _overview(rows: Sequence[Sequence[Path]], path: Path) -> Path:
     return path
 
 
+def check_formats(formats: Sequence[str]) -> None:
+    """Raise `TopRecoError` unless matplotlib knows all suffixes."""
+    known = FigureCanvasBase.get_supported_filetypes()
+    if unknown := [suffix for suffix in formats if suffix not in known]:
+        raise TopRecoError(f"unknown format {unknown[0]!r} of a figure; allowed: {', '.join(known)}")
+
+
 def save(figure: Figure, stem: str | Path, *, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write a figure, each file whole or not at all.
 
@@ -323,9 +331,7 @@ def save(figure: Figure, stem: str | Path, *, formats: Sequence[str] = FORMATS) 
     TopRecoError
         If a format is unknown or a file cannot be written.
     """
-    known = figure.canvas.get_supported_filetypes()
-    if unknown := [suffix for suffix in formats if suffix not in known]:
-        raise TopRecoError(f"unknown format {unknown[0]!r} of a figure; allowed: {', '.join(known)}")
+    check_formats(formats)
     paths = []
     for suffix in formats:
         path = Path(f"{stem}.{suffix}")

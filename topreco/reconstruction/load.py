@@ -8,6 +8,7 @@ from topreco.config import SolverConfig, Summary
 from topreco.core.errors import TopRecoError
 from topreco.core.method import Method, NamedCallable, as_method, gives_samples
 from topreco.core.shipped import shipped_models
+from topreco.core.threads import checked_device
 from topreco.reconstruction.analytic import ANALYTIC_METHODS, AnalyticMethod
 from topreco.reconstruction.model_files import DESCRIPTIONS
 from topreco.reconstruction.network import DensityRatio, network_method
@@ -30,6 +31,7 @@ def load(
     ship: bool = False,
     quantiles: bool = True,
     summary: Summary = "mean",
+    device: str = "cpu",
 ) -> Method:
     """Method by model file, or by the name of a shipped model or an analytic method.
 
@@ -52,6 +54,9 @@ def load(
         Values of observables in `TopPair.observables`: "mean" for what the method says; "median" for the
         medians of its quantiles, which are evaluated then; "mode" for the modes of its samples. A method
         without quantiles or without samples keeps its values.
+    device
+        Where torch evaluates a network: cpu, cuda, cuda:1, mps, or auto for CUDA where there is any. Other
+        methods compute on the CPU.
 
     Returns
     -------
@@ -68,7 +73,9 @@ def load(
         raise TopRecoError(f"method {source!r}: a name or a model file expected")
     if summary not in get_args(Summary):
         raise TopRecoError(f"summary: {summary!r} found, allowed are {', '.join(get_args(Summary))}")
-    found = _load(source, name, threads, solvers, ship=ship, quantiles=quantiles or summary == "median")
+    checked_device(device)
+    quantiles = quantiles or summary == "median"
+    found = _load(source, name, threads, solvers, ship=ship, quantiles=quantiles, device=device)
     if isinstance(found, DensityRatio):
         # Not a method: it gives weights, and `load_method` refuses it where tops are wanted.
         return cast("Method", found)
@@ -85,6 +92,7 @@ def _load(
     *,
     ship: bool,
     quantiles: bool,
+    device: str,
 ) -> Method | DensityRatio:
     """The method itself."""
     if str(source) in ANALYTIC_METHODS:
@@ -96,7 +104,7 @@ def _load(
             f"method {str(source)!r}: a .safetensors file written by `topreco train` expected, an .onnx file "
             f"written by `topreco export`, or one of {', '.join(methods())}"
         )
-    return network_method(source, name=name, threads=threads, ship=ship, quantiles=quantiles)
+    return network_method(source, name=name, threads=threads, ship=ship, quantiles=quantiles, device=device)
 
 
 def load_method(source: str | Path, **options: Any) -> Method:
@@ -159,6 +167,7 @@ def load_methods(
     quantiles: bool = True,
     summary: Summary = "mean",
     min_quality: Mapping[str, float] | None = None,
+    device: str = "cpu",
 ) -> list[Method]:
     """Complete methods with names of their own.
 
@@ -178,6 +187,8 @@ def load_methods(
         Values of observables of the methods that are loaded, as in `load`.
     min_quality
         Smallest quality of an event that counts as solved, by name of the method.
+    device
+        Device of networks that are loaded, as in `load`.
 
     Returns
     -------
@@ -190,7 +201,15 @@ def load_methods(
         If a method cannot be loaded, two have the same name, or `min_quality` names none of them.
     """
     loaded = [
-        load_method(m, threads=threads, solvers=solvers, ship=ship, quantiles=quantiles, summary=summary)
+        load_method(
+            m,
+            threads=threads,
+            solvers=solvers,
+            ship=ship,
+            quantiles=quantiles,
+            summary=summary,
+            device=device,
+        )
         if isinstance(m, str | Path)
         else as_method(m)
         for m in methods

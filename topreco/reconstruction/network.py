@@ -1,6 +1,7 @@
 """Trained networks as methods."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from topreco.config import FeaturesConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, FloatArray, Posterior, TopPair, Truth
-from topreco.core.threads import checked_threads, torch_threads
+from topreco.core.threads import checked_device, checked_threads, torch_threads
 from topreco.reconstruction.model_files import ModelFile, PosteriorFile, modified
 
 if TYPE_CHECKING:
@@ -19,7 +20,20 @@ if TYPE_CHECKING:
 
 
 class NetworkMethod(ModelFile):
-    """A trained network, read from a `.safetensors` file of `topreco train` and evaluated by torch."""
+    """A trained network, read from a `.safetensors` file of `topreco train` and evaluated by torch.
+
+    Parameters
+    ----------
+    path, **options
+        As of `ModelFile`.
+    device
+        Where torch evaluates it, see `topreco.core.threads.checked_device`. Each process that is called puts
+        the networks there once.
+    """
+
+    def __init__(self, path: str | Path, *, device: str = "cpu", **options: Any) -> None:
+        self.device = checked_device(device)
+        super().__init__(path, **options)
 
     @property
     def model(self) -> "TrainedModel":
@@ -40,8 +54,17 @@ class NetworkMethod(ModelFile):
         """Timelike four-momenta of t and t̄; not valid where an input that exists is not finite."""
         from topreco.network.inference import predict
 
+        networks, on_gpu = self._networks()
+        batch_size = max(self.batch_size, _BATCH_ON_GPU) if on_gpu else self.batch_size
         with _torch_threads(self.threads):
-            return predict(self.model.networks, events, batch_size=self.batch_size, quantiles=self.quantiles)
+            return predict(networks, events, batch_size=batch_size, quantiles=self.quantiles)
+
+    def _networks(self) -> tuple[Sequence[Any], bool]:
+        """The networks on their device, and whether that is a GPU."""
+        if self.device == "cpu":
+            return self.model.networks, False
+        device = _present(self.device)
+        return _on_device(self.path, modified(self.path), device), device != "cpu"
 
 
 class PosteriorMethod(PosteriorFile, NetworkMethod):
@@ -52,8 +75,32 @@ class PosteriorMethod(PosteriorFile, NetworkMethod):
         from topreco.network.inference import sample
 
         n = self.n_samples if n_samples is None else n_samples
+        networks, on_gpu = self._networks()
+        # As many rows at once as without samples.
+        more = {"batch_size": max(_BATCH_ON_GPU // max(n, 1), 64)} if on_gpu else {}
         with _torch_threads(self.threads):
-            return sample(self.model.networks, events, n_samples=n, seed=self.seed)
+            return sample(networks, events, n_samples=n, seed=self.seed, **more)
+
+
+_BATCH_ON_GPU = 8192
+"""Events per forward pass that a GPU gets, since fewer leave it idle."""
+
+
+def _present(device: str) -> str:
+    """The device that a name means; an error if this machine does not have it."""
+    import torch
+
+    n_cuda = torch.cuda.device_count() if device.startswith(("auto", "cuda")) else 0
+    if device == "auto":
+        return "cuda" if n_cuda else "cpu"
+    number = int(device.partition(":")[2] or 0)
+    if device.startswith("cuda") and number >= n_cuda:
+        raise TopRecoError(
+            f"device: {device!r} found, and torch sees {n_cuda} CUDA devices; cpu or auto works"
+        )
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise TopRecoError(f"device: {device!r} found, which this machine does not have; cpu or auto works")
+    return device
 
 
 @contextmanager
@@ -146,7 +193,7 @@ def network_method(path: str | Path, **options: Any) -> NetworkMethod | DensityR
     Parameters
     ----------
     path, **options
-        As of `ModelFile`.
+        As of `NetworkMethod`.
     """
     file = Path(path).absolute()
     if file.suffix == ".safetensors" and file.is_file() and _read_file(file, modified(file)).kind == "ratio":
@@ -160,6 +207,12 @@ def _read_file(path: Path, changed: str) -> "TrainedModel":  # noqa: ARG001 - pa
     from topreco.network.model_file import load_model
 
     return load_model(path)
+
+
+@lru_cache(maxsize=16)
+def _on_device(path: Path, changed: str, device: str) -> tuple[Any, ...]:
+    """Copies of the networks of a model file on a device."""
+    return tuple(copy.deepcopy(network).to(device) for network in _read_model(path, changed).networks)
 
 
 def _read_model(path: Path, changed: str) -> "TrainedModel":

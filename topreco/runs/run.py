@@ -143,6 +143,7 @@ def prepare(config: RunConfig, *, progress: bool) -> tuple[RunConfig, list[Metho
         quantiles=config.output_columns is not None or bool(config.min_quality),
         summary=config.summary,
         min_quality=config.min_quality,
+        device=config.device,
     )
     # All problems with the input are found before the first worker starts, those with features included.
     selection = config.selection.with_features(needed_features(methods))

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -63,21 +65,24 @@ class Table(NamedTuple):
 
 
 class Image(NamedTuple):
-    """Data URI of a figure, and caption, which is also its alternative text."""
+    """A figure, and caption, which is also its alternative text."""
 
-    uri: str
+    figure: Figure
     text: str
 
+    @property
+    def uri(self) -> str:
+        """Data URI of the figure."""
+        return data_uri(self.figure)
 
-def render(results: Results, table: EventTable) -> str:
+
+def render(content: Mapping[str, Any]) -> str:
     """Page as HTML that needs nothing else.
 
     Parameters
     ----------
-    results
-        As `topreco.validation.validate.validate` collects them.
-    table
-        Events, for the distributions.
+    content
+        As `page_content` gives it.
     """
     environment = Environment(
         loader=PackageLoader("topreco.validation", ""),
@@ -86,6 +91,24 @@ def render(results: Results, table: EventTable) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template("page.html.jinja").render(content)
+
+
+def page_content(results: Results, table: EventTable) -> dict[str, Any]:
+    """Tables and figures by section.
+
+    Parameters
+    ----------
+    results
+        As `topreco.validation.validate.validate` collects them.
+    table
+        Events, for the distributions.
+
+    Returns
+    -------
+    content
+        ``contents`` has the headings of the sections in their order.
+    """
     shown = results["metadata"]["shown"]
     contents = {
         **({"verdicts": "Against the best analytic method"} if results["verdicts"] else {}),
@@ -104,31 +127,31 @@ def render(results: Results, table: EventTable) -> str:
         "speed": "Speed",
         "provenance": "Data, versions, command",
     }
-    return environment.get_template("page.html.jinja").render(
-        title="Validation of the reconstruction of top-quark pairs",
-        methods=list(results["methods"]),
-        n_events=results["metadata"]["n_events"],
-        contents=contents,
-        trained_on={m: n for m, of in results["methods"].items() if (n := of.get("training_events"))},
-        exact=f"{EXACT:g}",
-        approximate=f"{APPROXIMATE:g}",
-        verdicts=_verdicts(results),
-        verdict_legend=VERDICT_LEGEND,
-        summary=_summary(results),
-        response={name: _response(results, table, name) for name in shown},
-        observables=_observables(results),
-        regions=list(_regions(results)),
-        uncertainty=_uncertainty(results),
-        posterior=_posterior(results),
-        quality=_quality(results),
-        closure=_closure(results),
-        symmetries=_symmetries(results),
-        spin=_spin(results),
-        background=_background(results),
-        mass_scan=_mass_scan(results),
-        speed=_speed(results),
-        provenance=_provenance(results),
-    )
+    return {
+        "title": "Validation of the reconstruction of top-quark pairs",
+        "methods": list(results["methods"]),
+        "n_events": results["metadata"]["n_events"],
+        "contents": contents,
+        "trained_on": {m: n for m, of in results["methods"].items() if (n := of.get("training_events"))},
+        "exact": f"{EXACT:g}",
+        "approximate": f"{APPROXIMATE:g}",
+        "verdicts": _verdicts(results),
+        "verdict_legend": VERDICT_LEGEND,
+        "summary": _summary(results),
+        "response": {name: _response(results, table, name) for name in shown},
+        "observables": _observables(results),
+        "regions": list(_regions(results)),
+        "uncertainty": _uncertainty(results),
+        "posterior": _posterior(results),
+        "quality": _quality(results),
+        "closure": _closure(results),
+        "symmetries": _symmetries(results),
+        "spin": _spin(results),
+        "background": _background(results),
+        "mass_scan": _mass_scan(results),
+        "speed": _speed(results),
+        "provenance": _provenance(results),
+    }
 
 
 def _name(observable: str) -> str:
@@ -136,7 +159,27 @@ def _name(observable: str) -> str:
 
 
 def _images(drawn: Iterable[tuple[Figure, str]]) -> list[Image]:
-    return [Image(data_uri(figure), text) for figure, text in drawn]
+    return [Image(figure, text) for figure, text in drawn]
+
+
+def named_figures(content: Mapping[str, Any]) -> dict[str, Figure]:
+    """All figures of a page, by names for files: section and caption in plain letters."""
+    found: dict[str, Figure] = {}
+
+    def collect(section: str, value: Any) -> None:
+        if isinstance(value, Image):
+            plain_text = unicodedata.normalize("NFKD", value.text).encode("ascii", "ignore").decode().lower()
+            found[f"{section}_{re.sub('[^a-z0-9]+', '_', plain_text).strip('_')}"] = value.figure
+        elif isinstance(value, Mapping):
+            for name, inner in value.items():
+                collect(str(name) if section == "response" else section, inner)
+        elif isinstance(value, list):
+            for inner in value:
+                collect(section, inner)
+
+    for section, value in content.items():
+        collect(section, value)
+    return found
 
 
 # ---- response --------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from topreco.core.method import Method
 from topreco.core.observables import OBSERVABLES
 from topreco.core.skim import Skim
 from topreco.core.versions import versions
+from topreco.evaluation.figures import check_formats, save
 from topreco.evaluation.histograms import truth_edges
 from topreco.evaluation.latex import latex_of_markdown
 from topreco.reconstruction.load import load_methods
@@ -24,7 +26,8 @@ from topreco.validation.complementarity import complementarity, complementarity_
 from topreco.validation.extras import SCANNED, compare_background, scan_mass
 from topreco.validation.gather import OBSERVED, Apply, EventTable, gather, open_pool, open_skims
 from topreco.validation.joined import JoinedMethod
-from topreco.validation.page import render
+from topreco.validation.page import named_figures, page_content, render
+from topreco.validation.pdf import write_pdf
 from topreco.validation.posterior import assess_posteriors, choose_sampling
 from topreco.validation.preparation import HeldOut, Preparation
 from topreco.validation.spin import spin_linearity
@@ -46,11 +49,14 @@ def validate(
     mass_scan: Mapping[float, Sequence[str | Path]] | None = None,
     workers: int = 1,
     command: str = "",
+    pdf: bool = False,
+    formats: Sequence[str] = (),
     progress: bool = True,
 ) -> Path:
     """Validate and compare methods on simulated events.
 
-    Writes ``index.html``, ``results.json``, ``comparison.md`` and ``comparison.csv``.
+    Writes ``index.html``, ``results.json``, ``comparison.md`` and ``comparison.csv``, and on request
+    ``index.pdf`` and the folder ``figures``.
 
     Parameters
     ----------
@@ -72,6 +78,10 @@ def validate(
         Number of processes. Results do not depend on it, apart from the speed.
     command
         Command line, shown on the page.
+    pdf
+        Write the tables and figures as PDF too.
+    formats
+        Formats of the figures as files of their own, such as pdf; none by default.
     progress
         Show progress bars.
 
@@ -104,7 +114,9 @@ def validate(
         raise TopRecoError("no methods; names or model files expected")
 
     page = output / "index.html"
-    names = ("results.json", "comparison.md", "comparison.tex", "comparison.csv", "index.html")
+    names = ["results.json", "comparison.md", "comparison.tex", "comparison.csv", "index.html"]
+    names += ["index.pdf"] if pdf else []
+    check_formats(formats)
     read = [*skims, *background, *itertools.chain(*(mass_scan or {}).values()), *(joined or {}).values()]
     check_outputs((output / name for name in names), [*read, *files_of(config)])
     with (
@@ -113,6 +125,7 @@ def validate(
         complete_file(output / "comparison.tex") as latex,
         complete_file(output / "comparison.csv") as table_file,
         complete_file(page) as html,
+        complete_file(page.with_suffix(".pdf")) if pdf else nullcontext() as portable,
         open_pool(workers, progress=progress) as apply,
     ):
         own = [method for method in loaded if method not in others]
@@ -170,7 +183,13 @@ def validate(
         markdown.write_text(text, encoding="utf-8")
         latex.write_text(latex_of_markdown(text), encoding="utf-8")
         table_file.write_text(comparison_csv(comparison), encoding="utf-8")
-        html.write_text(render(results, table), encoding="utf-8")
+        content = page_content(results, table)
+        html.write_text(render(content), encoding="utf-8")
+        for name, figure in named_figures(content).items() if formats else ():
+            save(figure, output / "figures" / name, formats=formats)
+        if portable is not None:
+            # Last, since it adds captions to the figures.
+            write_pdf(content, portable)
     return page
 
 
