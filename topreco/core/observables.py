@@ -561,6 +561,8 @@ _ANGLES = (
         "delta_phi_ll", r"$|\Delta\phi(\ell\ell)|$", "", False, lambda _t, _s, leptons: delta_phi_ll(leptons)
     ),
 )
+
+
 def _of_mass(function: Callable[[Any], Any]) -> Callable[[Any, Any, Any], Any]:
     return lambda _tops, system, _leptons: function(fourvector.mass(system))
 
