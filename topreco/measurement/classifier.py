@@ -107,7 +107,9 @@ def fit_mean(x: FloatArray, y: FloatArray, settings: ClassifierSettings, seed: S
     return _fit(x, target, "mean", settings, seed, offset, scale)
 
 
-def cross_fitted(fit_on: Any, x: FloatArray | IntArray, fold: IntArray, folds: int, others: Any = None) -> FloatArray:
+def cross_fitted(
+    fit_on: Any, x: FloatArray | IntArray, fold: IntArray, folds: int, others: Any = None
+) -> FloatArray:
     """Outputs for rows by networks that have not seen them.
 
     Parameters

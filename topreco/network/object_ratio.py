@@ -114,7 +114,7 @@ class ObjectRatio:
                     )
                 rate = learning_rate(epoch * steps + number, fit.epochs * steps, fit.optimiser)
                 network.zero_grad(set_to_none=True)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(network.parameters(), fit.optimiser.clip_norm or math.inf)
                 for optimiser in optimisers:
                     for group in optimiser.param_groups:
