@@ -77,8 +77,10 @@ FINE: dict[str, tuple[float, ...]] = {
 """Inner edges for expectation maximisation, among them those of `EDGES`."""
 FINE_PAIR = {"m_tt": (350, 380, 415, 450, 500, 550, 620, 700, 850), "c_hel": FINE["c_hel"]}
 """The same in two dimensions."""
+DETECTOR_REPLICAS = 4
 BUMP_MASS, BUMP_WIDTH, BUMP_SHARE = 500.0, 30.0, 0.02
 N_SAMPLES = 16
+FOLDS = 5
 MORE = 8
 """Iterations of a second result of OmniFold; the first has its default stopping rule."""
 _CHUNK = 1000
@@ -280,7 +282,7 @@ def omnifold_inputs(halves: Halves) -> tuple[Measured, Simulated, IntArray]:
             generated=s.generated[used],
             weight=np.where(selected, s.weight[used], 0.0),
             generator_weight=s.weight[used],
-            fold=np.arange(len(used)) % 2,
+            fold=np.arange(len(used)) % FOLDS,
         ),
         used,
     )
@@ -386,7 +388,7 @@ def unfolded(path: Path, halves: Halves, seed: int, **options: Any) -> tuple[dic
         data, simulated, used = omnifold_inputs(halves)
         started = time.process_time()
         found: Unfolded = unfold(
-            data, simulated, folds=2, seed=(seed,), truth=true_of_data(halves), **options
+            data, simulated, folds=FOLDS, seed=(seed,), truth=true_of_data(halves), **options
         )
         seconds = time.process_time() - started
         steps = np.array(found.iterations, float)
@@ -407,8 +409,8 @@ def closure(sample: Sample, folder: Path) -> list[Row]:
         before: dict[str, list[FloatArray]] = {}
         for i in range(n_files):
             halves = Halves(sample, sample.file == i, sample.file != i, sample.weight * factor)
-            content, seconds = unfolded(folder / f"closure_{change}_{i}.npz", halves, i)
-            more, _ = unfolded(folder / f"closure_{change}_{i}_more.npz", halves, i, iterations=MORE)
+            content, seconds = unfolded(folder / f"closure_{change}_{i}_{FOLDS}.npz", halves, i)
+            more, _ = unfolded(folder / f"closure_{change}_{i}_{FOLDS}_more.npz", halves, i, iterations=MORE)
             print(f"{change}, file {i}: {len(content['iterations'])} iterations, {seconds:.0f} s", flush=True)
             for names in SPECTRA:
                 key = ",".join(names)
@@ -469,7 +471,7 @@ def toys(sample: Sample, folder: Path, number: int, replicas: int, shares: Seque
             u = rng.random(len(sample.file))
             halves = Halves(sample, u < shares[0], u >= 1 - shares[1], sample.weight * factor)
             data, simulated, used = omnifold_inputs(halves)
-            options: dict[str, Any] = {"iterations": 3, "settings": settings}
+            options: dict[str, Any] = {"iterations": 3, "settings": settings, "folds": FOLDS}
             nominal = unfold(data, simulated, seed=(toy, 0), **options)
             kept = {f"{key} nominal": v for key, v in spectra_of(halves, used, nominal.ratio).items()}
             others: dict[str, list[FloatArray]] = {}
@@ -485,7 +487,7 @@ def toys(sample: Sample, folder: Path, number: int, replicas: int, shares: Seque
                     others.setdefault(key, []).append(v)
             return kept | {f"{key} replicas": np.array(v) for key, v in others.items()}
 
-        name = f"toy_{shares[0]:g}_{shares[1]:g}_{replicas}_{toy}.npz"
+        name = f"toy_{FOLDS}_{shares[0]:g}_{shares[1]:g}_{replicas}_{toy}.npz"
         content = cached(folder / name, make)
         for names in SPECTRA:
             key = ",".join(names)
@@ -538,7 +540,7 @@ def networks(
             sample.events[sample.row[used[simulated.selected]]],
         ]
     )
-    settings = "_".join(f"{value:g}" for value in (*shares, epochs))
+    settings = "_".join(f"{value:g}" for value in (*shares, epochs, FOLDS))
     start = unfold_start(simulated, true_of_data(everything))
     rows: list[Row] = []
     for name in names:
@@ -559,6 +561,7 @@ def networks(
                     data,
                     simulated,
                     iterations=3,
+                    folds=FOLDS,
                     seed=(training, 5),
                     truth=true_of_data(everything),
                     fit_ratio=fit,
@@ -639,23 +642,24 @@ def detector(sample: Sample, folder: Path, files: Sequence[Path], model: Any) ->
         }
 
     def make() -> dict[str, Any]:
-        result = unfold(data, simulated, iterations=4, seed=(3,), truth=true_z)
+        result = unfold(data, simulated, iterations=4, folds=FOLDS, seed=(3,), truth=true_z)
         kept: dict[str, Any] = dict(spectra(result.ratio))
         rng = np.random.default_rng(5)
         replicas: dict[str, list[FloatArray]] = {}
-        for r in range(20):
+        for r in range(DETECTOR_REPLICAS):
             of_data, of_sample = rng.poisson(1.0, len(data.weight)), rng.poisson(1.0, len(simulated))
             again = unfold(
                 Measured(data.x, data.weight * of_data),
                 replace(simulated, weight=simulated.weight * of_sample),
                 iterations=4,
+                folds=FOLDS,
                 seed=(3, 1 + r),
             )
             for key, v in spectra(of_sample * again.ratio).items():
                 replicas.setdefault(key, []).append(v)
         return kept | {f"{key} error": np.std(v, axis=0, ddof=1) for key, v in replicas.items()}
 
-    content = cached(folder / f"detector_{len(events)}.npz", make)
+    content = cached(folder / f"detector_{len(events)}_{FOLDS}.npz", make)
     start = spectra(np.ones(len(simulated)))
     rows: list[Row] = []
     for names in SPECTRA:

@@ -3,8 +3,8 @@
     python scripts/results/ratio_spin.py --events 30000 100000 --output results/ratio_spin
 
 A has the spin correlation of leading-order QCD, B has none. Both are hard processes of Pythia without shower
-(extra `sim`), so that the incoming momentum fractions x₁, x₂ follow from t and t̄, and the true ratio of the
-densities of t, t̄, ℓ⁺ and ℓ⁻ is known:
+(extra `sim`), so that the incoming momentum fractions x₁, x₂ follow from t and t̄ up to the intrinsic
+transverse momentum of some GeV, and the true ratio of the densities of t, t̄, ℓ⁺ and ℓ⁻ is known:
 
     p_A/p_B = Σᵢ P(i | t, t̄) wᵢ,   P(i | t, t̄) ∝ f₁(x₁) f₂(x₂) Ãᵢ(β, Θ)   for i = gg, qq̄
 
@@ -328,6 +328,7 @@ def main() -> None:
         correlation = float(np.corrcoef(learned, true)[0, 1])
         row["correlation"] = rounded(correlation)
         row["slope"] = rounded(float(np.polyfit(true, learned, 1)[0]))
+        print(f"{n} events, {learner}: correlation {correlation:.4f}", flush=True)
         row["mean_weight"] = rounded(float(weight.mean()))
         row["effective_share"] = rounded(float(weight.sum() ** 2 / (weight**2).sum() / n))
         row["largest"] = rounded(float(weight.max()))

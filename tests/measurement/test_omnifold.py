@@ -23,7 +23,7 @@ def simulate(rng, n, mean, fakes=0, weight=None):
     selected = ~generated | (rng.random(n + fakes) < efficiency(z))
     weight = np.ones(n + fakes) if weight is None else weight(rng, z)
     return Simulated(
-        x[:, None], z[:, None], selected, generated, weight, weight, rng.integers(0, 2, n + fakes)
+        x[:, None], z[:, None], selected, generated, weight, weight, rng.integers(0, 5, n + fakes)
     )
 
 
@@ -111,6 +111,19 @@ def test_ratios_of_step_1_may_come_from_elsewhere():
     given = unfold(data, simulation, background, fit_ratio=fit_ratio, **options)
     np.testing.assert_array_equal(own.ratio, given.ratio)
     assert sorted(asked) == list(range(n_fixed, len(table)))
+
+
+def test_iterations_converge():
+    """Folds must not drift apart: with two of them their difference doubles in every iteration."""
+    rng = np.random.default_rng(6)
+    simulation, data = simulate(rng, 1500, 0.0), as_data(simulate(rng, 1500, 0.2))
+    few, many = (unfold(data, simulation, iterations=n, settings=SETTINGS).ratio for n in (2, 12))
+    sums = [
+        np.array([ratio[simulation.fold == k].mean() for k in range(5)]) / ratio.mean()
+        for ratio in (few, many)
+    ]
+    assert np.abs(sums[1] - 1).max() < 0.15
+    assert many.mean() == pytest.approx(few.mean(), rel=0.1)
 
 
 def test_fakes_get_their_own_weight(closure):

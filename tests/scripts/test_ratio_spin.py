@@ -34,5 +34,5 @@ def test_true_ratio(script):
     ratio = true(truth)
     assert (ratio > 0).all()
     assert ratio.mean() == pytest.approx(1, abs=0.01)
-    # Without shower nothing else carries transverse momentum.
-    assert np.abs(truth.tops.sum(1)[:, 1:3]).max() < 1e-6
+    # Without shower there is the transverse momentum of the incoming partons alone.
+    assert np.abs(truth.tops.sum(1)[:, 1:3]).max() < 15

@@ -65,8 +65,9 @@ class OmniFoldConfig(Config):
     """Change of every spectrum in an iteration, as χ² per bin, below which there is no further one."""
     replicas: Annotated[int, Field(ge=0)] = 20
     """Bootstrap replicas of data and simulation, of as many iterations, for errors and covariances."""
-    folds: Annotated[int, Field(ge=2)] = 2
-    """Parts of the simulation; each is weighted by a network that was trained with the others."""
+    folds: Annotated[int, Field(ge=3)] = 5
+    """Parts of the simulation; each is weighted by a network that was trained with the others. With k of them
+    a difference between parts is k/(k − 1)² of that of the last iteration, so that two would not converge."""
     objects: ObjectRatioConfig | None = None
     """Networks that see reconstructed objects in step 1; null: those of step 2, which see `observables`. A
     thousand times slower, see docs/UNFOLDING.md."""

@@ -171,7 +171,7 @@ def unfold(
     simulated: Simulated,
     background: Measured | None = None,
     *,
-    folds: int = 2,
+    folds: int = 5,
     iterations: int | None = None,
     max_iterations: int = 8,
     tolerance: float = 0.1,
@@ -193,7 +193,8 @@ def unfold(
         Events. Weights of simulation may be negative: the ratios then learn from the mean weight of the
         neighbours of an event.
     folds
-        Number of folds.
+        Number k of folds, at least 3. Deviations d of folds that add up to zero become −k/(k − 1)² d in an
+        iteration: step 1 corrects each by those of the others, and step 2 takes the mean of the others.
     iterations
         Make exactly so many.
     max_iterations, tolerance
