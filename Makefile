@@ -46,7 +46,7 @@ $(VENV)/installed-demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP_INSTALL) --editable '.[sim,dask,parsl,onnx,pepper,mlflow,lloca,calibration,dev]'
+	$(PIP_INSTALL) --editable '.[sim,dask,parsl,onnx,pepper,mlflow,lloca,tokens,calibration,dev]'
 	touch $@ $(VENV)/installed-demo
 
 clean:

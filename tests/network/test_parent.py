@@ -185,6 +185,7 @@ SIZES = {
     "lgatr": {},
     "transformer": {"channels": 64},
     "lloca": {"channels": 64, "heads": 4},
+    "pet": {"channels": 64},
 }
 
 

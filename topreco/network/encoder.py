@@ -5,7 +5,7 @@ which readout tokens there are, and what becomes of them (`topreco.network.reado
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -276,7 +276,8 @@ class Encoder(nn.Module):
             whole = sees.new_zeros((mask.shape[1], mask.shape[1]))
             whole[:n_objects, :n_objects] = sees
             whole[:, n_objects:] = True
-            vectors, out = self.backbone(geometry, scalars, mask, sees=whole)
+            backbone: Any = self.backbone
+            vectors, out = backbone(geometry, scalars, mask, sees=whole)
         return Encoded(vectors, out, tokens.mask)
 
     def _places_of_queries(self, tokens: Tokens, scalars: Tensor, queries: Queries) -> Tensor:

@@ -121,7 +121,7 @@ class Parent:
 
         def load(fold: int, network: nn.Module) -> frozenset[str]:
             networks = self.model.networks
-            source = networks[fold if len(networks) > 1 else 0]
+            source: Any = networks[fold if len(networks) > 1 else 0]
             source = source if part is None else getattr(source, part)
             # A network of a ratio is one of several members.
             source = source.members[0] if isinstance(source, RatioNetwork) else source

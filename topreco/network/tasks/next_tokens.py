@@ -182,7 +182,7 @@ class NextTokenNetwork(nn.Module):
             logits = self.head.logits(level, h, kind)
             nats = functional.cross_entropy(logits.flatten(0, 1), code.flatten(), reduction="none")
             counts = asked if level == 0 else objects.exists
-            found.append(torch.where(counts, nats.unflatten(0, code.shape), 0.0))
+            found.append(torch.where(counts, nats.reshape(code.shape), 0.0))
             h = self.head.further(level, h, code, kind)
         return torch.stack(found, -1)
 
@@ -312,25 +312,27 @@ def as_events(inputs: Inputs, name: str = "generated") -> DileptonEvents:
     jets = inputs.jets.gather(1, order[..., None].expand(-1, -1, 4))
     points = inputs.jet_working_points
     assert points is not None
-    arrays = {
-        "lepton_plus": inputs.lepton_plus.double(),
-        "lepton_minus": inputs.lepton_minus.double(),
-        "jets": jets.double(),
-        "jet_mask": inputs.jet_mask.gather(1, order),
-        "jet_tagged": inputs.jet_tagged.gather(1, order),
-    }
-    own = {key: value.cpu().numpy() for key, value in arrays.items()}
-    own["jets"] = own["jets"] * own["jet_mask"][..., None]
+    there = inputs.jet_mask.gather(1, order)
+    lepton_plus, lepton_minus, met = (
+        each.double().cpu().numpy() for each in (inputs.lepton_plus, inputs.lepton_minus, inputs.met)
+    )
+    jets = torch.where(there[..., None], jets, 0.0).double().cpu().numpy()
+    mask = there.cpu().numpy()
+    tagged = inputs.jet_tagged.gather(1, order).cpu().numpy()
     return DileptonEvents(
-        **own,
+        lepton_plus=lepton_plus,
+        lepton_minus=lepton_minus,
         lepton_flavour=inputs.lepton_flavour.cpu().numpy(),
-        jet_btag=np.where(own["jet_mask"], np.nan, 0.0),
-        b_candidates=b_candidates(**own),
-        met=inputs.met.double().cpu().numpy(),
+        jets=jets,
+        jet_mask=mask,
+        jet_btag=np.where(mask, np.nan, 0.0),
+        jet_tagged=tagged,
+        b_candidates=b_candidates(lepton_plus, lepton_minus, jets, mask, tagged),
+        met=met,
         dataset=np.full(n, dataset_id(name), np.uint64),
-        run=np.ones(n, np.int64),
-        luminosity_block=np.ones(n, np.int64),
-        event=np.arange(n, dtype=np.int64),
+        run=np.ones(n, np.uint32),
+        luminosity_block=np.ones(n, np.uint32),
+        event=np.arange(n, dtype=np.uint64),
         weight=np.ones(n),
         jet_working_points=points.gather(1, order).cpu().numpy(),
     )
