@@ -3,10 +3,10 @@
     python scripts/results/backbone_costs.py
 
 Of networks of the tops with the sizes of configs/study/pretraining.yaml, on one CPU core, with random events
-of up to six jets. Operations are those of the matrix products that torch counts in one pass of an event, without
-the packed kernels of L-GATr, which torch cannot see into; a multiplication and an addition count two. Seconds
-are the smallest of several passes of 256 events, and those of a step of training, forward and backward, of
-128 events. Memory is what is kept for the gradient, of one event.
+of up to six jets. Operations are those of the matrix products that torch counts in one pass of an event,
+without the packed kernels of L-GATr, which torch cannot see into; a multiplication and an addition count two.
+Times are of the processor and of an event, the smallest of several passes of 256 events, and of several steps
+of training, forward and backward, of 128 events. Memory is what is kept for the gradient, of one event.
 """
 
 import time

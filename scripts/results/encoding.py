@@ -1,4 +1,4 @@
-"""How good an encoding of objects is, and the events that a model of the task `tokens` draws, docs/PRETRAINING.md.
+"""Measures of a model of the task `tokens`: its encoding, and events drawn from it, docs/PRETRAINING.md.
 
     python scripts/results/encoding.py results/tokens/model.safetensors test.parquet --output results/encoding
 
@@ -7,7 +7,7 @@ Needs the extra `calibration`. Written are `encoding.json` with all numbers, `en
 
 - Resolution: half the width of the central 68 % of decoded − measured, for pT and masses relative to the
   measured value.
-- Codes in use: 2 to the power of the entropy of the integers of each level.
+- Codes in use: 2 to the power of the entropy in bits of each integer of jets.
 - Classifier: area under the ROC curve of boosted trees that tell measured events from decoded, and from drawn
   ones; half of the events are for learning. 0.5: no difference is found. Inputs are ln pT, η, φ and mass of
   the objects in the axes of the event, the numbers of b-tag working points, and m_ll and m_lb.
@@ -26,9 +26,10 @@ from sklearn.metrics import roc_auc_score
 from topreco.core import fourvector
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, FloatArray
-from topreco.core.files import write_text, writable_folder
+from topreco.core.files import writable_folder, write_text
 from topreco.core.skim import Skim, SkimWriter
 from topreco.network.model_file import load_model
+from topreco.network.tasks.encoding import JET, coordinates
 from topreco.network.tasks.frame import in_own_axes, own_axes
 from topreco.network.tasks.next_tokens import NextTokenNetwork, as_events
 from topreco.network.tokens import Inputs
@@ -39,9 +40,7 @@ _BATCH = 1024
 
 def main() -> None:
     """Write all results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description="Measures of an encoding; see the file's beginning.")
     parser.add_argument("model", type=Path)
     parser.add_argument("skim", type=Path)
     parser.add_argument("--output", type=Path, default=Path("results/encoding"))
@@ -49,25 +48,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
 
-    network = load_model(options.model).networks[0]
+    model = load_model(options.model)
+    network = model.networks[0]
     if not isinstance(network, NextTokenNetwork):
         raise TopRecoError(f"{options.model}: a model of the task 'tokens' expected, {network.kind!r} found")
     output = writable_folder(options.output)
     events = Skim(options.skim).read()[0][: options.events]
     whole = Inputs.from_events(events, tokens=network.config.tokens)
-    measured = in_own_axes(whole, own_axes(whole))
+    # A model of rotated events knows them at any azimuth.
+    rotated = model.metadata["training"]["augment_rotation"]
+    measured = whole if rotated else own(whole)
     n = len(events)
     with torch.no_grad():
         decoded = concatenated([network.round_trip(part) for part in batches(measured)])
         nats = torch.cat([network(part) for part in batches(measured)])
     generator = torch.Generator().manual_seed(options.seed)
     drawn = concatenated([network.generate(min(_BATCH, n - i), generator) for i in range(0, n, _BATCH)])
-    # A model of rotated events draws them at any azimuth.
-    drawn = in_own_axes(drawn, own_axes(drawn))
     samples = {
-        "measured": as_events(truncated(measured, network), "measured"),
-        "decoded": as_events(decoded, "decoded"),
-        "generated": as_events(drawn),
+        "measured": as_events(own(truncated(measured, network)), "measured"),
+        "decoded": as_events(own(decoded), "decoded"),
+        "generated": as_events(own(drawn)),
     }
     found: dict[str, Any] = {
         "events": n,
@@ -90,6 +90,11 @@ def main() -> None:
         writer.write(samples["generated"], None)
     draw(samples, output / "encoding.png")
     print(table(found))
+
+
+def own(inputs: Inputs) -> Inputs:
+    """Events in their own axes."""
+    return in_own_axes(inputs, own_axes(inputs))
 
 
 def batches(inputs: Inputs) -> list[Inputs]:
@@ -115,8 +120,6 @@ def cut(flags: torch.Tensor, network: NextTokenNetwork) -> torch.Tensor:
 
 def codes_in_use(network: NextTokenNetwork, inputs: Inputs) -> list[float]:
     """Effective number of values of each integer of jets."""
-    from topreco.network.tasks.encoding import JET, coordinates
-
     objects = network.objects(inputs)
     p4 = objects.p4[:, JET:][objects.exists[:, JET:]]
     kind = torch.full((len(p4),), JET)
@@ -207,11 +210,14 @@ def means(events: DileptonEvents) -> dict[str, float]:
 def table(found: dict[str, Any]) -> str:
     """Both tables."""
     used = ", ".join(f"{x:.0f}" for x in found["codes_in_use"])
-    lines = [
+    summary = (
         f"{found['encoding']}, {found['levels']} × {found['codes']}, in use for jets {used}; "
         f"{found['bits_per_event']:.1f} bits of an event, of which labels {found['bits_of_labels']:.1f}; AUC "
         f"decoded {found['auc']['decoded']:.3f}, generated {found['auc']['generated']:.3f}; "
-        f"{found['events']} events",
+        f"{found['events']} events"
+    )
+    lines = [
+        summary,
         "",
         "| resolution | |",
         "|---|---:|",
