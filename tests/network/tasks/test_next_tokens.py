@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from topreco.config import ConfigError, LossConfig, NextTokenConfig, build_config
+from topreco.config import ConfigError, DataConfig, LossConfig, MaskedConfig, NextTokenConfig, build_config
+from topreco.core.errors import TopRecoError
 from topreco.core.events import toy_events
 from topreco.core.skim import Skim, SkimWriter
+from topreco.network.fit.data import read_training_data
 from topreco.network.model_file import load_model, save_model
 from topreco.network.task import Evaluated
 from topreco.network.tasks.augmentation import Augmentation
+from topreco.network.tasks.masked import MaskedTask
 from topreco.network.tasks.next_tokens import NextTokenNetwork, NextTokenTask, as_events
 from topreco.network.tokens import Inputs
 
@@ -149,6 +152,13 @@ def test_generated_events_are_events(events, tmp_path):
     with SkimWriter(tmp_path / "generated.parquet") as writer:
         writer.write(found, None)
     assert len(Skim(writer.path).read()[0]) == 200
+    data = DataConfig(files=[writer.path])
+    task = make_task()
+    assert len(read_training_data(data, task.columns, needs_truth=False)) == 200
+    # They have no b-tag score, and nothing takes it for one.
+    score = MaskedTask(MaskedConfig(backbone=BACKBONE), LossConfig(), Augmentation())
+    with pytest.raises(TopRecoError, match="takes the b-tag score, and the events have only the number"):
+        read_training_data(data, score.columns, needs_truth=False)
 
 
 def test_a_density_is_learnt_and_drawn_from():
