@@ -149,15 +149,15 @@ def test_own_axes_or_rotated():
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_it_learns_from_the_others(backbone):
     """MET that balances the leptons is found, and noise on it with it."""
-    events = toy_events(400, max_jets=2, seed=5)
+    events = toy_events(200, max_jets=2, seed=5)
     balance = -(events.lepton_plus + events.lepton_minus)[:, 1:3]
     events = dataclasses.replace(events, met=balance, jet_mask=np.zeros_like(events.jet_mask))
-    task = make_task(backbone, tokens={"max_jets": 2}, noise=0.05)
+    task = make_task(backbone, tokens={"max_jets": 2}, noise=0.05, hide=0.15)
     columns = task.columns(events, None)
     torch.manual_seed(3)
     network = task.build()
     task.prepare(network, columns)
-    ones = torch.ones(400)
+    ones = torch.ones(200)
 
     def metrics():
         with torch.no_grad():
@@ -166,16 +166,16 @@ def test_it_learns_from_the_others(backbone):
     before = metrics()
     assert repr(metrics()) == repr(before)
     optimiser = torch.optim.Adam(network.parameters(), 1e-2)
-    for step in range(150):
+    for step in range(100):
         loss, batch = task.loss(network, drawn(task, columns, step))
         assert batch is None
         optimiser.zero_grad()
         loss.mean().backward()
         optimiser.step()
     after = metrics()
-    assert after["loss"] < 0.7 * before["loss"]
+    assert after["loss"] < 0.8 * before["loss"]
     size = np.sqrt((balance**2).sum(1).mean())
-    assert after["hidden_met"] < 0.6 * size
+    assert after["hidden_met"] < 0.8 * size
     assert np.isnan(after["hidden_jet"])
     assert "RMS of hidden" in task.describe(after)
 

@@ -86,7 +86,7 @@ def test_probabilities_add_up_to_one(events, encoding):
     """Over all labels and integers of the next object, of each kind."""
     if encoding == "codebook":
         pytest.importorskip("vector_quantize_pytorch", reason="needs the extra `tokens`")
-    _, network, inputs = prepared(events[:40], encoding=encoding, codes=3, levels=2)
+    _, network, inputs = prepared(events[:40], encoding=encoding, codes=2, levels=2)
     objects = network.objects(inputs)
     levels = network.encoding.levels
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_probabilities_add_up_to_one(events, encoding):
         for place, labels in enumerate([2, 2, 1, 7]):
             kind = network._kinds[place].expand(40)
             total = torch.zeros(40)
-            for whole in itertools.product(range(labels), *[range(3)] * levels):
+            for whole in itertools.product(range(labels), *[range(2)] * levels):
                 h = network.head.start(states[:, place], kind)
                 log_p = torch.zeros(40)
                 for level, code in enumerate(whole):
@@ -163,16 +163,16 @@ def test_generated_events_are_events(events, tmp_path):
 
 def test_a_density_is_learnt_and_drawn_from():
     """Events with two jets and opposite flavours only, after some steps."""
-    events = toy_events(600, max_jets=4, seed=8)
+    events = toy_events(300, max_jets=4, seed=8)
     events = dataclasses.replace(
         events,
-        jet_mask=np.arange(4) < np.full((600, 1), 2),
-        lepton_flavour=np.tile([11, 13], (600, 1)),
-        jet_working_points=np.tile([3, 0, 0, 0], (600, 1)),
+        jet_mask=np.arange(4) < np.full((300, 1), 2),
+        lepton_flavour=np.tile([11, 13], (300, 1)),
+        jet_working_points=np.tile([3, 0, 0, 0], (300, 1)),
     )
     task, network, _ = prepared(events, codes=4)
     columns = task.columns(events, None)
-    ones = torch.ones(600)
+    ones = torch.ones(300)
 
     def metrics():
         with torch.no_grad():
