@@ -16,6 +16,7 @@ Needs the extra `calibration`. Written are `encoding.json` with all numbers, `en
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def main() -> None:
         "bits_per_event": float(nats.sum((1, 2)).mean() / np.log(2)),
         "bits_of_labels": float(nats[..., 0].sum(1).mean() / np.log(2)),
         "codes_in_use": codes_in_use(network, measured),
-        "resolution": resolutions(samples["measured"], samples["decoded"]),
+        "resolution": resolutions(truncated(measured, network), decoded),
         "auc": {
             name: classifier(samples["measured"], samples[name], options.seed)
             for name in ("decoded", "generated")
@@ -131,17 +132,24 @@ def codes_in_use(network: NextTokenNetwork, inputs: Inputs) -> list[float]:
     return effective
 
 
-def objects_of(events: DileptonEvents) -> dict[str, FloatArray]:
+def in_order(inputs: Inputs) -> SimpleNamespace:
+    """Arrays in double precision, jets in the order of the inputs: decoded ones are not sorted again."""
+    return SimpleNamespace(
+        **{name: (x.double() if x.is_floating_point() else x).numpy() for name, x in inputs.columns().items()}
+    )
+
+
+def objects_of(events: Any) -> dict[str, FloatArray]:
     """Four-momenta by kind, those of jets that are there."""
-    met = np.stack([np.hypot(*events.met.T), *events.met.T, np.zeros(len(events))], 1)
+    met = np.stack([np.hypot(*events.met.T), *events.met.T, np.zeros(len(events.met))], 1)
     return {
-        "leptons": events.lepton_p4.reshape(-1, 4),
+        "leptons": np.concatenate([events.lepton_plus, events.lepton_minus]),
         "jets": events.jets[events.jet_mask],
         "MET": met,
     }
 
 
-def masses(events: DileptonEvents) -> dict[str, FloatArray]:
+def masses(events: Any) -> dict[str, FloatArray]:
     """m_ll, and the smaller m_lb of ℓ⁺ with one of the two leading jets, NaN without a jet."""
     pairs = events.lepton_plus[:, None] + events.jets[:, :2]
     m_lb = np.where(events.jet_mask[:, :2], fourvector.mass(pairs), np.inf).min(1)
@@ -157,17 +165,18 @@ def width(values: FloatArray) -> float:
     return float(high - low) / 2
 
 
-def resolutions(measured: DileptonEvents, decoded: DileptonEvents) -> dict[str, float]:
+def resolutions(measured: Inputs, decoded: Inputs) -> dict[str, float]:
     """Resolution of the coordinates of all kinds of objects, and of masses."""
     found = {}
-    before, after = objects_of(measured), objects_of(decoded)
+    one, two = in_order(measured), in_order(decoded)
+    before, after = objects_of(one), objects_of(two)
     for kind in before:
         a, b = after[kind], before[kind]
         found[f"{kind} pT"] = width(fourvector.pt(a) / fourvector.pt(b) - 1)
         if kind != "MET":
             found[f"{kind} η"] = width(fourvector.eta(a) - fourvector.eta(b))
         found[f"{kind} φ"] = width(fourvector.delta_phi(a, b))
-    there, back = masses(measured), masses(decoded)
+    there, back = masses(one), masses(two)
     return found | {name: width(back[name] / there[name] - 1) for name in there}
 
 

@@ -2,10 +2,10 @@
 
     python scripts/results/encodings.py train.parquet test.parquet --output docs/study/encodings.csv
 
-Encodings are fitted to the first skim and measured with the second one, both in the axes of the event. Columns:
-bits of an object if all integers were equally likely, entropy in bits of the integers of jets (each by itself),
-resolutions as in `encoding.py`, and the area under the ROC curve of boosted trees that tell measured from
-decoded events (extra `calibration`).
+Encodings are fitted to the first skim and measured with the second one, both in the axes of the event.
+Columns: bits of an object if all integers were equally likely, entropy in bits of the integers of jets (each
+by itself), resolutions as in `encoding.py`, and the area under the ROC curve of boosted trees that tell
+measured from decoded events (extra `calibration`).
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main() -> None:
                 "bits": levels * np.log2(codes),
                 "entropy of jets": float(np.log2(codes_in_use(network, test)).sum()),
                 "seconds": seconds,
-                **resolutions(before, after),
+                **resolutions(measured, decoded),
                 "AUC": classifier(before, after, options.seed),
             }
         )
