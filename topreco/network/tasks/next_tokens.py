@@ -316,18 +316,18 @@ def as_events(inputs: Inputs, name: str = "generated") -> DileptonEvents:
     lepton_plus, lepton_minus, met = (
         each.double().cpu().numpy() for each in (inputs.lepton_plus, inputs.lepton_minus, inputs.met)
     )
-    jets = torch.where(there[..., None], jets, 0.0).double().cpu().numpy()
+    p4 = torch.where(there[..., None], jets, 0.0).double().cpu().numpy()
     mask = there.cpu().numpy()
     tagged = inputs.jet_tagged.gather(1, order).cpu().numpy()
     return DileptonEvents(
         lepton_plus=lepton_plus,
         lepton_minus=lepton_minus,
         lepton_flavour=inputs.lepton_flavour.cpu().numpy(),
-        jets=jets,
+        jets=p4,
         jet_mask=mask,
         jet_btag=np.where(mask, np.nan, 0.0),
         jet_tagged=tagged,
-        b_candidates=b_candidates(lepton_plus, lepton_minus, jets, mask, tagged),
+        b_candidates=b_candidates(lepton_plus, lepton_minus, p4, mask, tagged),
         met=met,
         dataset=np.full(n, dataset_id(name), np.uint64),
         run=np.ones(n, np.uint32),
