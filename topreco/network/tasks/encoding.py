@@ -17,6 +17,7 @@ References
    physics, arXiv:2403.05618.
 """
 
+import math
 from abc import abstractmethod
 
 import torch
@@ -38,9 +39,9 @@ _COORDINATES = 4
 _SMALLEST_PT = 0.1
 _SMALLEST_MASS = 0.1
 _LARGEST_ETA = 6.0
-# Objects from which codebooks are made, and how often they pass.
+# Objects of a kind from which codebooks are made, and iterations of K-means.
 _SAMPLE = 20_000
-_PASSES = 10
+_ITERATIONS = 15
 
 
 def coordinates(p4: Float[Tensor, "*n 4"], kind: Int[Tensor, "*n"]) -> Float[Tensor, "*n 4"]:
@@ -149,7 +150,7 @@ class Codebooks(ObjectEncoding):
             from vector_quantize_pytorch import ResidualVQ
         except ImportError as error:
             raise TrainingError(f"model.encoding 'codebook': {needs_extra('tokens', error)}") from error
-        vectors = _vectors(x[:: max(1, len(x) // _SAMPLE)])
+        vectors = _vectors(x[:: math.ceil(len(x) / _SAMPLE)])
         self.mean[kind] = vectors.mean(0)
         self.std[kind] = positive(vectors.std(0, correction=0))
         vectors = (vectors - self.mean[kind]) / self.std[kind]
@@ -158,12 +159,10 @@ class Codebooks(ObjectEncoding):
             num_quantizers=self.levels,
             codebook_size=self.codes,
             kmeans_init=True,
-            kmeans_iters=_PASSES,
-            decay=0.8,
-            threshold_ema_dead_code=1,
+            kmeans_iters=_ITERATIONS,
         )
-        for _ in range(_PASSES):
-            books(vectors[None])
+        # The first call is the K-means of each level in turn.
+        books(vectors[None])
         self.books[kind] = books.codebooks
 
     def encode(self, x: Float[Tensor, "*n 4"], kind: Int[Tensor, "*n"]) -> Int[Tensor, "*n levels"]:
