@@ -63,7 +63,7 @@ def main() -> None:
                 "encoding": kind,
                 "integers": levels,
                 "codes": codes,
-                "bits": levels * np.log2(codes),
+                "bits": float(levels * np.log2(codes)),
                 "entropy of jets": float(np.log2(codes_in_use(network, test)).sum()),
                 "seconds": seconds,
                 **resolutions(measured, decoded),
