@@ -56,7 +56,7 @@ $(VENV)/installed-demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP_INSTALL) --editable '.[sim,dask,parsl,onnx,pepper,mlflow,lloca,calibration,fit,dev]'
+	$(PIP_INSTALL) --editable '.[sim,dask,parsl,onnx,pepper,mlflow,lloca,tokens,calibration,fit,dev]'
 	touch $@ $(VENV)/installed-demo
 
 $(VENV)/installed-docs: $(VENV)/installed-demo

@@ -22,6 +22,7 @@ SMALL_BACKBONES: dict[str, dict[str, Any]] = {
     "lgatr_slim": {"blocks": 1, "vector_channels": 8, "scalar_channels": 16, "heads": 2},
     "transformer": {"blocks": 1, "channels": 32, "heads": 2},
     "lloca": {"blocks": 1, "channels": 32, "heads": 2},
+    "pet": {"blocks": 1, "channels": 32, "heads": 2, "neighbours": 3},
 }
 TINY = {"kind": "lgatr_slim", "blocks": 1, "vector_channels": 4, "scalar_channels": 8, "heads": 1}
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import topreco
 from topreco.config import ConfigError, EncoderConfig, PosteriorConfig, TrainConfig, load_config
 from topreco.core.errors import TopRecoError
 from topreco.core.events import dataset_id, toy_events
@@ -175,6 +176,73 @@ def test_scales_of_the_parent_are_kept(child, begun, skim_events, truth_of, tmp_
     assert not torch.equal(fresh.encoder.feature_mean, source.encoder.feature_mean)
 
 
+# ---- pre-training without truth --------------------------------------------------------------------------
+
+
+PRETRAINED = {
+    "masked": {
+        "model": {"task": "masked", "backbone": {"kind": "pet", "blocks": 1, "channels": 16, "heads": 2}},
+    },
+    "tokens": {
+        "model": {
+            "task": "tokens",
+            "backbone": {"kind": "transformer", "blocks": 1, "channels": 16, "heads": 2},
+            "encoding": "bins",
+            "codes": 8,
+        },
+    },
+}
+SEEN = {"tokens": {"max_jets": 4, "btag": "working_points"}}
+
+
+@pytest.fixture(scope="session")
+def pretrained(skim_events, tmp_path_factory):
+    """Models of both tasks, trained for an epoch on events without truth."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    with SkimWriter(folder / "data.parquet") as writer:
+        writer.write(skim_events, None)
+    found = {}
+    for name, content in PRETRAINED.items():
+        options = {
+            "model": content["model"] | SEEN,
+            "data": {"files": [writer.path]},
+            "augment_rotation": True,
+            "epochs": 1,
+            "batch_size": 32,
+            "accelerator": "cpu",
+            "output": folder / name,
+        }
+        with torch.random.fork_rng():
+            found[name] = quiet(TrainConfig.model_validate(options))
+    return found
+
+
+@pytest.mark.parametrize("task", ["tops", "posterior"])
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_a_pretrained_encoder_is_taken_over(name, task, pretrained, child, begun):
+    """All of it but the last layer, if that has another shape; and its scales."""
+    model = OF_POSTERIOR if task == "posterior" else {"task": "tops"}
+    network, loaded, source = begun(child(str(pretrained[name]), model=model))
+    assert network.kind == task
+    own, other = network.state_dict(), source.state_dict()
+    assert loaded
+    assert all(key.startswith("encoder.") and torch.equal(own[key], other[key]) for key in loaded)
+    missing = {key for key, _ in network.encoder.named_parameters(prefix="encoder")} - loaded
+    assert all("linear_out" in key for key in missing)
+    assert torch.equal(network.encoder.feature_std, source.encoder.feature_std)
+
+
+def test_a_pretrained_model_trains_on(pretrained, child):
+    """Whole, with its codes, and its file says from where it comes; it is no method of reconstruction."""
+    parent = load_model(pretrained["tokens"])
+    found = load_model(quiet(child(str(pretrained["tokens"]), epochs=1)))
+    assert found.kind == "tokens"
+    assert torch.equal(found.networks[0].encoding.edges, parent.networks[0].encoding.edges)
+    assert found.metadata["parent"]["sha256"] == parent.metadata["sha256"]
+    with pytest.raises(TopRecoError, match="model of the task 'tokens', tops or posterior expected"):
+        topreco.load(str(pretrained["tokens"]))
+
+
 # ---- new features ----------------------------------------------------------------------------------------
 
 
@@ -185,6 +253,7 @@ SIZES = {
     "lgatr": {},
     "transformer": {"channels": 64},
     "lloca": {"channels": 64, "heads": 4},
+    "pet": {"channels": 64},
 }
 
 

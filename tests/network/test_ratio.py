@@ -10,15 +10,17 @@ from typer.testing import CliRunner
 
 import topreco
 from topreco.cli import app
-from topreco.config import RatioConfig, RatioTrainConfig, load_training
+from topreco.config import RatioConfig, RatioTrainConfig, TrainConfig, load_training
 from topreco.core.errors import TopRecoError
 from topreco.core.events import dataset_id, toy_events
 from topreco.core.observables import compute_observables
 from topreco.core.ratios import LogRatioCalibration
 from topreco.core.skim import Skim, SkimWriter
+from topreco.network.model_file import load_model
 from topreco.network.splits import fold_of
 from topreco.network.task import TrainingError
 from topreco.network.tasks.ratio import RatioNetwork
+from topreco.network.train import train
 from topreco.network.train_ratio import train_ratio
 from topreco.reconstruction.load import load_method
 
@@ -123,6 +125,35 @@ def inputs_of(events):
     from topreco.network.tokens import Inputs
 
     return Inputs.from_events(events).columns()
+
+
+def test_it_may_begin_with_an_encoder(config, samples, tmp_path):
+    """Pre-trained without truth; all networks have it when they begin, and the file says so."""
+    content = {
+        "model": {"task": "masked", "backbone": TINY},
+        "data": {"files": [samples / "a.parquet"], "max_events": 200},
+        "epochs": 1,
+        "accelerator": "cpu",
+        "output": tmp_path / "masked",
+    }
+    parent = train(TrainConfig.model_validate(content), progress=False)
+    changes = {
+        "init": {"model": str(parent), "frozen_epochs": 1},
+        "epochs": 1,
+        "optimiser": {"kind": "adamw", "learning_rate": 1e-3, "ema_decay": None},
+    }
+    ratio = trained(config(**changes))
+    source = load_model(parent).networks[0].encoder
+    for network in ratio.model.networks:
+        own, other = network.encoder.state_dict(), source.state_dict()
+        same = [name for name in own if torch.equal(own[name], other[name])]
+        assert {name for name in own if name not in same} <= {name for name in own if "linear_out" in name}
+    assert ratio.metadata["parent"]["task"] == "masked"
+    assert ratio.metadata["training"]["init"]["model"] == "model.safetensors"
+    with pytest.raises(TrainingError, match=r"init\.model model\.safetensors: knows reconstructed objects"):
+        trained(config(**changes | {"model": {"inputs": "generated"}}))
+    with pytest.raises(TrainingError, match=r"model\.backbone\.channels is 16 in the parent, 32 here"):
+        trained(config(**changes | {"model": {"backbone": TINY | {"channels": 32}}}))
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 RECIPES = (
     *("demo", "dilepton", "dilepton-point", "dilepton-full", "dilepton-transformer"),
     "tops",
-    "finetune",
+    *("finetune", "pretrain-masked", "pretrain-tokens"),
 )
 # Where and on what a training runs.
 NOT_OF_THE_RECIPE = ("data.files", "output", "seed")

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from topreco.config.base import Config, Fraction, Mass, Positive, PositiveInt
+from topreco.config.base import Config, Fraction, Mass, NonNegative, Positive, PositiveInt
 from topreco.config.features import FeaturesConfig
 from topreco.core.constants import M_TOP
 from topreco.core.errors import nearest
@@ -82,6 +82,25 @@ class TransformerConfig(Config):
         return self
 
 
+class PETConfig(Config):
+    """The Point-Edge Transformer of OmniLearn, without built-in symmetry."""
+
+    kind: Literal["pet"] = "pet"
+    blocks: PositiveInt = 6
+    channels: PositiveInt = 64
+    """A multiple of `heads`."""
+    heads: PositiveInt = 4
+    neighbours: PositiveInt = 4
+    """Nearest objects in ΔR with which an object has edges."""
+    dropout: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _shared_by_heads(self) -> Self:
+        if self.channels % self.heads:
+            raise ValueError(f"channels: {self.channels} found, a multiple of heads ({self.heads}) expected")
+        return self
+
+
 class LLoCaConfig(Config):
     """The transformer in local Lorentz frames of `lloca`, extra `lloca`."""
 
@@ -129,7 +148,8 @@ BackboneConfig = Annotated[
     Annotated[LGATrSlimConfig, Tag("lgatr_slim")]
     | Annotated[LGATrConfig, Tag("lgatr")]
     | Annotated[TransformerConfig, Tag("transformer")]
-    | Annotated[LLoCaConfig, Tag("lloca")],
+    | Annotated[LLoCaConfig, Tag("lloca")]
+    | Annotated[PETConfig, Tag("pet")],
     Discriminator(_backbone_kind),
 ]
 
@@ -260,6 +280,63 @@ class PosteriorConfig(EncoderConfig):
     """As `quantiles.calibration_bins` of a model of the tops."""
 
 
+class MaskedConfig(EncoderConfig):
+    """Pre-training without truth: hidden objects of an event are predicted, the others cleaned of noise."""
+
+    task: Literal["masked"] = "masked"
+    hide: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Probability with which each lepton, the MET and one of the jets are hidden, each by itself."""
+    noise: NonNegative = 0.1
+    """Standard deviation of the noise on ln pT, η and φ of the objects that are not hidden."""
+
+    @model_validator(mode="after")
+    def _nothing_repeated(self) -> Self:
+        if self.tokens.b_candidates == "token":
+            raise ValueError(
+                "tokens.b_candidates: 'token' found, which shows a jet that task 'masked' hides; flag or "
+                "none expected"
+            )
+        return self
+
+
+class NextTokenConfig(EncoderConfig):
+    """Pre-training without truth: the objects of an event, as a few integers each, are predicted in turn."""
+
+    task: Literal["tokens"] = "tokens"
+    encoding: Literal["codebook", "bins"] = "codebook"
+    """Integers of an object: entries of a codebook and of those of what it leaves (extra `tokens`), or the
+    bins of ln pT, η, φ and ln m."""
+    levels: PositiveInt = 2
+    """Codebooks, of which each refines the one before; bins always have four."""
+    codes: Annotated[int, Field(ge=2)] = 512
+    """Entries of a codebook, or bins of a coordinate."""
+    scalars: PositiveInt = 64
+    """Scalars that the encoder gives for an object."""
+    hidden: PositiveInt = 128
+    """Width of the layers that predict the next object."""
+
+    @model_validator(mode="after")
+    def _what_can_be_generated(self) -> Self:
+        wanted: dict[str, tuple[Any, tuple[Any, ...]]] = {
+            "backbone.kind": (self.backbone.kind, ("transformer",)),
+            "tokens.btag": (self.tokens.btag, ("working_points",)),
+            "tokens.b_candidates": (self.tokens.b_candidates, ("flag", "none")),
+            "normalisation.kind": (self.normalisation.kind, ("constant",)),
+        }
+        for key, (found, allowed) in wanted.items():
+            if found not in allowed:
+                raise ValueError(
+                    f"{key}: {found!r} found; task 'tokens' predicts objects from those before them, which "
+                    f"needs {' or '.join(map(repr, allowed))}"
+                )
+        if self.tokens.features.names:
+            raise ValueError(
+                f"tokens.features: {self.tokens.features.names[0]!r} found; task 'tokens' knows "
+                "four-momenta, flavours and b tags alone"
+            )
+        return self
+
+
 class RatioConfig(EncoderConfig):
     """A classifier of events of two samples A and B, whose output is the ratio of their densities."""
 
@@ -301,6 +378,9 @@ def _task_kind(value: Any) -> str:
 
 
 AnyModelConfig = Annotated[
-    Annotated[ModelConfig, Tag("tops")] | Annotated[PosteriorConfig, Tag("posterior")],
+    Annotated[ModelConfig, Tag("tops")]
+    | Annotated[PosteriorConfig, Tag("posterior")]
+    | Annotated[MaskedConfig, Tag("masked")]
+    | Annotated[NextTokenConfig, Tag("tokens")],
     Discriminator(_task_kind),
 ]

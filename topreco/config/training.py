@@ -192,8 +192,8 @@ class TrainConfig(FitConfig):
     init: InitConfig | None = None
     """Model with which the training starts; null: random weights."""
     model: AnyModelConfig = ModelConfig()
-    """What is learnt: `model.task` is `tops` or `posterior`. With `init`, keys that are left out are those of
-    the parent."""
+    """What is learnt: `model.task` is `tops` or `posterior`, or `masked` or `tokens` to train an encoder
+    without truth. With `init`, keys that are left out are those of the parent."""
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
     quantiles: QuantileTrainingConfig = QuantileTrainingConfig()
@@ -242,6 +242,10 @@ class RatioTrainConfig(FitConfig):
     datasets need weights with the right relative normalisation.
     """
 
+    short_forms: ClassVar[Mapping[str, str]] = {"init": "model"}
+
+    init: InitConfig | None = None
+    """Model whose encoder all networks of reconstructed objects start with; null: random weights."""
     a: tuple[Path, ...] = ()
     """Skims of sample A."""
     b: tuple[Path, ...] = ()

@@ -5,7 +5,7 @@ which readout tokens there are, and what becomes of them (`topreco.network.reado
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -212,6 +212,7 @@ class Encoder(nn.Module):
         *,
         queries: Queries | None = None,
         spurions: Float[Tensor, "k 16"] | None = None,
+        sees: Bool[Tensor, "objects objects"] | None = None,
     ) -> Encoded:
         """Vectors and scalars of each token.
 
@@ -225,6 +226,9 @@ class Encoder(nn.Module):
             Momenta and scalars of the readout tokens; zero by default.
         spurions
             Reference multivectors in place of the encoder's, shape (k, 16).
+        sees
+            Whether an object (first axis) attends to another one; None for all to all, which every backbone
+            can. Readout tokens and spurions are then seen by all and see each other alone.
         """
         # Not len(), which would fix the number of events where an export traces it.
         n = tokens.mask.shape[0]
@@ -265,7 +269,15 @@ class Encoder(nn.Module):
         if self._channels:
             constant = spurions.expand(n, geometry.shape[1], -1, -1)
             geometry = torch.cat([geometry, constant], -2)
-        vectors, out = self.backbone(geometry, scalars, mask)
+        if sees is None:
+            vectors, out = self.backbone(geometry, scalars, mask)
+        else:
+            n_objects = sees.shape[0]
+            whole = sees.new_zeros((mask.shape[1], mask.shape[1]))
+            whole[:n_objects, :n_objects] = sees
+            whole[:, n_objects:] = True
+            backbone: Any = self.backbone
+            vectors, out = backbone(geometry, scalars, mask, sees=whole)
         return Encoded(vectors, out, tokens.mask)
 
     def _places_of_queries(self, tokens: Tokens, scalars: Tensor, queries: Queries) -> Tensor:

@@ -247,6 +247,10 @@ def _check_size(path: Path, config: EncoderConfig, folds: int, tensors: Mapping[
     if (members := getattr(config, "members", None)) is not None:
         own = ("scalars", "hidden", "calibration_bins")
         sizes += [("members", members), *((name, getattr(config, name)) for name in own)]
+    if (codes := getattr(config, "codes", None)) is not None:
+        sizes += [("codes", codes), *((name, getattr(config, name)) for name in ("scalars", "hidden"))]
+        if getattr(config, "encoding", None) == "codebook":
+            sizes.append(("levels", getattr(config, "levels", None)))
     for name, size in sizes:
         if isinstance(size, int) and size > limit:
             raise ModelFileError(f"{path}: {name} is {size}, but no tensor in the file is of that size")

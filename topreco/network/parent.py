@@ -7,12 +7,12 @@ the new ones begin with zero and the others are those of the parent, so that the
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from topreco.config import EncoderConfig, InitConfig, TrainConfig, build_config
+from topreco.config import EncoderConfig, InitConfig, RatioTrainConfig, TrainConfig, build_config
 from topreco.config.base import merged
 from topreco.core.errors import nearest
 from topreco.core.folders import ABSENT, differences
@@ -23,12 +23,16 @@ from topreco.network.encoder import Encoder
 from topreco.network.fit.start import Start
 from topreco.network.model_file import ModelFileError, TrainedModel, load_model
 from topreco.network.task import TrainingError
+from topreco.network.tasks.ratio import RatioNetwork
 from topreco.network.tasks.registry import MODELS
 from topreco.network.tokens import encoder_features
 
 # What may differ from the parent: dropout and numbers of steps have no weights, quantiles are trained apart,
 # and features are compared by name.
 _FREE = ("backbone.dropout", "tokens.features", "m_top", "steps", "calibration_bins", "quantiles")
+AnyTraining = TypeVar("AnyTraining", TrainConfig, RatioTrainConfig)
+"""Class of a training's configuration."""
+
 _FRACTIONS = ("validation_fraction", "test_fraction", "folds")
 
 
@@ -62,7 +66,7 @@ class Parent:
         """Whether more than the encoder is loaded into networks of a task."""
         return self.options.scope == "all" and task == self.model.kind
 
-    def adopted(self, config: TrainConfig) -> TrainConfig:
+    def adopted(self, config: AnyTraining) -> AnyTraining:
         """The configuration with the model that follows from the parent.
 
         Parameters
@@ -81,7 +85,8 @@ class Parent:
         theirs = self.model.config.model_dump(mode="json")
         parents_class = MODELS[self.model.kind].config
         foreign = own.keys() - parents_class.model_fields.keys()
-        task = config.model.task if "task" in own or foreign else self.model.kind
+        given = "task" in own or foreign or isinstance(config, RatioTrainConfig)
+        task = config.model.task if given else self.model.kind
         if not self.whole(task):
             theirs = {name: theirs[name] for name in EncoderConfig.model_fields}
         compared = own if self.whole(task) else {k: v for k, v in own.items() if k in theirs}
@@ -116,8 +121,10 @@ class Parent:
 
         def load(fold: int, network: nn.Module) -> frozenset[str]:
             networks = self.model.networks
-            source = networks[fold if len(networks) > 1 else 0]
+            source: Any = networks[fold if len(networks) > 1 else 0]
             source = source if part is None else getattr(source, part)
+            # A network of a ratio is one of several members.
+            source = source.members[0] if isinstance(source, RatioNetwork) else source
             encoder: Any = getattr(network, "encoder", None)
             if isinstance(encoder, Encoder):
                 # Of a task that was not made from the adopted configuration.
@@ -179,12 +186,14 @@ class Parent:
         """Whether the parent or one of its own was trained on a dataset of a summary."""
         return not trained_datasets(self.model.metadata).isdisjoint(data.get("dataset_ids", ()))
 
-    def warning(self, config: TrainConfig, data: Mapping[str, Any]) -> str | None:
+    def warning(self, config: TrainConfig | RatioTrainConfig, data: Mapping[str, Any]) -> str | None:
         """Warning that the parent may have been trained on what the child is validated and tested with."""
         trained = self.model.metadata.get("training", {}).get("data", {})
         if not self._shares(data):
             return None
-        there, here = ({name: each.get(name) for name in _FRACTIONS} for each in (trained, dict(config.data)))
+        own = dict(config.data)
+        common = [name for name in _FRACTIONS if name in own]
+        there, here = ({name: each.get(name) for name in common} for each in (trained, own))
         changes = [f"data.{key} is {a} there, {b} here" for key, (a, b) in differences(there, here).items()]
         if not changes:
             return None
@@ -195,7 +204,7 @@ class Parent:
         )
 
 
-def find_parent(config: TrainConfig) -> Parent | None:
+def find_parent(config: TrainConfig | RatioTrainConfig) -> Parent | None:
     """The model with which a training starts, None if it starts with random weights.
 
     Raises

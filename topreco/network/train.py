@@ -18,7 +18,9 @@ from rich.console import Console
 
 from topreco.config import (
     DataConfig,
+    MaskedConfig,
     ModelConfig,
+    NextTokenConfig,
     PosteriorConfig,
     QuantilesConfig,
     RatioTrainConfig,
@@ -39,6 +41,8 @@ from topreco.network.task import Task, TrainingError
 from topreco.network.tasks.augmentation import Augmentation
 from topreco.network.tasks.calibration import check_events
 from topreco.network.tasks.losses import loss_weights
+from topreco.network.tasks.masked import MaskedTask
+from topreco.network.tasks.next_tokens import NextTokenTask
 from topreco.network.tasks.posterior import PosteriorTask
 from topreco.network.tasks.posterior import calibrate as calibrate_posterior
 from topreco.network.tasks.quantiles import QuantileNetwork, QuantilesTask, by_observable, calibrate
@@ -428,6 +432,10 @@ def task_of(config: TrainConfig) -> Task[Any]:
     augmentation = Augmentation.of(config)
     if isinstance(config.model, PosteriorConfig):
         return PosteriorTask(config.model, config.loss, augmentation)
+    if isinstance(config.model, MaskedConfig):
+        return MaskedTask(config.model, config.loss, augmentation)
+    if isinstance(config.model, NextTokenConfig):
+        return NextTokenTask(config.model, config.loss, augmentation)
     return TopsTask(config.model, config.loss, augmentation)
 
 

@@ -16,8 +16,10 @@ from topreco.core.ratios import RatioQuality, calibrate_log_ratio, ratio_quality
 from topreco.core.skim import Skim
 from topreco.network.fit.data import TrainingData, read_training_data
 from topreco.network.fit.loop import Session, evaluation, fit
+from topreco.network.fit.start import FROM_NOTHING, Start
 from topreco.network.fit.state import Paths, read_state, write_state
 from topreco.network.model_file import save_model
+from topreco.network.parent import Parent, find_parent
 from topreco.network.task import Columns, TrainingError
 from topreco.network.tasks.ratio import (
     IN_A,
@@ -82,6 +84,15 @@ def train_ratio(config: RatioTrainConfig, *, progress: bool = True, restart: boo
                 f"{name}: no skims given; `topreco skim` writes them, a=[FILE] b=[FILE] names them"
             )
     check_outputs([path], [*config.a, *config.b])
+    parent = find_parent(config)
+    if parent is not None:
+        if config.model.inputs == "generated":
+            raise TrainingError(
+                f"init.model {parent.name}: knows reconstructed objects, model.inputs is 'generated'; "
+                "null expected"
+            )
+        check_outputs([path], [parent.path])
+        config = parent.adopted(config)
     fabric, console = launch(config, progress)
     members = config.model.members
     local_paths = Paths(config.output, "local_")
@@ -90,7 +101,7 @@ def train_ratio(config: RatioTrainConfig, *, progress: bool = True, restart: boo
         discard(fabric, local_paths, *paths, model=path)
     last = paths[-1]
     check_made_here(path, last)
-    content = _content(config)
+    content = _content(config, parent)
     if path.is_file() and read_state(last.state, content)["complete"]:
         console.print(f"{path}: already trained")
         return path
@@ -99,6 +110,12 @@ def train_ratio(config: RatioTrainConfig, *, progress: bool = True, restart: boo
     factors = whole.factors
     data = placed(data, fabric.device)
     fabric.barrier()
+
+    if parent is not None and (warning := parent.warning(config, data.summary)):
+        console.print(f"warning: {warning}")
+
+    def start(task: str) -> Start:
+        return FROM_NOTHING if parent is None else parent.start(task)
 
     def session(of: Paths, seed: tuple[int, ...], title: str) -> Session:
         return Session(fabric, console, of, seed, title=title, compile=config.compile)
@@ -114,6 +131,7 @@ def train_ratio(config: RatioTrainConfig, *, progress: bool = True, restart: boo
             config,
             session(local_paths, (_LOCAL_SEED, config.seed), "mean weights, "),
             state,
+            start(LocalWeightTask.name),
         )
         local, negative = fitted.networks, fitted.test
     by_member = []
@@ -126,6 +144,7 @@ def train_ratio(config: RatioTrainConfig, *, progress: bool = True, restart: boo
             config,
             session(of, (config.seed, i), title),
             state,
+            start(RatioTask.name),
         )
         by_member.append(fitted)
     if fabric.is_global_zero:
@@ -139,6 +158,7 @@ def train_ratio(config: RatioTrainConfig, *, progress: bool = True, restart: boo
         metadata = {
             "training": content,
             "data": data.summary,
+            "parent": None if parent is None else parent.described(data.summary),
             "metrics": {"best": [each.best for each in by_member], "test": [each.test for each in by_member]},
             "ratio": described
             | {
@@ -165,9 +185,13 @@ def _line(quality: RatioQuality) -> str:
     )
 
 
-def _content(config: RatioTrainConfig) -> dict[str, Any]:
+def _content(config: RatioTrainConfig, parent: Parent | None) -> dict[str, Any]:
     """The configuration as plain data, files by their names, without what may differ when it resumes."""
     content = {k: v for k, v in config.model_dump(mode="json").items() if k not in MAY_DIFFER}
+    if parent is None:
+        del content["init"]
+    else:
+        content["init"] |= {"model": parent.name, "sha256": parent.sha256}
     return content | {name: [path.name for path in getattr(config, name)] for name in ("a", "b")}
 
 

@@ -10,10 +10,18 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from topreco.config import BackboneConfig, LGATrConfig, LGATrSlimConfig, LLoCaConfig, TransformerConfig
+from topreco.config import (
+    BackboneConfig,
+    LGATrConfig,
+    LGATrSlimConfig,
+    LLoCaConfig,
+    PETConfig,
+    TransformerConfig,
+)
 from topreco.network.backbones.lgatr import LGATrBackbone
 from topreco.network.backbones.lgatr_slim import LGATrSlimBackbone
 from topreco.network.backbones.lloca import LLoCaBackbone
+from topreco.network.backbones.pet import PETBackbone
 from topreco.network.backbones.transformer import TransformerBackbone
 
 
@@ -24,8 +32,9 @@ class Backbone(Protocol):
     A class is constructed as ``cls(config, in_channels, in_scalars, out_vectors, out_scalars)``: geometric
     objects and scalars per token of the input, vectors and scalars per token of the output.
 
-    It depends neither on the order of the tokens nor on the number of masked ones. Muon trains the matrices
-    whose name contains ``.blocks.``, AdamW all others.
+    It depends neither on the order of the tokens nor on the number of masked ones. One that can also be told
+    which token attends to which takes ``sees`` besides, as `TransformerBackbone` does. Muon trains the
+    matrices whose name contains ``.blocks.``, AdamW all others.
 
     Attributes
     ----------
@@ -50,6 +59,7 @@ BACKBONES: dict[type, Any] = {
     LGATrConfig: LGATrBackbone,
     LLoCaConfig: LLoCaBackbone,
     TransformerConfig: TransformerBackbone,
+    PETConfig: PETBackbone,
 }
 """Class of the backbone by class of its configuration."""
 

@@ -36,11 +36,20 @@ class TransformerBlock(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, h: Float[Tensor, "n T C"], mask: Bool[Tensor, "n T"]) -> Float[Tensor, "n T C"]:
-        """New features of each token, shape (n, T, C)."""
+    def forward(self, h: Float[Tensor, "n T C"], attention: Tensor) -> Float[Tensor, "n T C"]:
+        """New features of each token, shape (n, T, C).
+
+        Parameters
+        ----------
+        h
+            Features of the tokens.
+        attention
+            True where a token (third axis) sees another one (last axis), or what is added to the logits of
+            the attention; broadcast to (n, heads, T, T).
+        """
         qkv = self.query_key_value(self.norm_attention(h)).unflatten(-1, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = functional.scaled_dot_product_attention(query, key, value, mask[:, None, None, :])
+        attended = functional.scaled_dot_product_attention(query, key, value, attention)
         h = h + self.dropout(self.project(attended.transpose(1, 2).flatten(-2)))
         return h + self.dropout(self.mlp(self.norm_mlp(h)))
 
@@ -78,6 +87,7 @@ class TransformerBackbone(nn.Module):
         geometry: Float[Tensor, "n T C 4"],
         scalars: Float[Tensor, "n T F"],
         mask: Bool[Tensor, "n T"],
+        sees: Bool[Tensor, "T T"] | None = None,
     ) -> tuple[Float[Tensor, "n T V 4"], Float[Tensor, "n T S"]]:
         """Vectors and scalars of each token; those of masked tokens are undefined.
 
@@ -89,9 +99,14 @@ class TransformerBackbone(nn.Module):
             Scalar features, shape (n, T, F).
         mask
             Tokens to attend to, shape (n, T).
+        sees
+            Whether a token (first axis) attends to another one; None for all to all.
         """
+        attention = mask[:, None, None, :]
+        if sees is not None:
+            attention = attention & sees
         h = self.linear_in(torch.cat([geometry.flatten(-2), scalars], -1))
         for block in self.blocks:
-            h = block(h, mask)
+            h = block(h, attention)
         out = self.linear_out(self.norm(h))
         return out[..., : 4 * self.out_vectors].unflatten(-1, (-1, 4)), out[..., 4 * self.out_vectors :]

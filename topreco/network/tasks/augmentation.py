@@ -47,12 +47,16 @@ class Augmentation:
         return drawn
 
     def apply(self, columns: Columns, drawn: Columns) -> Columns:
-        """Columns with the objects and the tops as drawn, see `augment`."""
+        """Columns with the objects, and the tops where there are any, as drawn, see `augment`."""
         if not drawn:
             return columns
         transformations = (drawn.get(name) for name in ("angle", "reflect", "exchange"))
-        inputs, tops = augment(Inputs.from_columns(columns), columns["tops"], *transformations)
-        return columns | inputs.columns() | {"tops": tops}
+        inputs = Inputs.from_columns(columns)
+        known = columns.get("tops")
+        # Without truth the leptons are in their place.
+        tops = torch.stack([inputs.lepton_plus, inputs.lepton_minus], 1) if known is None else known
+        inputs, tops = augment(inputs, tops, *transformations)
+        return columns | inputs.columns() | ({} if known is None else {"tops": tops})
 
 
 def augment(

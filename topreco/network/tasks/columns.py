@@ -34,15 +34,28 @@ def top_columns(events: DileptonEvents, truth: Truth | None, tokens: TokensConfi
         raise TrainingError("the four-momenta of t and t̄ are learnt from truth, and these events have none")
     inputs = Inputs.from_events(events, tokens=tokens)
     if tokens is not None:
-        _check_features(inputs, tokens)
+        check_features(inputs, tokens)
     return inputs.columns() | {
         "tops": torch.from_numpy(truth.tops.astype(np.float32)),
         "c_hel": torch.from_numpy(c_hel(truth.tops, truth.lepton).astype(np.float32)),
     }
 
 
-def _check_features(inputs: Inputs, tokens: TokensConfig) -> None:
-    """Raise for features that would make the loss non-finite."""
+def check_features(inputs: Inputs, tokens: TokensConfig) -> None:
+    """Raise for features that would make the loss non-finite.
+
+    Parameters
+    ----------
+    inputs
+        Objects of events.
+    tokens
+        What the network sees of them.
+
+    Raises
+    ------
+    TrainingError
+        If a feature is NaN or infinite where there is an object.
+    """
     for kind, names in tokens.features.model_dump().items():
         values = getattr(inputs, f"{kind}_features")
         for name, column in zip(names, () if values is None else values.unbind(-1), strict=True):

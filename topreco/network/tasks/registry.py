@@ -5,8 +5,17 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from topreco.config import EncoderConfig, ModelConfig, PosteriorConfig, RatioConfig
-from topreco.network.tasks import posterior, ratio, tops
+from topreco.config import (
+    EncoderConfig,
+    MaskedConfig,
+    ModelConfig,
+    NextTokenConfig,
+    PosteriorConfig,
+    RatioConfig,
+)
+from topreco.network.tasks import masked, next_tokens, posterior, ratio, tops
+from topreco.network.tasks.masked import MaskedNetwork
+from topreco.network.tasks.next_tokens import NextTokenNetwork
 from topreco.network.tasks.posterior import PosteriorNetwork
 from topreco.network.tasks.ratio import RatioNetwork
 from topreco.network.tasks.tops import TopNetwork
@@ -34,5 +43,7 @@ MODELS: dict[str, ModelKind] = {
     TopNetwork.kind: ModelKind(ModelConfig, TopNetwork, tops.task_schema),
     PosteriorNetwork.kind: ModelKind(PosteriorConfig, PosteriorNetwork, posterior.task_schema),
     RatioNetwork.kind: ModelKind(RatioConfig, RatioNetwork, ratio.task_schema),
+    MaskedNetwork.kind: ModelKind(MaskedConfig, MaskedNetwork, masked.task_schema),
+    NextTokenNetwork.kind: ModelKind(NextTokenConfig, NextTokenNetwork, next_tokens.task_schema),
 }
 """By name of the task."""
