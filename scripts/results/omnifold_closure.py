@@ -440,6 +440,7 @@ def closure(sample: Sample, folder: Path) -> list[Row]:
                     quoted = errors.get(method, {}).get(key)
                     rows.append(
                         {"change": change, "spectrum": key, "bin": b, "method": method}
+                        | {"folds": FOLDS if method.startswith("OmniFold") else ""}
                         | {"true": round(float(wanted[b]), 1)}
                         | {"changed": rounded(1 - np.sum(before[key], axis=0)[b] / wanted[b])}
                         | {"bias": rounded(bias[b]), "bias_error": rounded(spread[b])}
@@ -502,7 +503,7 @@ def toys(sample: Sample, folder: Path, number: int, replicas: int, shares: Seque
         for b in range(pull.shape[1]):
             within = {level: float((np.abs(pull[:, b]) < level).mean()) for level in (1, 2)}
             rows.append(
-                {"spectrum": key, "bin": b, "toys": len(pull), "replicas": replicas}
+                {"spectrum": key, "bin": b, "folds": FOLDS, "toys": len(pull), "replicas": replicas}
                 | {"quoted": rounded(error[b]), "bias": rounded(np.mean(found, axis=0)[b])}
                 | {"pull_mean": rounded(pull[:, b].mean()), "pull_std": rounded(pull[:, b].std(ddof=1))}
                 | {f"within_{level}": rounded(value) for level, value in within.items()}
@@ -583,7 +584,7 @@ def networks(
                 | {"distance": rounded(column.mean()), "spread": rounded(column.std(ddof=1))}
                 | {"parameters": parameters, "flops_per_event": flops}
                 | {"cpu_s": rounded(np.mean([float(each["seconds"]) for each in found]))}
-                | {"data": len(data.weight), "simulated": int(simulated.selected.sum())}
+                | {"data": len(data.weight), "simulated": int(simulated.selected.sum()), "folds": FOLDS}
             )
     return rows
 
@@ -670,7 +671,7 @@ def detector(sample: Sample, folder: Path, files: Sequence[Path], model: Any) ->
         scale = wanted.sum() / start[key].sum()
         for b, true in enumerate(wanted):
             rows.append(
-                {"spectrum": key, "bin": b, "true": int(true)}
+                {"spectrum": key, "bin": b, "folds": FOLDS, "true": int(true)}
                 | {"before": rounded(start[key][b] * scale / true - 1)}
                 | {"bias": rounded(content[key][b] / true - 1)}
                 | {"error": rounded(content[f"{key} error"][b] / true)}

@@ -69,8 +69,8 @@ class OmniFoldConfig(Config):
     """Parts of the simulation; each is weighted by a network that was trained with the others. With k of them
     a difference between parts is k/(k − 1)² of that of the last iteration, so that two would not converge."""
     objects: ObjectRatioConfig | None = None
-    """Networks that see reconstructed objects in step 1; null: those of step 2, which see `observables`. A
-    thousand times slower, see docs/UNFOLDING.md."""
+    """Networks that see reconstructed objects in step 1; null: those of step 2, which see `observables`.
+    Many times slower, and worse with few events, see docs/UNFOLDING.md."""
     hidden: PositiveInt = 32
     """Width of the two hidden layers of the networks."""
     epochs: PositiveInt = 10
