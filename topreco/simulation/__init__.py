@@ -1,9 +1,9 @@
 """Simulation of dileptonic tt̄ in a CMS-like detector, written with NanoAOD's names.
 
 Pythia 8 generates pp → tt̄ → (b ℓ⁺ ν)(b̄ ℓ⁻ ν̄), ℓ = e, μ, τ, also from a spin-0 resonance, tW or Drell-Yan
-(`process`), or showers external events; a parametrised
-detector with the formulas of the public Delphes CMS card and an energy-flow combination of tracks and
-calorimeter cells gives leptons, anti-kT jets and MET. What is *not* modelled:
+(`process`), or showers external events; a parametrised detector with the formulas of the public Delphes CMS
+card and an energy-flow combination of tracks and calorimeter cells gives leptons, anti-kT jets and MET. What
+is *not* modelled:
 
 - by default pile-up, and the additional jets, worse MET and lower isolation efficiency that it brings: see
   `topreco.simulation.pileup` and `topreco.simulation.mitigation`; with it, other bunch crossings;
