@@ -176,9 +176,9 @@ def resolutions(measured: Inputs, decoded: Inputs) -> dict[str, float]:
         if kind != "MET":
             found[f"{kind} η"] = width(fourvector.eta(a) - fourvector.eta(b))
         found[f"{kind} φ"] = width(fourvector.delta_phi(a, b))
-    found["jets m"] = width(
-        np.sqrt(fourvector.mass_squared(after["jets"]) / fourvector.mass_squared(before["jets"])) - 1
-    )
+    # Rounding may leave a light jet with less than no mass.
+    old, new = (np.maximum(fourvector.mass_squared(each["jets"]), 1e-2) for each in (before, after))
+    found["jets m"] = width(np.sqrt(new / old) - 1)
     there, back = masses(one), masses(two)
     return found | {name: width(back[name] / there[name] - 1) for name in there}
 

@@ -69,6 +69,7 @@ CASES = [
             "tokens": {"b_candidates": "token"},
         },
     ),
+    ("pet", {"head": "on_shell", "spurions": {"embed": "token"}, "tokens": {"b_candidates": "token"}}),
 ]
 
 
@@ -116,7 +117,8 @@ def not_exported(tmp_path):
 
 def one_of_each_backbone():
     """The first case of each backbone for `make test`, the others for `make test-all`."""
-    seen = set()
+    # The blocks of `pet` are those of the transformer.
+    seen = {"pet"}
     for kind, fields in CASES:
         yield pytest.param(kind, fields, id=kind, marks=pytest.mark.exhaustive if kind in seen else ())
         seen.add(kind)

@@ -50,7 +50,8 @@ class TransformerBlock(nn.Module):
         qkv = self.query_key_value(self.norm_attention(h)).unflatten(-1, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         attended = functional.scaled_dot_product_attention(query, key, value, attention)
-        h = h + self.dropout(self.project(attended.transpose(1, 2).flatten(-2)))
+        # Not a view of another layout, which depends on how the attention is computed: exports fix it.
+        h = h + self.dropout(self.project(torch.cat(attended.unbind(1), -1)))
         return h + self.dropout(self.mlp(self.norm_mlp(h)))
 
 
