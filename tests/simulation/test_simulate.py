@@ -203,7 +203,7 @@ def test_a_killed_run_resumes(reference, tmp_path):
     parts = tmp_path / "tt.root.parts"
     process = subprocess.Popen([sys.executable, script, FAST.model_dump_json(), output])
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not list(parts.glob("block-*.parquet")) and time.monotonic() < deadline:
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)

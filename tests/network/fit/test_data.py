@@ -297,7 +297,7 @@ def test_many_events_are_streamed_unasked(skim, tmp_path, monkeypatch):
 
 def in_threads(config, path, n):
     """What each of n "processes" of one machine gets from `share_training_data`."""
-    together = threading.Barrier(n, timeout=60)
+    together = threading.Barrier(n, timeout=600)
     results = {}
 
     def run(rank):
