@@ -126,4 +126,4 @@ def _write_lines(pdf: PdfPages, heading: str, lines: Sequence[str]) -> None:
             va="top",
             parse_math=False,
         )
-        pdf.savefig(page)
+        pdf.savefig(page)  # type: ignore[no-untyped-call]  # matplotlib has no types for it
