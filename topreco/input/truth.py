@@ -1,4 +1,4 @@
-"""Generated top quarks, from `GenPart` or from pepper: the only reader of generator branches but `genWeight`.
+"""Generated top quarks, from `GenPart` or from pepper: the only reader of generator branches but `genWeight`, and `GenJet` in `jer`.
 
 Nothing that runs at inference may import this module.
 """
