@@ -1,6 +1,6 @@
-"""Generated top quarks, from `GenPart` or from pepper: the only reader of generator branches but `genWeight`, and `GenJet` in `jer`.
+"""Generated top quarks, from `GenPart` or from pepper.
 
-Nothing that runs at inference may import this module.
+Beside `genWeight`, and `GenJet` in `topreco.input.jer`, no other module reads generator branches. Nothing that runs at inference may import this module.
 """
 
 from typing import Any
