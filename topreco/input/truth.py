@@ -1,6 +1,7 @@
 """Generated top quarks, from `GenPart` or from pepper.
 
-Beside `genWeight`, and `GenJet` in `topreco.input.jer`, no other module reads generator branches. Nothing that runs at inference may import this module.
+Beside `genWeight`, and `GenJet` in `topreco.input.jer`, no other module reads generator branches. Nothing
+that runs at inference may import this module.
 """
 
 from typing import Any
