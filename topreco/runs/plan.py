@@ -155,7 +155,7 @@ def plan_run(config: RunConfig, *, progress: bool = True) -> RunPlan:
     config, methods, inputs = prepare(config, progress=progress)
     instance = make_processor(config, methods, None)
     chunks = chunks_of(inputs, config)
-    datasets: dict[str, Any] = {}
+    datasets: dict[str, DatasetPlan] = {}
     for dataset, files in inputs.files.items():
         of_dataset = [chunk for chunk in chunks if chunk.dataset == dataset]
         file = next((file for file, summary in files.items() if summary.n_entries), None)
