@@ -217,12 +217,30 @@ def pretrained(skim_events, tmp_path_factory):
     return found
 
 
+@pytest.fixture
+def taught(skim, pretrained, tmp_path):
+    """Configuration of a training with truth, or of further pre-training, that starts from one of them."""
+
+    def make(name, **content):
+        options = {
+            "init": str(pretrained[name]),
+            "data": {"files": [skim]},
+            "epochs": 1,
+            "batch_size": 64,
+            "accelerator": "cpu",
+            "output": tmp_path / "out",
+        }
+        return TrainConfig.model_validate(options | content)
+
+    return make
+
+
 @pytest.mark.parametrize("task", ["tops", "posterior"])
 @pytest.mark.parametrize("name", PRETRAINED)
-def test_a_pretrained_encoder_is_taken_over(name, task, pretrained, child, begun):
+def test_a_pretrained_encoder_is_taken_over(name, task, taught, begun):
     """All of it but the last layer, if that has another shape; and its scales."""
     model = OF_POSTERIOR if task == "posterior" else {"task": "tops"}
-    network, loaded, source = begun(child(str(pretrained[name]), model=model))
+    network, loaded, source = begun(taught(name, model=model))
     assert network.kind == task
     own, other = network.state_dict(), source.state_dict()
     assert loaded
@@ -232,10 +250,10 @@ def test_a_pretrained_encoder_is_taken_over(name, task, pretrained, child, begun
     assert torch.equal(network.encoder.feature_std, source.encoder.feature_std)
 
 
-def test_a_pretrained_model_trains_on(pretrained, child):
+def test_a_pretrained_model_trains_on(pretrained, taught):
     """Whole, with its codes, and its file says from where it comes; it is no method of reconstruction."""
     parent = load_model(pretrained["tokens"])
-    found = load_model(quiet(child(str(pretrained["tokens"]), epochs=1)))
+    found = load_model(quiet(taught("tokens")))
     assert found.kind == "tokens"
     assert torch.equal(found.networks[0].encoding.edges, parent.networks[0].encoding.edges)
     assert found.metadata["parent"]["sha256"] == parent.metadata["sha256"]
