@@ -1,7 +1,7 @@
 """Generated top quarks, from `GenPart` or from pepper.
 
-Beside `genWeight`, `GenJet` in `topreco.input.jer` and the particle level of `topreco.input.particle`, no other
-module reads generator branches. Nothing that runs at inference may import this module.
+Beside `genWeight`, `GenJet` in `topreco.input.jer` and the particle level of `topreco.input.particle`, no
+other module reads generator branches. Nothing that runs at inference may import this module.
 """
 
 from typing import Any
