@@ -229,9 +229,12 @@ def backbone(metadata):
         (lambda m: m["encoder"].pop("schema_hash"), "made for other inputs .schema None found"),
         (
             lambda m: m["task"].update(kind="spin"),
-            "task 'spin' found, one of tops, posterior, ratio expected",
+            "task 'spin' found, one of tops, posterior, ratio, masked, tokens expected",
         ),
-        (lambda m: m["task"].pop("kind"), "task None found, one of tops, posterior, ratio expected"),
+        (
+            lambda m: m["task"].pop("kind"),
+            "task None found, one of tops, posterior, ratio, masked, tokens expected",
+        ),
         (lambda m: m.update(folds=0), "metadata entry 'folds' is 0, at least 1 expected"),
         (lambda m: m.update(folds="2"), "metadata entry 'folds' is '2'"),
         (lambda m: m.update(folds=3), "tensor 'fold2.* is missing"),

@@ -86,7 +86,7 @@ class PETConfig(Config):
     """The Point-Edge Transformer of OmniLearn, without built-in symmetry."""
 
     kind: Literal["pet"] = "pet"
-    blocks: PositiveInt = 6
+    blocks: PositiveInt = 5
     channels: PositiveInt = 64
     """A multiple of `heads`."""
     heads: PositiveInt = 4
