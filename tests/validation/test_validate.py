@@ -267,8 +267,8 @@ def test_pdf(report, page):
 
 
 def test_unknown_format_of_figures(skims, leptons, tmp_path):
-    with pytest.raises(TopRecoError, match=r"unknown format 'gif' of a figure; allowed: "):
-        validate(skims, tmp_path / "out", methods=[leptons], formats=["gif"], progress=False)
+    with pytest.raises(TopRecoError, match=r"unknown format 'abc' of a figure; allowed: "):
+        validate(skims, tmp_path / "out", methods=[leptons], formats=["abc"], progress=False)
     assert not (tmp_path / "out").exists()
 
 

@@ -18,8 +18,6 @@ from types import MappingProxyType
 from typing import Any
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 import uproot
 from coffea.nanoevents import BaseSchema, NanoAODSchema, NanoEventsFactory
 
@@ -237,6 +235,8 @@ def _inspect_parquet(
 
 
 def _has_fields(kind: Any) -> bool:
+    import pyarrow as pa
+
     while pa.types.is_list(kind) or pa.types.is_large_list(kind):
         kind = kind.value_type
     return bool(pa.types.is_struct(kind))
@@ -245,6 +245,9 @@ def _has_fields(kind: Any) -> bool:
 @contextmanager
 def _open_parquet(path: str | Path) -> Iterator[Any]:
     """A Parquet file; what goes wrong while it is open is an error of the file."""
+    # A worker that reads ROOT files alone does without.
+    import pyarrow.parquet as pq
+
     try:
         with fsspec.open(str(path), "rb") as stream, pq.ParquetFile(stream) as file:
             yield file

@@ -174,7 +174,8 @@ def test_outputs_are_physical():
         if name.startswith(("c_", "cos_")):
             assert (np.abs(values) <= 1).all(), name
             assert (np.abs(pair.observables[name]) <= 1).all(), name
-    assert set(pair.observables) == set(OBSERVABLES) - {"m_top", "m_antitop", "delta_phi_ll"}
+    left_out = {"m_top", "m_antitop", "delta_phi_ll", "beta_t", "relative_velocity"}
+    assert set(pair.observables) == set(OBSERVABLES) - left_out
     assert (pair.uncertainty > 0).all()
 
 
