@@ -9,7 +9,6 @@ trees that tell measured from decoded events. Needs the extras `tokens` and `cal
 """
 
 import argparse
-import csv
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from encoding import classifier, codes_in_use, own, resolutions
 
 from topreco.config import NextTokenConfig, TokensConfig, TransformerConfig
+from topreco.core.files import write_csv
 from topreco.core.skim import Skim
 from topreco.network.tasks.next_tokens import NextTokenNetwork, as_events
 from topreco.network.tokens import Inputs
@@ -73,13 +73,10 @@ def main() -> None:
             samples = as_events(own(measured), "measured"), as_events(own(decoded), "decoded")
             rows[-1]["AUC"] = classifier(*samples, options.seed)
         print({name: round(x, 4) if isinstance(x, float) else x for name, x in rows[-1].items()}, flush=True)
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with options.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(
-                {name: f"{x:.4g}" if isinstance(x, float) else x for name, x in row.items()} for row in rows
-            )
+        write_csv(
+            options.output,
+            [{name: f"{x:.4g}" if isinstance(x, float) else x for name, x in row.items()} for row in rows],
+        )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ not solve are a bin of their own.
 """
 
 import argparse
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ import numpy as np
 import topreco
 from topreco.config import RunConfig, load_config
 from topreco.core.events import DileptonEvents, FloatArray, IntArray
+from topreco.core.files import write_csv
 from topreco.core.observables import pair_values
 from topreco.core.skim import read_skims
 from topreco.measurement.classifier import ClassifierSettings, cross_fitted, fit_log_ratio
@@ -164,10 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     background, signal = (read_skims(paths)[0][: given.most] for paths in (given.background, given.signal))
     rows = rows_of(background, signal, given.method, given.events, with_method=given.with_method)
-    with given.output.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(given.output, rows)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,14 @@ method that its report lacks, is an error, and no page is changed.
 
 import argparse
 import csv
-import math
 import re
 import sys
 from pathlib import Path
 
-from topreco.core.files import complete_file, write_text
+from topreco.core.files import write_csv, write_text
+from topreco.evaluation.report import format_estimate, markdown_table
+from topreco.validation.tables import COLUMNS as OF_METHODS
+from topreco.validation.tables import COMPARED
 
 LABELS = {
     "delphes": "MadGraph + Delphes",
@@ -40,20 +42,10 @@ CARD = {
     "cos_1k": "cosθ₁ᵏ",
     "cos_1n_2n": "cosθ₁ⁿ cosθ₂ⁿ",
 }
-COLUMNS = {
-    "rb": "RB",
-    "res": "Res",
-    "median": "median",
-    "width68": "width68",
-    "slope": "slope",
-    "correlation": "ρ",
-    "rms_linearised": "RMS lin.",
-    "width68_linearised": "width68 lin.",
-}
+COLUMNS = {name: text for name, text in OF_METHODS.items() if name != "efficiency"}
 # Determined by the method or by the leptons alone.
 _GIVEN = ("m_top", "m_antitop", "delta_phi_ll")
 _REFERENCE = "sonnenschein"
-_WIDTHS = ("res", "rms_linearised", "width68_linearised")
 _TABLE = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 Row = dict[str, str]
@@ -92,22 +84,10 @@ class Report:
 
 
 def number(row: Row, name: str, sign: bool = False) -> str:
-    """A value with two digits of its error in brackets, as 0.1304(13)."""
+    """A value with its error as on every other page, with a proper minus and perhaps a plus."""
     value, error = (float(row[k] or "nan") for k in (name, f"{name}_error"))
-    if not math.isfinite(value):
-        return "–"
-    if not error > 0:  # an efficiency of 1 has none
-        return f"{value:+.3g}" if sign else f"{value:.3g}"
-    digits = max(1 - math.floor(math.log10(error)), 0)
-    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
-    shown = f"{error * 10**digits:.0f}" if error < 1 else f"{error:.{digits}f}"
-    return f"{text}({shown})".replace("-", "−")
-
-
-def table(header: list[str], rows: list[list[str]], left: int = 1) -> str:
-    """A Markdown table whose first columns are text."""
-    lines = [header, ["---"] * left + ["---:"] * (len(header) - left), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    text = format_estimate(value, error).replace("-", "−")
+    return f"+{text}" if sign and value >= 0 else text
 
 
 def methods(reports: dict[str, Report], sample: str, observable: str, events: str) -> str:
@@ -120,12 +100,12 @@ def methods(reports: dict[str, Report], sample: str, observable: str, events: st
         cells = [method, row["n"], number(row, "efficiency")]
         for column in COLUMNS:
             cell = number(row, column)
-            if column in _WIDTHS and method != _REFERENCE:
+            if column in COMPARED and method != _REFERENCE:
                 ratio = float(row[column]) / float(reference[column]) - 1
                 cell += f" ({ratio * 100:+.1f} %)".replace("-", "−")
             cells.append(cell)
         rows.append(cells)
-    return table(["method", "events", "efficiency", *COLUMNS.values()], rows)
+    return markdown_table(["method", "events", "efficiency", *COLUMNS.values()], rows)
 
 
 def bins(reports: dict[str, Report], sample: str, metric: str) -> str:
@@ -137,7 +117,7 @@ def bins(reports: dict[str, Report], sample: str, metric: str) -> str:
         for method in report.methods
     ]
     labels = [f"{float(low):g}–{float(high):g}" for low, high in edges]
-    return table([f"{COLUMNS[metric]} in true m(tt̄) [GeV]", *labels], rows)
+    return markdown_table([f"{COLUMNS[metric]} in true m(tt̄) [GeV]", *labels], rows)
 
 
 def observables(reports: dict[str, Report], sample: str) -> str:
@@ -148,7 +128,7 @@ def observables(reports: dict[str, Report], sample: str) -> str:
         found = [report.find(method, observable, "common") for method in report.methods]
         cells = [f"{number(row, 'correlation')} [{number(row, 'rb', sign=True)}]" for row in found]
         rows.append([observable, *cells])
-    return table(["observable", *report.methods], rows)
+    return markdown_table(["observable", *report.methods], rows)
 
 
 def card(reports: dict[str, Report], method: str) -> str:
@@ -159,7 +139,7 @@ def card(reports: dict[str, Report], method: str) -> str:
             row = report.find(method, observable, "all")
             first = f"{LABELS[sample]}, {row['n']} events" if observable == "m_tt" else ""
             rows.append([first, label, *(number(row, column) for column in COLUMNS)])
-    return table(["sample", "observable", *COLUMNS.values()], rows, left=2)
+    return markdown_table(["sample", "observable", *COLUMNS.values()], rows, left=2)
 
 
 KINDS = {"methods": methods, "bins": bins, "observables": observables, "card": card}
@@ -180,17 +160,14 @@ def fill(page: str, text: str, reports: dict[str, Report]) -> str:
     return _TABLE.sub(replace, text)
 
 
-def write_csv(report: Report, path: Path) -> None:
+def short_rows(report: Report) -> list[Row]:
     """All observables, and m(tt̄) in bins, with five digits."""
-    left_out = ("sumw", "n_eff")
-    with complete_file(path) as target, target.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        names = [name for name in report.rows[0] if name not in left_out]
-        writer.writerow(names)
-        for row in report.rows:
-            inclusive = not row["m_tt_low"] and not row["m_tt_high"]
-            if inclusive or (row["observable"] == "m_tt" and row["events"] == "common" and row["n"] != "0"):
-                writer.writerow([_short(row[name]) for name in names])
+    kept = []
+    for row in report.rows:
+        inclusive = not row["m_tt_low"] and not row["m_tt_high"]
+        if inclusive or (row["observable"] == "m_tt" and row["events"] == "common" and row["n"] != "0"):
+            kept.append({name: _short(cell) for name, cell in row.items() if name not in ("sumw", "n_eff")})
+    return kept
 
 
 def _short(cell: str) -> str:
@@ -227,7 +204,7 @@ def main() -> None:
         write_text(page, text)
     for sample, report in reports.items():
         name = {"own": "own_simulation"}.get(sample, sample)
-        write_csv(report, arguments.docs / "tables" / f"{name}.csv")
+        write_csv(arguments.docs / "tables" / f"{name}.csv", short_rows(report))
     sys.stdout.write("".join(f"{page}\n" for page in changed))
 
 

@@ -27,7 +27,6 @@ samples and every finished unfolding stay in OUTPUT, so that the same command co
 """
 
 import argparse
-import csv
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -39,7 +38,7 @@ import numpy as np
 import topreco
 from topreco.config.omnifold import ObjectRatioConfig
 from topreco.core.events import BoolArray, DileptonEvents, FloatArray, IntArray, Truth
-from topreco.core.files import complete_file, writable_folder
+from topreco.core.files import complete_file, writable_folder, write_csv
 from topreco.core.generated import read_generated
 from topreco.core.method import as_sampler
 from topreco.core.observables import compute_observables, pair_values
@@ -682,15 +681,6 @@ def detector(sample: Sample, folder: Path, files: Sequence[Path], model: Any) ->
 def rounded(x: Any) -> float:
     """Four significant digits."""
     return float(f"{float(x):.4g}")
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows that have the same keys."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main() -> None:

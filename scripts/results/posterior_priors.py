@@ -14,7 +14,6 @@ once: 64 samples of an event take 7 ms, all else some minutes.
 """
 
 import argparse
-import csv
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from matplotlib.ticker import NullLocator
 import topreco
 from topreco.core.errors import TopRecoError
 from topreco.core.events import DileptonEvents, FloatArray, Truth
+from topreco.core.files import write_csv
 from topreco.core.fourvector import mass
 from topreco.core.method import as_sampler
 from topreco.core.observables import OBSERVABLES, observable_values
@@ -598,14 +598,9 @@ def errors_by_expectation(
 # ---- output ----------------------------------------------------------------------------------------------
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
+def write_rounded(path: Path, rows: Sequence[Row]) -> None:
     """Rows as CSV, floats with five digits."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+    write_csv(path, [{k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows])
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -833,7 +828,7 @@ def main() -> None:
             listed = {"mean, summary of the network": answers["posterior"], **summaries}
             listed |= {n: answers[n] for n in answers if n not in ("posterior", "neutrino_weighting")}
             rows, bins = table_of_priors(sample, listed)
-            write_csv(given.docs / "tables" / "posterior_priors.csv", rows)
+            write_rounded(given.docs / "tables" / "posterior_priors.csv", rows)
             effective = {name: drawn[f"effective/{name}"] for name in priors(training)}
             parts.append(text_of_priors(rows, effective))
             shown = (
@@ -854,7 +849,7 @@ def main() -> None:
             }
             rows, errors = table_of_errors(sample, for_errors)
             of_em, em = errors_by_expectation(sample, probability, simulation)
-            write_csv(given.docs / "tables" / "posterior_unfolded_errors.csv", [*rows, *of_em])
+            write_rounded(given.docs / "tables" / "posterior_unfolded_errors.csv", [*rows, *of_em])
             parts.append(text_of_errors(errors, em))
             draw_errors(errors, em, given.docs / "figures")
         for change, factor in changes(training).items():
@@ -864,7 +859,7 @@ def main() -> None:
             for method, closure in unfolder.close().items():
                 closures += closure.rows(sample=sample.name, change=change, method=method)
         draw_closure(closures, sample.name, given.docs / "figures")
-    write_csv(given.docs / "tables" / "posterior_closure.csv", closures)
+    write_rounded(given.docs / "tables" / "posterior_closure.csv", closures)
     parts.append(text_of_closure(closures))
     text = "\n".join(parts)
     (given.output / "posterior_priors.md").write_text(text, encoding="utf-8")

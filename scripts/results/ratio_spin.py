@@ -26,10 +26,8 @@ References
 """
 
 import argparse
-import csv
 import itertools
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +38,7 @@ from scipy.stats import chi2 as chi2_distribution
 import topreco
 from topreco.config import RatioTrainConfig, SimulationConfig, load_config
 from topreco.core.events import PRODUCTIONS, BoolArray, DileptonEvents, FloatArray, Truth, dataset_id
-from topreco.core.files import writable_folder
+from topreco.core.files import writable_folder, write_csv
 from topreco.core.observables import compute_observables, spin_basis
 from topreco.core.skim import SkimWriter, read_skims
 from topreco.core.spin import event_spin_weight, spin_correlation_weight
@@ -267,15 +265,6 @@ def draw(learned: FloatArray, true: FloatArray, correlation: float, n: int, fold
         axes.set_ylabel(r"Learned $\log\,p_A/p_B$")
         axes.text(-2.8, 0.4, f"{n:,} events each, $\\rho$ = {correlation:.3f}", size="x-small")
     save(figure, folder / "ratio_spin", formats=["png"])
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows that have the same keys."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def rounded(x: float) -> float:

@@ -13,7 +13,6 @@ theory. Errors count hard events, of which the copies are no independent ones. d
 """
 
 import argparse
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 import topreco
 from topreco.config import SimulationConfig, load_config
 from topreco.core.events import QUANTILE_LEVELS, FloatArray, IntArray, TopPair
+from topreco.core.files import write_csv
 from topreco.core.observables import c_han, c_hel, compute_observables, m_tt, pair_values
 from topreco.core.quantum import chsh, concurrence_margin, spin_density
 from topreco.core.skim import read_skims
@@ -151,15 +151,6 @@ def cutflows(samples: dict[str, list[str]]) -> list[dict[str, Any]]:
     return rows
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the rows as CSV, cells empty that a row lacks."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -181,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = methods(samples, given.method, given.events)
     else:
         rows = cutflows(samples)
-    write(given.output, rows)
+    write_csv(given.output, rows)
 
 
 if __name__ == "__main__":

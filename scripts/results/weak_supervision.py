@@ -14,7 +14,6 @@ other seeds, and other signal events injected, with the spread of a single train
 """
 
 import argparse
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from topreco.core.events import DileptonEvents, FloatArray, IntArray
+from topreco.core.files import write_csv
 from topreco.core.skim import read_skims
 from topreco.measurement.classifier import ClassifierSettings, cross_fitted, fit_log_ratio
 from topreco.measurement.diagnose import object_columns
@@ -118,10 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if max(given.injected) > len(signal):
         parser.error(f"--injected: {max(given.injected)} found, the signal has {len(signal)} events")
     rows = rows_of(background, signal, given.injected, given.trainings)
-    with given.output.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(given.output, rows)
 
 
 if __name__ == "__main__":

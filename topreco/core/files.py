@@ -1,7 +1,9 @@
 """Files that are never half-written under their final name, and plain data in JSON."""
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -9,7 +11,7 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePath, PurePosixPath
@@ -143,6 +145,19 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with complete_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, whole or not at all.
+
+    Columns stand in the order in which the rows first have them; a cell that a row lacks is empty.
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def plain(value: Any) -> Any:

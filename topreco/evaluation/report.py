@@ -172,8 +172,8 @@ def to_markdown(summary: Summary, *, channel: str = ALL_CHANNELS) -> str:
     return "\n".join([*parts, LEGEND, ""]) if parts else "No events in these histograms.\n"
 
 
-def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in GitHub-flavoured Markdown, the first column to the left and the others to the right.
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
+    """A table in GitHub-flavoured Markdown, the first columns to the left and the others to the right.
 
     Parameters
     ----------
@@ -181,9 +181,11 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
         Headings of the k columns.
     rows
         Cells, k in each row.
+    left
+        Number of columns to the left.
     """
     lines = [f"| {' | '.join(cells)} |\n" for cells in (headings, *rows)]
-    return "".join([lines[0], "|---|" + "---:|" * (len(headings) - 1) + "\n", *lines[1:]])
+    return "".join([lines[0], "|" + "---|" * left + "---:|" * (len(headings) - left) + "\n", *lines[1:]])
 
 
 def terminal_table(

@@ -27,7 +27,7 @@ COLUMNS = {
     "rms_linearised": "RMS lin.",
     "width68_linearised": "width68 lin.",
 }
-_COMPARED = ("res", "rms_linearised", "width68_linearised")
+COMPARED = ("res", "rms_linearised", "width68_linearised")
 """Columns that are compared with those of the reference."""
 
 Response = Mapping[str, Mapping[str, Performance]]
@@ -187,7 +187,7 @@ def _overall(methods: Mapping[str, Performance], subset: str, reference: str) ->
             str(metrics.n),
             *(
                 estimate(metrics, field)
-                + (_against(metrics, found.get(reference), field) if field in _COMPARED else "")
+                + (_against(metrics, found.get(reference), field) if field in COMPARED else "")
                 for field in COLUMNS
             ),
         ]
