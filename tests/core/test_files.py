@@ -19,6 +19,7 @@ from topreco.core.files import (
     sha256_of,
     to_json,
     writable_folder,
+    write_csv,
     write_text,
 )
 
@@ -167,3 +168,9 @@ def test_inputs_are_no_outputs(tmp_path, monkeypatch):
             with pytest.raises(TopRecoError, match=rf"root: would replace the input {one};"):
                 check_outputs(["new.root", Path(other)], ["root://host//b.root", None, "absent.root", one])
     check_outputs(["new.root", "absent.root"], [data, "absent.root", "root://host//new.root", None])
+
+
+def test_csv_has_the_columns_of_all_rows(tmp_path):
+    path = tmp_path / "folder" / "table.csv"
+    write_csv(path, [{"a": 1, "b": "x,y"}, {"c": 0.5, "a": 2}])
+    assert path.read_bytes() == b'a,b,c\n1,"x,y",\n2,,0.5\n'
