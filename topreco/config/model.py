@@ -1,6 +1,6 @@
 """Configuration of networks: their inputs, sizes and outputs."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -65,10 +65,12 @@ class LGATrSlimConfig(Config):
     dropout: Fraction | None = None
 
 
-class TransformerConfig(Config):
-    """A plain transformer, the baseline without built-in symmetry."""
+class _AttentionConfig(Config):
+    """A backbone whose channels are shared by heads of attention."""
 
-    kind: Literal["transformer"] = "transformer"
+    unit: ClassVar[int] = 1
+    """Channels that a head cannot divide."""
+    kind: str
     blocks: PositiveInt = 6
     channels: PositiveInt = 64
     """A multiple of `heads`."""
@@ -77,47 +79,35 @@ class TransformerConfig(Config):
 
     @model_validator(mode="after")
     def _shared_by_heads(self) -> Self:
-        if self.channels % self.heads:
-            raise ValueError(f"channels: {self.channels} found, a multiple of heads ({self.heads}) expected")
+        shared = self.unit * self.heads
+        if self.channels % shared:
+            heads = "heads" if self.unit == 1 else f"{self.unit} · heads"
+            raise ValueError(f"channels: {self.channels} found, a multiple of {heads} ({shared}) expected")
         return self
 
 
-class PETConfig(Config):
+class TransformerConfig(_AttentionConfig):
+    """A plain transformer, the baseline without built-in symmetry."""
+
+    kind: Literal["transformer"] = "transformer"
+
+
+class PETConfig(_AttentionConfig):
     """The Point-Edge Transformer of OmniLearn, without built-in symmetry."""
 
     kind: Literal["pet"] = "pet"
     blocks: PositiveInt = 5
-    channels: PositiveInt = 64
-    """A multiple of `heads`."""
-    heads: PositiveInt = 4
     neighbours: PositiveInt = 4
     """Nearest objects in ΔR with which an object has edges."""
-    dropout: Fraction | None = None
-
-    @model_validator(mode="after")
-    def _shared_by_heads(self) -> Self:
-        if self.channels % self.heads:
-            raise ValueError(f"channels: {self.channels} found, a multiple of heads ({self.heads}) expected")
-        return self
 
 
-class LLoCaConfig(Config):
+class LLoCaConfig(_AttentionConfig):
     """The transformer in local Lorentz frames of `lloca`, extra `lloca`."""
 
+    unit: ClassVar[int] = 8
     kind: Literal["lloca"] = "lloca"
-    blocks: PositiveInt = 6
     channels: PositiveInt = 64
     """A multiple of 8 · `heads`."""
-    heads: PositiveInt = 4
-    dropout: Fraction | None = None
-
-    @model_validator(mode="after")
-    def _shared_by_heads(self) -> Self:
-        if self.channels % (8 * self.heads):
-            raise ValueError(
-                f"channels: {self.channels} found, a multiple of 8 · heads ({8 * self.heads}) expected"
-            )
-        return self
 
 
 def _backbone_kind(value: Any) -> str:
