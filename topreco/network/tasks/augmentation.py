@@ -1,13 +1,15 @@
 """Augmentation: random symmetry transformations of training events."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from topreco.config import TrainConfig
-from topreco.network.task import Columns
+from topreco.config import LossConfig, TrainConfig
+from topreco.network.task import Columns, Network, Task
+from topreco.network.tasks.losses import loss_weights
 from topreco.network.tokens import Inputs
 
 
@@ -57,6 +59,33 @@ class Augmentation:
         tops = torch.stack([inputs.lepton_plus, inputs.lepton_minus], 1) if known is None else known
         inputs, tops = augment(inputs, tops, *transformations)
         return columns | inputs.columns() | ({} if known is None else {"tops": tops})
+
+
+class AugmentedTask(Task[Network]):
+    """A task whose training events are transformed, and weighted without the sign of their weights.
+
+    Attributes
+    ----------
+    options
+        Weights of the losses and of events.
+    augmentation
+        Random symmetry transformations of the training events.
+    """
+
+    options: LossConfig
+    augmentation: Augmentation
+
+    def loss_weights(self, weight: Tensor, columns: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
+        """Weights without their sign, shape (n,): with negative ones a loss has no bound below."""
+        return loss_weights(weight, self.options.negative_weights)
+
+    def draw(self, n: int, generator: torch.Generator) -> Columns:
+        """Random symmetry transformations."""
+        return self.augmentation.draw(n, generator)
+
+    def augment(self, columns: Columns, drawn: Columns) -> Columns:
+        """Transform the objects, and the tops alike."""
+        return self.augmentation.apply(columns, drawn)
 
 
 def augment(

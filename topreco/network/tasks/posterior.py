@@ -28,12 +28,11 @@ from topreco.core.events import DileptonEvents, FloatArray, Posterior, Truth
 from topreco.core.posterior import observable_mean, sample_values
 from topreco.network.encoder import Encoded, Encoder, Queries
 from topreco.network.readout import QUERY_TYPES
-from topreco.network.task import Columns, Evaluated, Task
-from topreco.network.tasks.augmentation import Augmentation
+from topreco.network.task import Columns, Evaluated
+from topreco.network.tasks.augmentation import Augmentation, AugmentedTask
 from topreco.network.tasks.calibration import HIGH, LOW
 from topreco.network.tasks.columns import top_columns
 from topreco.network.tasks.frame import in_own_axes, own_axes, turned
-from topreco.network.tasks.losses import loss_weights
 from topreco.network.tasks.scales import from_momentum_scale, to_momentum_scale
 from topreco.network.tasks.summaries import (
     DIMENSIONS,
@@ -420,7 +419,7 @@ def task_schema(config: PosteriorConfig) -> dict[str, Any]:
     }
 
 
-class PosteriorTask(Task[PosteriorNetwork]):
+class PosteriorTask(AugmentedTask[PosteriorNetwork]):
     """Samples, means and quantiles of the tops that an event may have come from.
 
     Parameters
@@ -451,18 +450,6 @@ class PosteriorTask(Task[PosteriorNetwork]):
     def prepare(self, network: PosteriorNetwork, sample: Columns) -> None:
         """Set all standardisations."""
         network.fit_scales(Inputs.from_columns(sample), sample["tops"])
-
-    def loss_weights(self, weight: Tensor, columns: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
-        """Weights without their sign, shape (n,): with negative ones a loss has no bound below."""
-        return loss_weights(weight, self.options.negative_weights)
-
-    def draw(self, n: int, generator: torch.Generator) -> Columns:
-        """Random symmetry transformations."""
-        return self.augmentation.draw(n, generator)
-
-    def augment(self, columns: Columns, drawn: Columns) -> Columns:
-        """Transform the objects and the tops alike."""
-        return self.augmentation.apply(columns, drawn)
 
     def loss(self, network: PosteriorNetwork, columns: Columns) -> tuple[Tensor, Tensor | None]:
         """Squared error of the velocity."""

@@ -20,11 +20,11 @@ from topreco.core.statistics import fraction, metric_values
 from topreco.network.encoder import Encoder
 from topreco.network.fit.rows import slices
 from topreco.network.readout import queries_of, read_legs
-from topreco.network.task import Columns, Evaluated, Task, TrainingError
-from topreco.network.tasks.augmentation import Augmentation
+from topreco.network.task import Columns, Evaluated, TrainingError
+from topreco.network.tasks.augmentation import Augmentation, AugmentedTask
 from topreco.network.tasks.columns import top_columns
 from topreco.network.tasks.heads import Head, soft_assignment
-from topreco.network.tasks.losses import event_loss, flattening_weights, loss_weights, m_tt_bias_loss
+from topreco.network.tasks.losses import event_loss, flattening_weights, m_tt_bias_loss
 from topreco.network.tasks.quantiles import QuantileNetwork
 from topreco.network.tokens import FIRST_JET, Inputs, Tokens
 
@@ -126,7 +126,7 @@ def task_schema(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-class TopsTask(Task[TopNetwork]):
+class TopsTask(AugmentedTask[TopNetwork]):
     """Regression of the four-momenta of t and t̄.
 
     Parameters
@@ -165,20 +165,12 @@ class TopsTask(Task[TopNetwork]):
 
     def loss_weights(self, weight: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
         """Weights without their sign, flattened in true m_tt if so configured, shape (n,)."""
-        weights = loss_weights(weight, self.options.negative_weights)
+        weights = super().loss_weights(weight, columns)
         if self.options.flat_m_tt > 0:
             tops = columns["tops"]
             masses = torch.cat([fourvector.mass(tops[part].sum(1)) for part in slices(len(tops))])
             weights = weights * flattening_weights(masses, self.options.flat_m_tt)
         return weights
-
-    def draw(self, n: int, generator: torch.Generator) -> Columns:
-        """Random symmetry transformations."""
-        return self.augmentation.draw(n, generator)
-
-    def augment(self, columns: Columns, drawn: Columns) -> Columns:
-        """Transform the objects and the tops alike."""
-        return self.augmentation.apply(columns, drawn)
 
     def loss(self, network: TopNetwork, columns: Columns) -> tuple[Tensor, Tensor | None]:
         """Loss of each event, and the loss on RB of m_tt in the batch."""

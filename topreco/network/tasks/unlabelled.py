@@ -9,20 +9,18 @@ them into their own axes (`topreco.network.tasks.frame`), a network of the tops 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from topreco.config import EncoderConfig, LossConfig
 from topreco.core.events import DileptonEvents, Truth
-from topreco.network.task import Columns, Network, Task
-from topreco.network.tasks.augmentation import Augmentation
+from topreco.network.task import Columns, Network
+from topreco.network.tasks.augmentation import Augmentation, AugmentedTask
 from topreco.network.tasks.columns import check_features
 from topreco.network.tasks.frame import in_own_axes, own_axes
-from topreco.network.tasks.losses import loss_weights
 from topreco.network.tokens import Inputs
 
 
-class UnlabelledTask(Task[Network]):
+class UnlabelledTask(AugmentedTask[Network]):
     """A task that needs reconstructed objects alone, of data and any simulation alike.
 
     Parameters
@@ -48,18 +46,6 @@ class UnlabelledTask(Task[Network]):
         inputs = Inputs.from_events(events, tokens=config.tokens)
         check_features(inputs, config.tokens)
         return inputs.columns()
-
-    def loss_weights(self, weight: Tensor, columns: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
-        """Weights without their sign, shape (n,)."""
-        return loss_weights(weight, self.options.negative_weights)
-
-    def draw(self, n: int, generator: torch.Generator) -> Columns:
-        """Random symmetry transformations."""
-        return self.augmentation.draw(n, generator)
-
-    def augment(self, columns: Columns, drawn: Columns) -> Columns:
-        """Transform the objects."""
-        return self.augmentation.apply(columns, drawn)
 
     def seen(self, columns: Mapping[str, Tensor]) -> Inputs:
         """The objects of a batch as the network sees them."""
