@@ -142,6 +142,7 @@ def rows_of(
         for names in COMBINATIONS:
             add(name, " × ".join(names), joint_bins([values[n] for n in names], [edges[n] for n in names]))
         if number == 0:
+            # An event without a solution has no value: one that no other has, and a flag beside it.
             own = [np.nan_to_num(values[n], nan=-2.0) for n in SPINS] + [pair.valid.astype(float)]
     fold = np.minimum((both.uniform(17) * FOLDS).astype(int), FOLDS - 1)
     add("network", "objects", score_bins(np.stack(columns, 1), is_signal, weight, fold))
