@@ -7,7 +7,6 @@ MODEL is a method with samples, SKIM a file of `topreco skim` with truth of simu
 """
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from matplotlib.lines import Line2D
 
 import topreco
 from topreco.core.events import BoolArray, DileptonEvents, FloatArray, Posterior, Truth
+from topreco.core.files import write_csv
 from topreco.core.fourvector import delta_r
 from topreco.core.humps import Humps, assign_b, two_humps, two_solutions
 from topreco.core.method import Sampler, as_sampler
@@ -252,10 +252,7 @@ def main() -> None:
         ),
         ("b_assignment", b_rows(events, truth, posterior)),
     ):
-        with (given.tables / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, max(rows, key=len), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(given.tables / f"{name}.csv", rows)
         print(given.tables / f"{name}.csv")
     humps, p4 = two_solutions(posterior)
     m_tt = observable_values(["m_tt"], p4, p4.sum(axis=2), None)["m_tt"]

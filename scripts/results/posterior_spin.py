@@ -19,7 +19,6 @@ error of the coefficient after division by the slope of its own weights over tha
 """
 
 import argparse
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from matplotlib.ticker import MaxNLocator
 
 import topreco
 from topreco.core.events import BoolArray, DileptonEvents, FloatArray, Truth
+from topreco.core.files import write_csv
 from topreco.core.observables import AXES, compute_observables, pair_values
 from topreco.core.skim import read_skims
 from topreco.core.spin import event_spin_weight
@@ -194,15 +194,6 @@ def linearity_rows(sample: Sample) -> list[dict[str, Any]]:
 # ---- output ----------------------------------------------------------------------------------------------
 
 
-def write(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write a table as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, max(rows, key=len), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    print(path)
-
-
 def draw(linearity: list[dict[str, Any]], coefficients: list[dict[str, Any]], path: Path) -> None:
     """Slope and 1/ρ in the first sample, and reconstructed less true coefficients in each sample."""
     samples = list(dict.fromkeys(row["sample"] for row in coefficients))
@@ -265,8 +256,10 @@ def main() -> None:
     samples = [reconstruct(name, value, methods) for name, value in given.sample]
     coefficients = [row for sample in samples for row in coefficient_rows(sample)]
     linearity = [row for sample in samples for row in linearity_rows(sample)]
-    write(coefficients, given.tables / "posterior_spin_coefficients.csv")
-    write(linearity, given.tables / "posterior_spin_linearity.csv")
+    for name, rows in (("coefficients", coefficients), ("linearity", linearity)):
+        path = given.tables / f"posterior_spin_{name}.csv"
+        write_csv(path, rows)
+        print(path)
     draw(linearity, coefficients, given.figures / "posterior_spin.png")
 
 
