@@ -23,6 +23,7 @@ from topreco.validation.pdf import table_lines
 from topreco.validation.validate import parse_joined, parse_masses, validate
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 METHODS = ["sonnenschein_unsmeared", "ellipse_unsmeared"]
 
 
@@ -226,11 +227,9 @@ def test_a_mass_may_have_several_skims():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason=f"no browser; looked for {', '.join(BROWSERS)}")
 def test_browser_renders_every_figure(page, tmp_path):
     """In a copy with a script that counts images, which the page itself does not have."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"no browser; looked for {', '.join(BROWSERS)}")
     script = (
         "<script>onload = () => { const all = [...document.images]; document.body.dataset.images ="
         " `${all.filter(i => i.complete && i.naturalWidth > 0).length} of ${all.length}`; "
@@ -238,7 +237,7 @@ def test_browser_renders_every_figure(page, tmp_path):
     )
     (tmp_path / "page.html").write_text(page.replace("</body>", script + "</body>"), encoding="utf-8")
     command = [
-        *(browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=500,2000"),
+        *(BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=500,2000"),
         *(f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0"),
         *("--virtual-time-budget=20000", "--dump-dom", (tmp_path / "page.html").as_uri()),
     ]

@@ -356,7 +356,7 @@ def exported_posterior(tmp_path_factory):
     """A small posterior of two folds, with scales and a velocity that are none of the trivial ones."""
     folder = tmp_path_factory.mktemp("posterior")
     backbone = {"kind": "lgatr_slim", "blocks": 1, "vector_channels": 4, "scalar_channels": 8, "heads": 1}
-    content = {"backbone": backbone, "hidden": 8, "velocity": {"hidden": 8, "blocks": 1}, "steps": 2}
+    content = {"backbone": backbone, "hidden": 8, "velocity": {"hidden": 8, "blocks": 1}, "steps": 1}
     config = PosteriorConfig.model_validate(content)
     with torch.random.fork_rng():
         torch.manual_seed(4)
