@@ -161,6 +161,30 @@ def test_two_axes_are_unrolled(results):
     assert axis_text(found.axes) == "truth: 345, 600, 1500; reco: 300, 500, 1500"
 
 
+def test_migration_matrices_are_unrolled(results, sample):
+    """They have no sums of squared weights; the mean weight of a channel stands for them."""
+    edges = [[300, 450, 2000], [300, 450, 2000]]
+    found = build_templates(results, config(histogram="migration/m_tt", edges=edges, processes=SIGNAL_ALONE))
+    events, pair, truth, weights = sample["TT"]
+    true = np.sqrt(truth.tops.sum(1) ** 2 @ [1, -1, -1, -1])
+    reco = pair_values(pair, events.lepton_p4, ["m_tt"])["m_tt"]
+    scale = 5.0 * 2000 / (GENERATED * 4000)
+    for i, channel in enumerate(("ee", "emu", "mumu")):
+        keep = pair.valid & (events.channel == i)
+        for name, ways in {"nominal": None, "jes_up": 0, "jes_down": 1}.items():
+            weight = weights[name][keep]
+            by_hand = np.histogram2d(
+                *(np.clip(m, 300, 1999)[keep] for m in (true, reco)), edges, weights=weight
+            )[0].ravel()
+            signal = found.processes[0]
+            sums = (signal.nominal if ways is None else signal.shapes["jes"][ways])[channel]
+            np.testing.assert_allclose(sums.value, by_hand * scale)
+            mean_weight = (weight**2).sum() / weight.sum()
+            np.testing.assert_allclose(sums.variance, by_hand * mean_weight * scale**2)
+    assert axis_text(found.axes) == "truth m_tt [GeV]: 300, 450, 2000; reco m_tt [GeV]: 300, 450, 2000"
+    assert found.remarks[0].startswith("migration/m_tt has no sums of squared weights")
+
+
 SIGNAL_ALONE = {"ttbar": CONFIG["processes"]["ttbar"]}
 
 
@@ -394,8 +418,8 @@ def test_yields(results):
     ("changes", "message"),
     [
         ({"histogram": "spectrum/m_t"}, "not in these results; did you mean 'spectrum/m_tt'"),
-        ({"histogram": "events"}, "'events': no sums of squared weights"),
-        ({"histogram": "migration/m_tt"}, "'migration/m_tt': no sums of squared weights"),
+        ({"histogram": "events"}, "'events': an axis 'observable', which no template has"),
+        ({"histogram": "moments/m_tt"}, "'moments/m_tt': an axis 'moment', which no template has"),
         ({"method": "other"}, "method: 'other'; one of m expected"),
         ({"edges": [300, 420, 1500]}, "edges: 420 is none of the edges"),
         ({"edges": [[300, 400], [1, 2]]}, "edges: 2 lists, but 'measured/m_tt' has 1 axes"),

@@ -88,8 +88,9 @@ class TemplatesConfig(Config):
     """`topreco templates`: a histogram of a run as templates, with a datacard and a pyhf workspace."""
 
     histogram: str = "spectrum/m_tt"
-    """Key of the run's histograms, such as `spectrum/m_tt` or `measured/m_tt`. With `response/m_tt` the
-    signal has one process for each bin of the truth, which a fit unfolds."""
+    """Key of the run's histograms, such as `spectrum/m_tt`, `measured/m_tt`, `joint/NAME` or, of simulation
+    alone, `migration/m_tt`. With `response/m_tt` the signal has one process for each bin of the truth, which
+    a fit unfolds."""
     method: str | None = None
     """Method; null takes the only one."""
     edges: Edges | tuple[Edges, ...] | None = None

@@ -191,10 +191,15 @@ class _Builder:
         self._check_config()
 
     def _check_histogram(self) -> None:
-        if self.histogram.storage_type is not hist.storage.Weight:
+        for axis in self.histogram.axes[N_GROWING + 1 :]:
+            if _is_category(axis) and axis.name not in _CHOICES:
+                raise TopRecoError(
+                    f"histogram {self.config.histogram!r}: an axis {axis.name!r}, which no template has; "
+                    "take spectrum/…, measured/…, response/…, joint/… or migration/…"
+                )
+        if not self.weighted and "subset" not in self.histogram.axes.name:
             raise TopRecoError(
-                f"histogram {self.config.histogram!r}: no sums of squared weights, which templates need; "
-                "take spectrum/…, measured/… or response/…"
+                f"histogram {self.config.histogram!r}: no sums of squared weights, which templates need"
             )
 
     def _chosen_method(self) -> str:
@@ -297,24 +302,41 @@ class _Builder:
     def contents(self, dataset: str, variation: str, scale: float = 1.0) -> Channelwise | None:
         """Contents of a dataset in the bins of the templates by channel; None if nothing was filled."""
         found = cells(self.histogram, dataset, self.method, variation)
-        if found is None or not found["variance"].any():
+        if found is None:
+            return None
+        if self.weighted:
+            sums = found["value"], found["variance"]
+        else:
+            weight = self.mean_weight(dataset, variation)
+            sums = found, np.abs(found) * weight.reshape(*weight.shape, *[1] * (found.ndim - weight.ndim))
+        if not sums[1].any():
             return None
         for axis in self.histogram.axes[N_GROWING + 1 :]:
             if _is_category(axis):
-                if axis.name not in _CHOICES:
-                    raise TopRecoError(
-                        f"histogram {self.config.histogram!r}: an axis {axis.name!r}, which no template has"
-                    )
-                found = found[:, axis.index(_CHOICES[axis.name])]
+                sums = tuple(part[:, axis.index(_CHOICES[axis.name])] for part in sums)
         return {
             name: Sums(
                 *(
-                    self.merged(np.asarray(_channel(found[part], channel))) * scale**power
-                    for part, power in (("value", 1), ("variance", 2))
+                    self.merged(np.asarray(_channel(part, channel))) * scale**power
+                    for power, part in enumerate(sums, 1)
                 )
             )
             for name, channel in self.channels.items()
         }
+
+    @property
+    def weighted(self) -> bool:
+        """True if the histogram has sums of squared weights."""
+        return self.histogram.storage_type is hist.storage.Weight
+
+    def mean_weight(self, dataset: str, variation: str) -> Array:
+        """Sum of squared weights over the sum of weights of solved events, shape (channel, subset)."""
+        events = self.histograms["events"]
+        w, ww = (
+            events[dataset, self.method, variation, :, :, 0, "solved", moment].values()
+            for moment in ("w", "ww")
+        )
+        return np.divide(ww, w, out=np.zeros_like(w), where=w > 0)
 
     def merged(self, values: Array) -> Array:
         """Contents with flow in the bins of the templates, unrolled."""
@@ -459,6 +481,11 @@ class _Builder:
     def build(self) -> Templates:
         nuisances, unused = self.nuisances()
         remarks: list[str] = []
+        if not self.weighted:
+            remarks.append(
+                f"{self.config.histogram} has no sums of squared weights: those of its bins are the contents "
+                "times the mean weight of their channel"
+            )
         processes = [
             part for name in self.config.processes for part in self._process(name, nuisances, remarks)
         ]
