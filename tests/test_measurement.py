@@ -268,7 +268,7 @@ def test_bad_input_is_one_line(measured, capsys, monkeypatch, tmp_path, luminosi
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("text", ["r", "r=x", "=1"])
+@pytest.mark.parametrize("text", ["r", "r=x", "r=nan", "=1"])
 def test_bad_injection(measured, capsys, monkeypatch, tmp_path, text):
     (tmp_path / "w.json").write_text("{}")
     monkeypatch.setattr("sys.argv", ["topreco", "fit", str(tmp_path / "w.json"), "-o", "x", "--inject", text])

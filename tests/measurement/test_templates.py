@@ -422,7 +422,8 @@ def test_yields(results):
         ({"histogram": "moments/m_tt"}, "'moments/m_tt': an axis 'moment', which no template has"),
         ({"method": "other"}, "method: 'other'; one of m expected"),
         ({"edges": [300, 420, 1500]}, "edges: 420 is none of the edges"),
-        ({"edges": [[300, 400], [1, 2]]}, "edges: 2 lists, but 'measured/m_tt' has 1 axes"),
+        ({"edges": [[300, 400], [1, 2]]}, "edges: lists for 2 axes found, 'measured/m_tt' has 1"),
+        ({"histogram": "m_tt"}, "histogram 'm_tt': .*there are: events/…, spectrum/…"),
         ({"luminosity": None}, "luminosity: not given"),
         ({"processes": {}}, "none given; the datasets of this run to make them of are: TT, DY_low"),
         ({"processes": {"a": {"datasets": {"TTT": 1}, "signal": True}}}, "datasets: 'TTT' is not in"),
@@ -433,7 +434,7 @@ def test_yields(results):
         ({"histogram": "spectrum/m_tt"}, "channel 'ee': 0 events expected in bin [0-9]+ of 60 .m_tt .GeV. "),
         (
             {"processes": SIGNAL_ALONE | {"ttbar2": {"datasets": {"TT": 1}}}},
-            "a dataset belongs to two processes",
+            "processes: 'TT' belongs to two of them",
         ),
     ],
 )  # fmt: skip
@@ -459,6 +460,10 @@ def test_what_cannot_be_built(results, changes, message):
         ({"nuisances": {"a": {"down": "x"}}}, "'down' is given without 'up'"),
         ({"nuisances": {"a": {"correlated": False}}}, "needs the key 'year'"),
         ({"nuisances": {"a": {"processes": ["q"]}}}, "'q' is none of ttbar, dy"),
+        ({"edges": [3, 2]}, r"^test: edges.0: rising edges expected, found \[3, 2\]$"),
+        ({"edges": [1]}, r"^test: edges.0: .* at least 2 items [^;]*, found \[1\]$"),
+        ({"channels": ["em"]}, "^test: channels.0: Input should be [^;]*, found 'em'$"),
+        ({"nuisances": {"a": {"rate": 0}}}, "^test: nuisances.a.rate: [^;]* greater than 0, found 0$"),
         ({"variation_name": "$PROCESS_$SYSTEMATIC"}, "lacks \\$CHANNEL"),
         (
             {"processes": {"a": {"datasets": {"TT": 1}, "signal": True, "rate_parameter": [0, 2]}}},

@@ -176,9 +176,11 @@ class _Builder:
         self.observable = observable if kind == "response" else None
         key = f"measured/{observable}" if kind == "response" else config.histogram
         if key not in self.histograms:
+            kinds = dict.fromkeys(name.partition("/")[0] for name in self.histograms)
+            same = [name for name in self.histograms if name.startswith(f"{key.partition('/')[0]}/")]
             raise TopRecoError(
                 f"histogram {config.histogram!r}: not in these results{nearest(key, self.histograms)}; "
-                f"there are: {', '.join(self.histograms)}"
+                f"there are: {', '.join(same or (f'{kind}/…' for kind in kinds))}"
             )
         self.histogram = self.histograms[key]
         self._check_histogram()
@@ -216,16 +218,11 @@ class _Builder:
         wanted = self.config.edges
         if wanted is not None and any(map(unrolled_axes, self.read_axes)):
             raise TopRecoError(f"edges: {self.config.histogram!r} is unrolled already and keeps its bins")
-        several: Sequence[Any] = (
-            [None] * len(self.read_axes)
-            if wanted is None
-            else wanted
-            if isinstance(wanted[0], tuple)
-            else [wanted]
-        )
+        several: Sequence[Any] = [None] * len(self.read_axes) if wanted is None else wanted
         if len(several) != len(self.read_axes):
             raise TopRecoError(
-                f"edges: {len(several)} lists, but {self.config.histogram!r} has {len(self.read_axes)} axes"
+                f"edges: lists for {len(several)} axes found, {self.config.histogram!r} has "
+                f"{len(self.read_axes)}"
             )
         groups, axes = [], []
         for axis, edges in zip(self.read_axes, several, strict=True):
@@ -263,8 +260,9 @@ class _Builder:
         named = {
             d: f"processes.{p}.datasets" for p, about in config.processes.items() for d in about.datasets
         }
-        if len(named) < sum(len(about.datasets) for about in config.processes.values()):
-            raise TopRecoError("processes: a dataset belongs to two processes; one expected")
+        every = [dataset for about in config.processes.values() for dataset in about.datasets]
+        if twice := [dataset for dataset in every if every.count(dataset) > 1]:
+            raise TopRecoError(f"processes: {twice[0]!r} belongs to two of them; one expected")
         for dataset, key in (named | dict.fromkeys(config.data, "data")).items():
             if dataset not in datasets:
                 raise TopRecoError(
