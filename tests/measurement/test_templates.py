@@ -423,7 +423,7 @@ def test_yields(results):
         ({"method": "other"}, "method: 'other'; one of m expected"),
         ({"edges": [300, 420, 1500]}, "edges: 420 is none of the edges"),
         ({"edges": [[300, 400], [1, 2]]}, "edges: lists for 2 axes found, 'measured/m_tt' has 1"),
-        ({"histogram": "m_tt"}, "histogram 'm_tt': .*there are: events/…, spectrum/…"),
+        ({"histogram": "m_tt"}, "histogram 'm_tt': .*there are: response/…, measured/…"),
         ({"luminosity": None}, "luminosity: not given"),
         ({"processes": {}}, "none given; the datasets of this run to make them of are: TT, DY_low"),
         ({"processes": {"a": {"datasets": {"TTT": 1}, "signal": True}}}, "datasets: 'TTT' is not in"),
