@@ -44,24 +44,35 @@ def simulated(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def as_data(simulated, tmp_path_factory) -> Path:
+def copy_nano():
+    """Function that copies the branches of a file that `keep` accepts, some with new values."""
+
+    def copy_nano(source, target, *, keep=lambda branch: True, changes=None):
+        with uproot.open(source) as old, uproot.recreate(target) as new:
+            tree = old["Events"]
+            branches = [b for b in tree.keys() if keep(b)]  # noqa: SIM118 - a TTree is no dict
+            jagged = {b.partition("_")[0] for b in branches if "[]" in tree[b].typename}
+            arrays = tree.arrays(branches)
+            values = {b: arrays[b] for b in branches} | (changes or {})
+            content = {
+                b: values[b] for b in branches if b.partition("_")[0] not in jagged and b[1:] not in jagged
+            }
+            for name in jagged:
+                fields = [b for b in branches if b.startswith(f"{name}_")]
+                content[name] = ak.zip({field.removeprefix(f"{name}_"): values[field] for field in fields})
+            new.mktree("Events", {name: array.type.content for name, array in content.items()}).extend(
+                content
+            )
+        return target
+
+    return copy_nano
+
+
+@pytest.fixture(scope="session")
+def as_data(simulated, copy_nano, tmp_path_factory) -> Path:
     """The same events without any branch that a generator fills."""
     path = tmp_path_factory.mktemp("as_data") / "data.root"
-    with uproot.open(simulated) as source, uproot.recreate(path) as target:
-        tree = source["Events"]
-        branches = [b for b in tree.keys() if not _of_generator(b)]  # noqa: SIM118 - a TTree is no dict
-        jagged = {b.partition("_")[0] for b in branches if "[]" in tree[b].typename}
-        arrays = tree.arrays(branches)
-        content = {
-            b: arrays[b] for b in branches if b.partition("_")[0] not in jagged and b[1:] not in jagged
-        }
-        for name in jagged:
-            fields = [b for b in branches if b.startswith(f"{name}_")]
-            content[name] = ak.zip({field.removeprefix(f"{name}_"): arrays[field] for field in fields})
-        target.mktree("Events", {name: values.type.content for name, values in content.items()}).extend(
-            content
-        )
-    return path
+    return copy_nano(simulated, path, keep=lambda branch: not _of_generator(branch))
 
 
 def _of_generator(branch: str) -> bool:

@@ -3,12 +3,15 @@
 import json
 
 import awkward as ak
+import correctionlib.schemav2 as schema
 import numpy as np
 import pytest
 import uproot
 from typer.testing import CliRunner
 
 from topreco.cli import app, main
+from topreco.core.events import hashed_uniform
+from topreco.runs.results import load_histograms
 
 pytest.importorskip("pyhf")
 pytestmark = pytest.mark.sim
@@ -17,6 +20,9 @@ N_DATA = 700
 """The first events of the file are the data, without what a generator knows; all of them the simulation."""
 TRUTH, RECO = [300, 480, 2000], [300, 450, 2000]
 CROSS_SECTION = 88.29
+SOURCES = ("jes", "jer", "unclustered", "trigger")
+RATIOS = {"nom": 1.2, "up": 1.5, "down": 1.0}
+"""Resolution of jets in data divided by that in simulation."""
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +36,65 @@ def command():
 
 
 @pytest.fixture(scope="module")
-def measured(simulated, as_data, command, tmp_path_factory):
+def run(command):
+    """Function that runs the tutorial's configuration on a fileset and gives the folder of the results."""
+
+    def run(folder, files, *more):
+        fileset = folder.with_suffix(".json")
+        fileset.write_text(json.dumps(files))
+        bins = f"unfolding.observables={{m_tt: {{truth: {TRUTH}, reco: {RECO}}}}}"
+        command(
+            *("run", fileset, "--config", "measurement/run.yaml", "-m", "sonnenschein_unsmeared"),
+            *("-o", folder, "--quiet", "--no-plots", bins, *more),
+        )
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def measured(simulated, as_data, run, tmp_path_factory):
     """Folder of the run with systematics, and of all later steps."""
     folder = tmp_path_factory.mktemp("measurement")
     files = {
         "TT": {"files": {str(simulated): "Events"}},
         "data": {"files": {str(as_data): {"object_path": "Events", "steps": [[0, N_DATA]]}}},
     }
-    (folder / "fileset.json").write_text(json.dumps(files))
-    bins = f"unfolding.observables={{m_tt: {{truth: {TRUTH}, reco: {RECO}}}}}"
-    command(
-        *("run", folder / "fileset.json", "--config", "measurement/run.yaml", "-m", "sonnenschein_unsmeared"),
-        *("-o", folder / "run", "--quiet", "--no-plots", bins),
-    )
+    run(folder / "run", files, f"systematics.objects.jer={json.dumps(jer(folder / 'payload.json'))}")
     return folder
+
+
+def jer(path):
+    """Source of the hybrid method, with a payload at the path: a resolution of 10 % at 100 GeV."""
+    ratios = [schema.CategoryItem(key=key, value=value) for key, value in RATIOS.items()]
+    contents = {
+        "Resolution": (
+            schema.Variable(name="JetPt", type="real"),
+            schema.Formula(
+                nodetype="formula", expression="1/sqrt(x)", parser="TFormula", variables=["JetPt"]
+            ),
+        ),
+        "ScaleFactor": (
+            schema.Variable(name="systematic", type="string"),
+            schema.Category(nodetype="category", input="systematic", content=ratios),
+        ),
+    }
+    output = schema.Variable(name="value", type="real")
+    corrections = [
+        schema.Correction(name=name, version=1, inputs=[variable], output=output, data=data)
+        for name, (variable, data) in contents.items()
+    ]
+    payload = schema.CorrectionSet(schema_version=2, corrections=corrections)
+    path.write_text(payload.model_dump_json(exclude_unset=True))
+    choices = {"nominal": "nom", "up": "up", "down": "down"}
+    return {
+        "object": "jet",
+        "kind": "hybrid",
+        "file": str(path),
+        "correction": "Resolution",
+        "inputs": {"JetPt": "pt"},
+        "scale_factor": {"correction": "ScaleFactor", "inputs": {"systematic": choices}},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +142,67 @@ def m_tt_of_prompt_events(path):
     return m_tt[ak.to_numpy(n_prompt) == 2]
 
 
+def smeared(path, ratio, unclustered=0):
+    """Branches of jets and MET after the hybrid method of JME, and a shift of MET in its own deviations."""
+    with uproot.open(path) as file:
+        events = file["Events"].arrays(
+            filter_name=["Jet_*", "GenJet_*", "*MET_*", "luminosityBlock", "event"]
+        )
+    pt, eta, phi = (ak.values_astype(events[f"Jet_{name}"], float) for name in ("pt", "eta", "phi"))
+    index = events.Jet_genJetIdx
+    generated = {name: events[f"GenJet_{name}"][ak.mask(index, index >= 0)] for name in ("pt", "eta", "phi")}
+    dphi = np.arctan2(np.sin(phi - generated["phi"]), np.cos(phi - generated["phi"]))
+    near = (eta - generated["eta"]) ** 2 + dphi**2 < 0.2**2
+    matched = ak.fill_none(near & (abs(pt - generated["pt"]) < 3 * np.sqrt(pt)), value=False)
+    scaled = 1 + (ratio - 1) * (pt - ak.fill_none(generated["pt"], 0)) / pt
+    # A hash of seed, run, luminosity block, event, jet, and the stream of each of two numbers.
+    keys = ak.broadcast_arrays(events.luminosityBlock, events.event, ak.local_index(pt), pt)[:3]
+    block, event, jet = (ak.to_numpy(ak.flatten(key)) for key in keys)
+    u, v = (hashed_uniform(1, 1, block, event, jet, stream) for stream in (0, 1))
+    normal = ak.unflatten(np.sqrt(-2 * np.log(1 - u)) * np.cos(2 * np.pi * v), ak.num(pt))
+    factor = ak.where(matched, scaled, 1 + normal * np.sqrt((ratio**2 - 1) / pt))
+    # All jets of the file are above 15 GeV, so that MET follows.
+    met = [
+        events.PuppiMET_pt * f(events.PuppiMET_phi)
+        + unclustered * events[f"MET_MetUnclustEnUpDelta{axis}"]
+        - ak.sum(pt * (factor - 1) * f(phi), axis=1)
+        for axis, f in (("X", np.cos), ("Y", np.sin))
+    ]
+    return {
+        "Jet_pt": pt * factor,
+        "Jet_mass": events.Jet_mass * factor,
+        "PuppiMET_pt": np.hypot(*met),
+        "PuppiMET_phi": np.arctan2(met[1], met[0]),
+    }
+
+
+def test_resolution_and_unclustered_energy(measured, simulated, run, copy_nano, command, luminosity):
+    """Their templates are those of files with jets and MET changed by hand."""
+    by_hand = {
+        "ttbar": smeared(simulated, RATIOS["nom"]),
+        "ttbar_jerUp": smeared(simulated, RATIOS["up"]),
+        "ttbar_jerDown": smeared(simulated, RATIOS["down"]),
+        "ttbar_unclusteredUp": smeared(simulated, RATIOS["nom"], 1),
+        "ttbar_unclusteredDown": smeared(simulated, RATIOS["nom"], -1),
+    }
+    files = {
+        name: {"files": {str(copy_nano(simulated, measured / f"{name}.root", changes=changes)): "Events"}}
+        for name, changes in by_hand.items()
+    }
+    found = load_histograms(run(measured / "by_hand", files, "systematics={}"))["measured/m_tt"]
+    templates(command, measured, "jer", luminosity)
+    contents = {name: histogram(measured, "jer", name) for name in by_hand}
+    for name, values in contents.items():
+        expected = found[name, "sonnenschein_unsmeared", "nominal", sum, :].values() * N_DATA / 1200
+        np.testing.assert_allclose(values, expected, rtol=1e-6)
+        assert name == "ttbar" or (values != contents["ttbar"]).any()
+
+
 def test_signal_strength(measured, command, luminosity):
     output = templates(command, measured, "shapes", luminosity)
     assert "expected" in output
     names = uproot.open(measured / "shapes.root").keys(cycle=False, recursive=True)
-    assert {f"all_2018/ttbar_{source}{way}" for source in ("jes", "trigger") for way in ("Up", "Down")} <= {
-        *names
-    }
+    assert {f"all_2018/ttbar_{source}{way}" for source in SOURCES for way in ("Up", "Down")} <= {*names}
     output = command("fit", measured / "shapes.json", "-o", measured / "fit", "--toys", 2, "--quiet")
     fit = json.loads((measured / "fit" / "fit.json").read_text())
     r = fit["parameters"].index("r")
@@ -144,7 +249,7 @@ def test_unfolded_m_tt(measured, simulated, command, luminosity):
     ("more", "message"),
     [
         (["processes.t-t={datasets: {TT: 1}}"], "'t-t' is no name that Combine takes"),
-        (["nuisances.jer={}"], "nuisances.jer: variation 'jer_up' is not in these results"),
+        (["nuisances.jec={}"], "nuisances.jec: variation 'jec_up' is not in these results"),
         (["histogram=spectrum/m_tt"], "events expected in bin"),
         (["data=[muons]"], "data: 'muons' is not in these results"),
     ],
@@ -163,7 +268,7 @@ def test_bad_input_is_one_line(measured, capsys, monkeypatch, tmp_path, luminosi
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("text", ["r", "r=x", "=1"])
+@pytest.mark.parametrize("text", ["r", "r=x", "r=nan", "=1"])
 def test_bad_injection(measured, capsys, monkeypatch, tmp_path, text):
     (tmp_path / "w.json").write_text("{}")
     monkeypatch.setattr("sys.argv", ["topreco", "fit", str(tmp_path / "w.json"), "-o", "x", "--inject", text])

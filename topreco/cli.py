@@ -4,6 +4,7 @@ The work is done in the modules that the commands call.
 """
 
 import io
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -665,7 +666,9 @@ def _assignments(texts: Sequence[str]) -> dict[str, float]:
         try:
             found[name] = float(value)
         except ValueError:
-            raise TopRecoError(f"--inject {text}: NAME=VALUE expected, such as r=1.2") from None
+            found[name] = math.nan
+        if not math.isfinite(found[name]):
+            raise TopRecoError(f"--inject {text}: NAME=VALUE expected, such as r=1.2")
     return found
 
 

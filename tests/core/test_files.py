@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from topreco.core.errors import TopRecoError, needs_extra
@@ -92,7 +93,7 @@ class Numbers(NamedTuple):
 
 
 def test_plain_data_for_json():
-    content = {"a": Numbers(math.nan, Path("x/y")), "b": (1, [math.inf, 2.5]), "c": None, 4: "text"}
+    content = {"a": Numbers(math.nan, Path("x/y")), "b": (1, np.array([math.inf, 2.5])), "c": None, 4: "text"}
     assert plain(content) == {
         "a": {"value": None, "path": "x/y"},
         "b": [1, [None, 2.5]],

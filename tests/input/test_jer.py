@@ -144,6 +144,27 @@ def test_unmatched_jets_are_smeared_as_without_generated_ones(ten, jer):
     assert (hybrid != smeared)[MATCHED].all()
 
 
+@pytest.mark.parametrize(
+    ("unsmeared", "left"),
+    [
+        # The second and seventh jets are within, too, but matched.
+        ({"abseta": {"min": 1, "max": 2}}, [2, 5, 8]),
+        ({"abseta": {"min": 1, "max": 2}, "pt": {"min": 50}}, [2, 5]),
+    ],
+)
+@pytest.mark.parametrize(("name", "ratio"), [("nominal", 1.2), ("jer_up", 1.3)])
+def test_jets_that_are_scaled_if_matched_and_else_stay(ten, jer, unsmeared, left, name, ratio):
+    objects = found(open_events(ten), configure(jer={**jer, "unsmeared": unsmeared}))[name]
+    pt = np.array([jet[0] for jets, _ in TEN_JETS for jet in jets], float)
+    factors = expected_factors(ratio)
+    factors[left] = 1
+    np.testing.assert_allclose(objects.jets.pt, pt * factors, rtol=2e-6)
+    assert objects.jets.pt[6] == pytest.approx(100 + (ratio - 1) * 29, rel=1e-6)
+    # MET follows the fifth and seventh jet, and not the sixth, which stays.
+    met = vector(60, 1) - vector((ratio - 1) * 5, 3.14) - vector((ratio - 1) * 29, 1)
+    np.testing.assert_allclose(objects.met[1], met, rtol=1e-5)
+
+
 def test_matching_sees_the_momenta_of_the_sources_before(ten, jer):
     config = configure(jes={"object": "jet", "flat": 0.02}, jer=jer)
     objects = found(open_events(ten), config)["jes_up"]
@@ -456,6 +477,11 @@ def with_offset(**offset):
     ("content", "message"),
     [
         ({"jer": {**HYBRID, "scale_factor": None}}, "kind 'hybrid' .* needs a 'scale_factor'"),
+        (
+            {"jer": {**HYBRID, "kind": "smear", "unsmeared": {"eta": [1]}}},
+            "'unsmeared' belongs to kind 'hybrid'",
+        ),
+        ({"jer": {**HYBRID, "unsmeared": {"Jet_genJetIdx": [1]}}}, "must not depend on the generator"),
         ({"jer": {**HYBRID, "object": "muon"}}, "kind 'hybrid' is for object 'jet'"),
         ({"jer": {**HYBRID, "applies_to": "both"}}, "needs generated jets, which 'both' does not have"),
         ({"jec": {**TYPE1, "raw": False}}, "'type1' belongs to 'raw'"),

@@ -166,7 +166,12 @@ def test_truth_bins_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "not readable as JSON"), ("{", "not readable as JSON"), ("{}", "no workspace that pyhf can use")],
+    [
+        (None, "not readable as JSON"),
+        ("{", "not readable as JSON"),
+        ("{}", "no workspace that pyhf can use"),
+        ("[1]", "list found; a workspace of `topreco templates` expected"),
+    ],
 )
 def test_other_files_are_refused(tmp_path, content, message):
     path = tmp_path / "shapes.json"
@@ -175,6 +180,27 @@ def test_other_files_are_refused(tmp_path, content, message):
     with pytest.raises(TopRecoError, match=message) as caught:
         Model(path)
     assert "\n" not in str(caught.value)
+
+
+def test_data_of_other_bins_are_refused():
+    content = workspace(templates([Process("tt", True, contents(400, 500, 220))], data=[400, 500, 220]))
+    content["observations"][0]["data"].pop()
+    with pytest.raises(
+        TopRecoError, match=r"workspace: no workspace that pyhf can use \(5 numbers of data, 6"
+    ):
+        Model(content)
+
+
+def test_a_value_that_the_fit_does_not_reach(simple):
+    with pytest.raises(TopRecoError, match="r=50 is outside of its range, -5 to 10"):
+        simple.with_values({"r": 50.0})
+
+
+def test_a_failure_is_our_error_alone(simple, caplog):
+    with pytest.raises(TopRecoError, match="does not converge") as caught:
+        simple.fit(np.full_like(simple.data, np.nan))
+    assert "\n" not in str(caught.value)
+    assert not caplog.records
 
 
 def test_unknown_parameters(simple):

@@ -161,6 +161,30 @@ def test_two_axes_are_unrolled(results):
     assert axis_text(found.axes) == "truth: 345, 600, 1500; reco: 300, 500, 1500"
 
 
+def test_migration_matrices_are_unrolled(results, sample):
+    """They have no sums of squared weights; the mean weight of a channel stands for them."""
+    edges = [[300, 450, 2000], [300, 450, 2000]]
+    found = build_templates(results, config(histogram="migration/m_tt", edges=edges, processes=SIGNAL_ALONE))
+    events, pair, truth, weights = sample["TT"]
+    true = np.sqrt(truth.tops.sum(1) ** 2 @ [1, -1, -1, -1])
+    reco = pair_values(pair, events.lepton_p4, ["m_tt"])["m_tt"]
+    scale = 5.0 * 2000 / (GENERATED * 4000)
+    for i, channel in enumerate(("ee", "emu", "mumu")):
+        keep = pair.valid & (events.channel == i)
+        for name, ways in {"nominal": None, "jes_up": 0, "jes_down": 1}.items():
+            weight = weights[name][keep]
+            by_hand = np.histogram2d(
+                *(np.clip(m, 300, 1999)[keep] for m in (true, reco)), edges, weights=weight
+            )[0].ravel()
+            signal = found.processes[0]
+            sums = (signal.nominal if ways is None else signal.shapes["jes"][ways])[channel]
+            np.testing.assert_allclose(sums.value, by_hand * scale)
+            mean_weight = (weight**2).sum() / weight.sum()
+            np.testing.assert_allclose(sums.variance, by_hand * mean_weight * scale**2)
+    assert axis_text(found.axes) == "truth m_tt [GeV]: 300, 450, 2000; reco m_tt [GeV]: 300, 450, 2000"
+    assert found.remarks[0].startswith("migration/m_tt has no sums of squared weights")
+
+
 SIGNAL_ALONE = {"ttbar": CONFIG["processes"]["ttbar"]}
 
 
@@ -394,11 +418,12 @@ def test_yields(results):
     ("changes", "message"),
     [
         ({"histogram": "spectrum/m_t"}, "not in these results; did you mean 'spectrum/m_tt'"),
-        ({"histogram": "events"}, "'events': no sums of squared weights"),
-        ({"histogram": "migration/m_tt"}, "'migration/m_tt': no sums of squared weights"),
+        ({"histogram": "events"}, "'events': an axis 'observable', which no template has"),
+        ({"histogram": "moments/m_tt"}, "'moments/m_tt': an axis 'moment', which no template has"),
         ({"method": "other"}, "method: 'other'; one of m expected"),
         ({"edges": [300, 420, 1500]}, "edges: 420 is none of the edges"),
-        ({"edges": [[300, 400], [1, 2]]}, "edges: 2 lists, but 'measured/m_tt' has 1 axes"),
+        ({"edges": [[300, 400], [1, 2]]}, "edges: lists for 2 axes found, 'measured/m_tt' has 1"),
+        ({"histogram": "m_tt"}, "histogram 'm_tt': .*there are: response/…, measured/…"),
         ({"luminosity": None}, "luminosity: not given"),
         ({"processes": {}}, "none given; the datasets of this run to make them of are: TT, DY_low"),
         ({"processes": {"a": {"datasets": {"TTT": 1}, "signal": True}}}, "datasets: 'TTT' is not in"),
@@ -409,7 +434,7 @@ def test_yields(results):
         ({"histogram": "spectrum/m_tt"}, "channel 'ee': 0 events expected in bin [0-9]+ of 60 .m_tt .GeV. "),
         (
             {"processes": SIGNAL_ALONE | {"ttbar2": {"datasets": {"TT": 1}}}},
-            "a dataset belongs to two processes",
+            "processes: 'TT' belongs to two of them",
         ),
     ],
 )  # fmt: skip
@@ -435,6 +460,10 @@ def test_what_cannot_be_built(results, changes, message):
         ({"nuisances": {"a": {"down": "x"}}}, "'down' is given without 'up'"),
         ({"nuisances": {"a": {"correlated": False}}}, "needs the key 'year'"),
         ({"nuisances": {"a": {"processes": ["q"]}}}, "'q' is none of ttbar, dy"),
+        ({"edges": [3, 2]}, r"^test: edges.0: rising edges expected, found \[3, 2\]$"),
+        ({"edges": [1]}, r"^test: edges.0: .* at least 2 items [^;]*, found \[1\]$"),
+        ({"channels": ["em"]}, "^test: channels.0: Input should be [^;]*, found 'em'$"),
+        ({"nuisances": {"a": {"rate": 0}}}, "^test: nuisances.a.rate: [^;]* greater than 0, found 0$"),
         ({"variation_name": "$PROCESS_$SYSTEMATIC"}, "lacks \\$CHANNEL"),
         (
             {"processes": {"a": {"datasets": {"TT": 1}, "signal": True, "rate_parameter": [0, 2]}}},

@@ -1,5 +1,7 @@
 """The detector response: laws that hold without a generator."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -65,6 +67,23 @@ def test_log_normal_has_the_mean_and_width_asked_for(rng):
     assert value.mean() == pytest.approx(10.0, rel=0.005)
     assert value.std() == pytest.approx(4.0, rel=0.01)
     assert (detector.log_normal(np.zeros(5), np.ones(5), rng) == 0).all()
+
+
+def test_resolution_is_of_the_tracker_or_of_one_calorimeter():
+    objects = [
+        particles(HADRON_TRACK, 1, np.array([10.0]), np.array([0.0]), np.array([0.0])),
+        particles(PHOTON, 0, np.array([100.0]), np.array([0.0]), np.array([0.0])),
+        particles(NEUTRAL, 0, np.array([25.0]), np.array([0.0]), np.array([0.0])),
+        particles(NEUTRAL, 0, np.array([1.0]), np.array([0.0]), np.array([0.0])),
+    ]
+    found = []
+    for table in objects:
+        source = table.source if table.charge[0] else np.full(1, -1)
+        found.append(detector.resolution(replace(table, source=source))[0])
+    hcal = np.sqrt((0.05 * 25) ** 2 + 1.5**2 * 25) / 25
+    ecal = np.sqrt(0.8**2 + 0.11**2 * 100 + 0.4**2) / 100
+    # The last one is as soft as its resolution, which counts no more than fully.
+    assert found == pytest.approx([np.hypot(0.06, 1.3e-3 * 10), ecal, hcal, 1.0])
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,16 @@ pythia8mc = pytest.importorskip("pythia8mc")
 pytest.importorskip("fastjet")
 
 from topreco.simulation import simulate  # noqa: E402
+from topreco.simulation.detector import (  # noqa: E402
+    CARD,
+    ELECTRON,
+    HADRON_TRACK,
+    MUON,
+    PHOTON,
+    Particles,
+)
+from topreco.simulation.jets import Jets  # noqa: E402
+from topreco.simulation.nanoaod import _unclustered_shift  # noqa: E402
 from topreco.simulation.pythia import generate, settings, start_pythia  # noqa: E402
 from topreco.simulation.simulate import _open_parts, block_seeds  # noqa: E402
 
@@ -159,6 +169,45 @@ def test_the_detector_is_realistic(sample):
     for name in ("Electron", "Muon", "Jet"):
         pt = events[f"{name}_pt"]
         assert ak.all(pt[:, 1:] <= pt[:, :-1])
+
+
+def test_unclustered_energy_is_what_is_outside_of_jets_and_leptons():
+    """Of six objects two: a photon outside of the jet, and a track removed as pile-up."""
+    energy = np.array([50.0, 20.0, 30.0, 40.0, 10.0, 25.0])
+    phi = np.array([0.0, 0.1, 1.0, 2.0, 3.0, -1.0])
+    objects = Particles(
+        event=np.zeros(6, np.int64),
+        p4=energy[:, None] * np.stack([np.ones(6), np.cos(phi), np.sin(phi), np.zeros(6)], axis=-1),
+        kind=np.array([HADRON_TRACK, PHOTON, MUON, ELECTRON, PHOTON, HADRON_TRACK], np.int32),
+        charge=np.array([1, 0, 1, -1, 0, 1], np.int32),
+        source=np.array([0, -1, 1, 2, -1, 3]),
+    )
+    clustered = objects[:5]
+    jet = Jets(
+        event=np.zeros(1, np.int64),
+        p4=clustered.p4[:2].sum(axis=0, keepdims=True),
+        n_constituents=np.array([2], np.int32),
+        flavour=np.zeros(1, np.int32),
+        owner=np.array([0, 0, -1, -1, -1]),
+        correction=np.ones(1),
+        subtraction=np.ones(1),
+    )
+    found = _unclustered_shift(objects, clustered, jet, 1, CARD)
+    photon = np.sqrt(0.08**2 + 0.11**2 * 10 + 0.4**2)
+    track = 25 * np.hypot(0.06, 1.3e-3 * 25)
+    expected = [-photon * f(3.0) - track * f(-1.0) for f in (np.cos, np.sin)]
+    np.testing.assert_allclose(found, [expected], rtol=1e-12)
+
+
+def test_variations_of_unclustered_energy(sample):
+    events = arrays(sample[0])
+    delta = [ak.to_numpy(events[f"MET_MetUnclustEnUpDelta{axis}"]) for axis in "XY"]
+    assert 3 < np.hypot(*delta).mean() < 12
+    for way, sign in (("Up", 1), ("Down", -1)):
+        pt, phi = (events[f"PuppiMET_{name}Unclustered{way}"] for name in ("pt", "phi"))
+        for f, change in zip((np.cos, np.sin), delta, strict=True):
+            expected = events.MET_pt * f(events.MET_phi) + sign * change
+            np.testing.assert_allclose(pt * f(phi), expected, atol=1e-3)
 
 
 # ---- reproducibility and resuming ------------------------------------------------------------------------

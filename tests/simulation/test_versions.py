@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import uproot
 
-from topreco.config import SelectionConfig, SimulationConfig
+from topreco.config import SelectionConfig, SimulationConfig, SystematicsConfig
 from topreco.simulation.detector import MEDIUM_WORKING_POINT
 
 pytest.importorskip("pythia8mc")
@@ -14,6 +14,7 @@ pytest.importorskip("fastjet")
 from topreco.input.nano import inspect_file, iterate_events, open_events
 from topreco.input.required import fit_selection
 from topreco.input.selection import select
+from topreco.input.systematics import variations
 from topreco.input.truth import read_truth
 from topreco.simulation import simulate
 from topreco.simulation.versions import as_version, rescaled_score
@@ -90,7 +91,7 @@ def test_recommended_cuts_pass_undisturbed_events(files, generic, version):
     [
         (
             "v9",
-            {"Jet_btagDeepB", "Jet_puId", "Electron_mvaFall17V2Iso_WP90", "MET_pt"},
+            {"Jet_btagDeepB", "Jet_puId", "Electron_mvaFall17V2Iso_WP90", "MET_MetUnclustEnUpDeltaX"},
             {"Jet_chMultiplicity"},
         ),
         (
@@ -100,8 +101,8 @@ def test_recommended_cuts_pass_undisturbed_events(files, generic, version):
         ),
         (
             "v15",
-            {"Jet_btagUParTAK4B", "PFMET_pt", "Jet_neMultiplicity"},
-            {"Jet_jetId", "MET_pt", "RawMET_pt"},
+            {"Jet_btagUParTAK4B", "PFMET_pt", "PFMET_ptUnclusteredDown", "Jet_neMultiplicity"},
+            {"Jet_jetId", "MET_pt", "RawMET_pt", "PFMET_MetUnclustEnUpDeltaX"},
         ),
     ],
 )
@@ -111,6 +112,17 @@ def test_names(files, version, present, absent):
     assert not absent & branches
     generic = inspect_file(files[None]).branches
     assert not any(name.startswith("Flag_") or name == "Jet_puId" for name in generic)
+
+
+def test_unclustered_energy_is_the_same_in_all_versions(files):
+    config = SystematicsConfig(objects={"unclustered": {"object": "met", "kind": "unclustered"}})
+    found = {}
+    for version, met in (("v9", "MET"), ("v15", "PFMET")):
+        selection = fit_selection(SelectionConfig(met=met), inspect_file(files[version]).branches, version)
+        found[version] = dict(variations(open_events(files[version]), selection, config))
+    for name in ("nominal", "unclustered_up", "unclustered_down"):
+        np.testing.assert_allclose(found["v15"][name].met, found["v9"][name].met, atol=1e-3)
+    assert (found["v9"]["unclustered_up"].met != found["v9"]["nominal"].met).all()
 
 
 def test_integers_are_short_since_v12(files):

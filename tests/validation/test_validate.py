@@ -16,6 +16,7 @@ from topreco.config import SolverConfig, ValidationConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.observables import OBSERVABLES
 from topreco.core.skim import read_skims
+from topreco.evaluation.report import format_estimate
 from topreco.runs.columns import event_columns
 from topreco.validation.gather import OBSERVED
 from topreco.validation.page import Table
@@ -84,13 +85,25 @@ def test_page_needs_nothing_else(page):
 
 def test_page_is_well_formed(page):
     anchors = re.findall(r'href="#([^"]+)"', page)
-    assert {"summary", "background", "mass-scan", "provenance"} <= set(anchors)
+    assert {"summary", "complementarity", "background", "mass-scan", "provenance"} <= set(anchors)
     assert sorted(anchors) == sorted(re.findall(r'<section id="([^"]+)"', page))
     images = re.findall(r"<img [^>]*>", page)
     assert len(images) > 30
     assert all(re.search(r'alt="[^"]+"', image) for image in images)
     assert "topreco validate &lt;this&gt; &amp; that" in page
     assert not re.search(r"\bnan\b", re.sub(r"data:[^\"]*", "", page))
+
+
+def test_the_page_says_who_is_right_where_another_fails(page, results):
+    found = results["complementarity"]["m_tt"]
+    section = page[page.index('<section id="complementarity">') :].partition("</section>")[0]
+    text = re.sub(r"(\s*<[^>]+>\s*)+", " ", section)
+    for i, method in enumerate(("leptons", "sonnenschein_unsmeared")):
+        right, error = (found["right"][key][i] for key in ("value", "error"))
+        rescued = format_estimate(*(found["rescued"][key][i][1 - i] for key in ("value", "error")))
+        assert re.search(rf"{method} {re.escape(format_estimate(right, error))} .*{re.escape(rescued)}", text)
+    assert section.count("<table>") == len(results["metadata"]["shown"])
+    assert f"up to {found['tolerance']:.3g}, where" in text
 
 
 @pytest.mark.usefixtures("no_page")

@@ -210,9 +210,13 @@ def build_config(kind: type[C], content: dict[str, Any], origin: str) -> C:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(
-            "; ".join(f"{origin}: {_explain(kind, problem)}" for problem in error.errors())
-        ) from error
+        problems: dict[str, str] = {}
+        for problem in error.errors():
+            # Alternatives of one key would all be named, and lists of bad items called too short as well.
+            if not (problem["type"] == "too_short" and len(problem["input"]) >= problem["ctx"]["min_length"]):
+                key = ".".join(_without_tags(kind, [str(part) for part in problem["loc"]]))
+                problems.setdefault(key, f"{origin}: {_explain(kind, problem)}")
+        raise ConfigError("; ".join(problems.values())) from error
 
 
 def files_of(config: Config) -> list[Path]:
@@ -336,9 +340,13 @@ def _without_tags(kind: type[Config], location: list[str]) -> list[str]:
     keys = []
     for part in location:
         classes, is_tag = _inside(classes, part)
-        if not is_tag:
+        if not is_tag and not _ALTERNATIVE.fullmatch(part):
             keys.append(part)
     return keys
+
+
+_ALTERNATIVE = re.compile(r"(constrained|function)-\w+(\[.*)?|(tuple|list|dict|nullable)\[.*")
+"""What pydantic calls one of the alternatives of a value."""
 
 
 def _inside(classes: list[type[Config]], part: str) -> tuple[list[type[Config]], bool]:

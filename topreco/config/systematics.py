@@ -118,6 +118,9 @@ class ObjectSource(CorrectionConfig):
     """The value, in place of a correction."""
     scale_factor: ScaleFactorConfig | None = None
     """For smear and hybrid: s, with which the value of smear becomes value · √(max(s² − 1, 0))."""
+    unsmeared: dict[str, Condition] = {}
+    """For hybrid: jets that stay as they are without a matching generated jet; as `where`, such as
+    `{abseta: {min: 2.5, max: 3}}`."""
     raw: bool = False
     """For jets: undo the corrections of the file (`Jet_rawFactor`) first; pt and mass are the raw ones."""
     type1: Type1Config | None = None
@@ -179,6 +182,8 @@ class ObjectSource(CorrectionConfig):
             raise ValueError("kind 'hybrid' is for object 'jet' and needs a 'scale_factor'")
         if self.kind == "hybrid" and self.applies_to != "simulation":
             raise ValueError(f"kind 'hybrid' needs generated jets, which {self.applies_to!r} does not have")
+        if self.unsmeared and self.kind != "hybrid":
+            raise ValueError("'unsmeared' belongs to kind 'hybrid'; 'where' restricts any kind")
         if self.scale_factor is not None and self.scale_factor.file is None and self.file is None:
             raise ValueError("'scale_factor' needs the file it is in: key 'file'")
         if self.raw and (self.object != "jet" or self.kind != "factor"):
@@ -193,7 +198,7 @@ class ObjectSource(CorrectionConfig):
             if config is not None
             for name, value in config.inputs.items()
         }
-        for name in (*self.inputs.values(), *inner.values(), *self.where):
+        for name in (*self.inputs.values(), *inner.values(), *self.where, *self.unsmeared):
             if isinstance(name, str) and _OF_GENERATOR.search(name):
                 raise ValueError(f"what a method sees must not depend on the generator, as {name!r} does")
         return self

@@ -1,9 +1,9 @@
 """Configuration of templates: what becomes a process, its normalisation, and the nuisance parameters."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from topreco.config.base import Config, NonNegative, Positive
 from topreco.config.running import Edges
@@ -37,6 +37,12 @@ def _range(bounds: tuple[float, float]) -> tuple[float, float]:
     if not bounds[0] < 1 < bounds[1]:
         raise ValueError("lower end below 1 and upper end above it expected")
     return bounds
+
+
+def _lists(edges: Any) -> Any:
+    """Edges of one axis as those of the only one."""
+    flat = isinstance(edges, list | tuple) and not any(isinstance(each, list | tuple) for each in edges)
+    return [edges] if flat else edges
 
 
 class ProcessConfig(Config):
@@ -88,11 +94,12 @@ class TemplatesConfig(Config):
     """`topreco templates`: a histogram of a run as templates, with a datacard and a pyhf workspace."""
 
     histogram: str = "spectrum/m_tt"
-    """Key of the run's histograms, such as `spectrum/m_tt` or `measured/m_tt`. With `response/m_tt` the
-    signal has one process for each bin of the truth, which a fit unfolds."""
+    """Key of the run's histograms, such as `spectrum/m_tt`, `measured/m_tt`, `joint/NAME` or, of simulation
+    alone, `migration/m_tt`. With `response/m_tt` the signal has one process for each bin of the truth, which
+    a fit unfolds."""
     method: str | None = None
     """Method; null takes the only one."""
-    edges: Edges | tuple[Edges, ...] | None = None
+    edges: Annotated[tuple[Edges, ...], BeforeValidator(_lists)] | None = None
     """Coarser bins, whose edges are among those of the histogram: a list, or one for each of its axes; null
     keeps the bins. For `response/…` they are those of the reconstructed observable."""
     channels: Annotated[tuple[Literal["ee", "emu", "mumu", "all"], ...], Field(min_length=1)] = (

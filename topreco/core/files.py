@@ -17,6 +17,8 @@ from functools import lru_cache
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from topreco.core.errors import TopRecoError
 
 _RECENT = 2 * 10**9
@@ -161,7 +163,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Plain JSON data from nested mappings, named tuples, sequences and paths; NaN and ∞ become None."""
+    """Plain JSON data of mappings, named tuples, sequences, arrays and paths; NaN and ∞ become None."""
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, float):
@@ -170,6 +172,8 @@ def plain(value: Any) -> Any:
         return plain(value._asdict())
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, PurePath) else value

@@ -8,6 +8,7 @@ from typing import Any
 
 import correctionlib
 import correctionlib.schemav2 as schema
+from pydantic import ValidationError
 
 from topreco.core.errors import TopRecoError
 from topreco.core.files import content_of
@@ -38,8 +39,12 @@ def _check(path: Path, digest: str) -> None:  # noqa: ARG001 - part of the cache
             content = gzip.decompress(content)
         schema.CorrectionSet.model_validate_json(content)
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        # The error has a line for each type that a node may have.
-        reason = " ".join(str(error).split())[:200]
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            # One for each type that a node may have.
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+        reason = " ".join(reason.split())[:200]
         raise CorrectionError(f"{path}: not a correctionlib payload ({reason})") from error
 
 

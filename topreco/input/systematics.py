@@ -142,6 +142,7 @@ def _sources_branches(
     for name, source in config.objects.items():
         if source.applies_to in (sample, "both"):
             names = _where_and_inputs(source)
+            names |= {branch for branch in source.unsmeared if not is_quantity(branch, source.object)}
             if source.ratio is not None:
                 names |= input_branches(source.ratio, source.object)
             if source.raw:
@@ -430,6 +431,8 @@ def _smearing(
     ratio = evaluate(source.ratio, variation, columns, chosen)
     factor = 1 + resolution * np.sqrt(np.maximum(ratio**2 - 1, 0)) * normal
     if source.kind == "hybrid":
+        if source.unsmeared:
+            factor[columns.passing(source.unsmeared)[chosen]] = 1
         matched, scaled = scale_matched(objects.branches, particles, chosen, resolution, ratio)
         factor = np.where(matched, scaled, factor)
     return np.maximum(factor, _SMEAR_MIN)

@@ -11,6 +11,7 @@ References
 """
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -161,6 +162,11 @@ class Model:
             KeyError,
         ) as error:
             raise TopRecoError(f"{where}: no workspace that pyhf can use ({first_line(error)})") from error
+        bins = self.model.config.nmaindata + self.model.config.nauxdata
+        if len(self.data) != bins:
+            raise TopRecoError(
+                f"{where}: no workspace that pyhf can use ({len(self.data)} numbers of data, {bins} expected)"
+            )
         self.names = tuple(self.model.config.par_names)
         self.initial = np.asarray(self.model.config.suggested_init(), float)
 
@@ -183,16 +189,20 @@ class Model:
         Raises
         ------
         TopRecoError
-            If there is no such parameter.
+            If there is no such parameter, or the fit does not reach the value.
         """
         parameters = self.initial.copy()
         for name, value in values.items():
             if name not in self.names:
                 known = ", ".join(n for n in self.names if not n.startswith(_STATISTICAL))
                 raise TopRecoError(
-                    f"no parameter {name!r} in the workspace{nearest(name, self.names)}; {known}"
+                    f"no parameter {name!r} in the workspace{nearest(name, self.names)}; there are: {known}"
                 )
-            parameters[self.names.index(name)] = value
+            index = self.names.index(name)
+            low, high = self.model.config.suggested_bounds()[index]
+            if not low <= value <= high:
+                raise TopRecoError(f"{name}={value:g} is outside of its range, {low:g} to {high:g}")
+            parameters[index] = value
         return parameters
 
     def expected(self, parameters: Array) -> Array:
@@ -280,17 +290,20 @@ def _pyhf() -> Any:
     except ImportError as error:
         raise TopRecoError(f"fits of templates: {needs_extra('fit', error)}") from error
     pyhf.set_backend("numpy", pyhf.optimize.minuit_optimizer(verbose=0))
+    # It logs pages about a fit that fails, of which the error says what matters.
+    logging.getLogger("pyhf").setLevel(logging.CRITICAL)
     return pyhf
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
+    expected = "a workspace of `topreco templates` expected"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        reason = first_line(error)
-        raise TopRecoError(
-            f"{path}: not readable as JSON ({reason}); a workspace of `topreco templates` expected"
-        ) from error
+        raise TopRecoError(f"{path}: not readable as JSON ({first_line(error)}); {expected}") from error
+    if not isinstance(content, dict):
+        raise TopRecoError(f"{path}: {type(content).__name__} found; {expected}")
+    return content
 
 
 def unfolded(fit: FitResult, about: Mapping[str, Any]) -> Unfolded | None:

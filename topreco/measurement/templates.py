@@ -176,9 +176,11 @@ class _Builder:
         self.observable = observable if kind == "response" else None
         key = f"measured/{observable}" if kind == "response" else config.histogram
         if key not in self.histograms:
+            kinds = dict.fromkeys(name.partition("/")[0] for name in self.histograms)
+            same = [name for name in self.histograms if name.startswith(f"{key.partition('/')[0]}/")]
             raise TopRecoError(
                 f"histogram {config.histogram!r}: not in these results{nearest(key, self.histograms)}; "
-                f"there are: {', '.join(self.histograms)}"
+                f"there are: {', '.join(same or (f'{kind}/…' for kind in kinds))}"
             )
         self.histogram = self.histograms[key]
         self._check_histogram()
@@ -191,10 +193,15 @@ class _Builder:
         self._check_config()
 
     def _check_histogram(self) -> None:
-        if self.histogram.storage_type is not hist.storage.Weight:
+        for axis in self.histogram.axes[N_GROWING + 1 :]:
+            if _is_category(axis) and axis.name not in _CHOICES:
+                raise TopRecoError(
+                    f"histogram {self.config.histogram!r}: an axis {axis.name!r}, which no template has; "
+                    "take spectrum/…, measured/…, response/…, joint/… or migration/…"
+                )
+        if not self.weighted and "subset" not in self.histogram.axes.name:
             raise TopRecoError(
-                f"histogram {self.config.histogram!r}: no sums of squared weights, which templates need; "
-                "take spectrum/…, measured/… or response/…"
+                f"histogram {self.config.histogram!r}: no sums of squared weights, which templates need"
             )
 
     def _chosen_method(self) -> str:
@@ -211,16 +218,11 @@ class _Builder:
         wanted = self.config.edges
         if wanted is not None and any(map(unrolled_axes, self.read_axes)):
             raise TopRecoError(f"edges: {self.config.histogram!r} is unrolled already and keeps its bins")
-        several: Sequence[Any] = (
-            [None] * len(self.read_axes)
-            if wanted is None
-            else wanted
-            if isinstance(wanted[0], tuple)
-            else [wanted]
-        )
+        several: Sequence[Any] = [None] * len(self.read_axes) if wanted is None else wanted
         if len(several) != len(self.read_axes):
             raise TopRecoError(
-                f"edges: {len(several)} lists, but {self.config.histogram!r} has {len(self.read_axes)} axes"
+                f"edges: lists for {len(several)} axes found, {self.config.histogram!r} has "
+                f"{len(self.read_axes)}"
             )
         groups, axes = [], []
         for axis, edges in zip(self.read_axes, several, strict=True):
@@ -258,8 +260,9 @@ class _Builder:
         named = {
             d: f"processes.{p}.datasets" for p, about in config.processes.items() for d in about.datasets
         }
-        if len(named) < sum(len(about.datasets) for about in config.processes.values()):
-            raise TopRecoError("processes: a dataset belongs to two processes; one expected")
+        every = [dataset for about in config.processes.values() for dataset in about.datasets]
+        if twice := [dataset for dataset in every if every.count(dataset) > 1]:
+            raise TopRecoError(f"processes: {twice[0]!r} belongs to two of them; one expected")
         for dataset, key in (named | dict.fromkeys(config.data, "data")).items():
             if dataset not in datasets:
                 raise TopRecoError(
@@ -297,24 +300,41 @@ class _Builder:
     def contents(self, dataset: str, variation: str, scale: float = 1.0) -> Channelwise | None:
         """Contents of a dataset in the bins of the templates by channel; None if nothing was filled."""
         found = cells(self.histogram, dataset, self.method, variation)
-        if found is None or not found["variance"].any():
+        if found is None:
+            return None
+        if self.weighted:
+            sums = found["value"], found["variance"]
+        else:
+            weight = self.mean_weight(dataset, variation)
+            sums = found, np.abs(found) * weight.reshape(*weight.shape, *[1] * (found.ndim - weight.ndim))
+        if not sums[1].any():
             return None
         for axis in self.histogram.axes[N_GROWING + 1 :]:
             if _is_category(axis):
-                if axis.name not in _CHOICES:
-                    raise TopRecoError(
-                        f"histogram {self.config.histogram!r}: an axis {axis.name!r}, which no template has"
-                    )
-                found = found[:, axis.index(_CHOICES[axis.name])]
+                sums = tuple(part[:, axis.index(_CHOICES[axis.name])] for part in sums)
         return {
             name: Sums(
                 *(
-                    self.merged(np.asarray(_channel(found[part], channel))) * scale**power
-                    for part, power in (("value", 1), ("variance", 2))
+                    self.merged(np.asarray(_channel(part, channel))) * scale**power
+                    for power, part in enumerate(sums, 1)
                 )
             )
             for name, channel in self.channels.items()
         }
+
+    @property
+    def weighted(self) -> bool:
+        """True if the histogram has sums of squared weights."""
+        return self.histogram.storage_type is hist.storage.Weight
+
+    def mean_weight(self, dataset: str, variation: str) -> Array:
+        """Sum of squared weights over the sum of weights of solved events, shape (channel, subset)."""
+        events = self.histograms["events"]
+        w, ww = (
+            events[dataset, self.method, variation, :, :, 0, "solved", moment].values()
+            for moment in ("w", "ww")
+        )
+        return np.divide(ww, w, out=np.zeros_like(w), where=w > 0)
 
     def merged(self, values: Array) -> Array:
         """Contents with flow in the bins of the templates, unrolled."""
@@ -459,6 +479,11 @@ class _Builder:
     def build(self) -> Templates:
         nuisances, unused = self.nuisances()
         remarks: list[str] = []
+        if not self.weighted:
+            remarks.append(
+                f"{self.config.histogram} has no sums of squared weights: those of its bins are the contents "
+                "times the mean weight of their channel"
+            )
         processes = [
             part for name in self.config.processes for part in self._process(name, nuisances, remarks)
         ]

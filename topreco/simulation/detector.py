@@ -448,6 +448,29 @@ def _scaled(resolution: Any, central: float, soft: SoftResponse, energy: Floats,
     return sigma
 
 
+def resolution(objects: Particles, soft: SoftResponse = CARD) -> Floats:
+    """Relative energy resolution of energy-flow objects: of the tracker or of one calorimeter.
+
+    Parameters
+    ----------
+    objects
+        Objects from `energy_flow`.
+    soft
+        Response to soft particles.
+
+    Returns
+    -------
+    resolution
+        One at most, shape (objects,).
+    """
+    energy, eta, kind = objects.p4[:, 0], objects.eta, objects.kind
+    ecal = _scaled(ecal_resolution, 1.0, soft, energy, eta)
+    hcal = _scaled(hcal_resolution, soft.hadronic_scale, soft, energy, eta)
+    neutral = np.where(kind == PHOTON, ecal, hcal) / energy
+    found = np.where(objects.source < 0, neutral, track_resolution(kind, objects.pt, eta))
+    return np.minimum(found, 1.0)
+
+
 @dataclass(frozen=True)
 class Cells:
     """Calorimeter cells that particles hit.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from topreco.core import fourvector
 from topreco.core.constants import M_ELECTRON, M_MUON, PDG_ELECTRON, PDG_MUON, PDG_TAU
 from topreco.simulation import detector, jets, mitigation
-from topreco.simulation.detector import ELECTRON, MUON, Floats, Particles
+from topreco.simulation.detector import ELECTRON, MUON, Floats, Particles, SoftResponse
 from topreco.simulation.genparticles import Record, read_record
 from topreco.simulation.jets import Jets
 from topreco.simulation.mitigation import Contamination
@@ -51,13 +51,14 @@ def nanoaod(events: PythiaEvents, rng: np.random.Generator, pileup: PileUp | Non
     event = np.repeat(np.arange(n_events), np.diff(events.offsets))
     hard = detector.visible_particles(event, events.p4, events.pdg_id, events.status > 0)
     contamination = None
-    particles = hard
+    particles, soft = hard, detector.CARD
     if pileup is None:
         objects, _ = detector.energy_flow(hard, rng)
         selected = detector.select_leptons(objects, rng)
     else:
         particles, vertex = with_pileup(hard, pileup)
-        objects, _ = detector.energy_flow(particles, rng, mitigation.SOFT_RESPONSE)
+        soft = mitigation.SOFT_RESPONSE
+        objects, _ = detector.energy_flow(particles, rng, soft)
         contamination = Contamination.of(objects, vertex, pileup, rng)
         selected = detector.select_leptons(objects, rng) & contamination.of_hard_vertex
     # After the combination with the calorimeter, which measures electrons of high momentum far better.
@@ -82,17 +83,24 @@ def nanoaod(events: PythiaEvents, rng: np.random.Generator, pileup: PileUp | Non
     reco_jets = jets.corrected(raw_jets, correction, jets.PT_MIN)
 
     met, raw_met = _missing_momentum(objects, clustered, reco_jets, n_events)
-    puppi_met, more = met, {}
+    unclustered = _unclustered_shift(objects, clustered, reco_jets, n_events, soft)
+    puppi_met, puppi_unclustered, more = met, unclustered, {}
     if contamination is not None:
         puppi, puppi_jets = contamination.puppi_jets(objects, heavy)
         puppi_met, raw_puppi_met = _missing_momentum(puppi, puppi, puppi_jets, n_events)
         noise = contamination.puppi_noise(raw_puppi_met[1], rng)
         puppi_met = puppi_met[0] + noise, puppi_met[1]
+        puppi_unclustered = _unclustered_shift(puppi, puppi, puppi_jets, n_events, soft)
         more = _met_branches("RawPuppiMET", raw_puppi_met[0] + noise, raw_puppi_met[1])
     missing = (
         _met_branches("MET", *met)
         | _met_branches("PuppiMET", *puppi_met)
         | _met_branches("RawMET", *raw_met)
+        | {
+            f"MET_MetUnclustEnUpDelta{axis}": unclustered[:, i].astype(np.float32)
+            for i, axis in enumerate("XY")
+        }
+        | unclustered_branches("PuppiMET", puppi_met[0], puppi_unclustered)
         | more
     )
 
@@ -231,6 +239,28 @@ def _met_branches(name: str, momentum: Floats, scalar_sum: Floats | None = None)
     return branches if scalar_sum is None else branches | {f"{name}_sumEt": scalar_sum.astype(np.float32)}
 
 
+def unclustered_branches(name: str, momentum: Floats, shift: Floats) -> dict[str, Any]:
+    """Missing momentum with the unclustered energy varied, as for PUPPI, and for all since NanoAODv15.
+
+    Parameters
+    ----------
+    name
+        Name of the missing momentum.
+    momentum, shift
+        Its (px, py) in GeV and their change with more energy, shape (events, 2).
+
+    Returns
+    -------
+    branches
+        Arrays over events.
+    """
+    return {
+        f"{branch}Unclustered{way}": values
+        for way, sign in (("Up", 1), ("Down", -1))
+        for branch, values in _met_branches(name, momentum + sign * shift).items()
+    }
+
+
 def _neutrinos(events: PythiaEvents, event: Integers) -> Floats:
     """Sum of the neutrinos' transverse momenta."""
     neutrino = (events.status > 0) & np.isin(np.abs(events.pdg_id), detector.NEUTRINOS)
@@ -259,6 +289,21 @@ def _missing_momentum(
     shift_pt = np.hypot(without_leptons[:, 1], without_leptons[:, 2]) * (correction - 1)
     met_sum = raw_sum + np.bincount(reco_jets.event, shift_pt, n_events)
     return (met, met_sum), (raw, raw_sum)
+
+
+def _unclustered_shift(
+    objects: Particles, clustered: Particles, reco_jets: Jets, n_events: int, soft: SoftResponse
+) -> Floats:
+    """Change of the missing momentum (px, py) with the energies of all objects outside of jets and leptons.
+
+    Each is higher by its resolution, all at once, as CMS varies the unclustered energy (arXiv:1903.06078).
+    """
+
+    def resolutions(some: Particles) -> Floats:
+        some = some[~np.isin(some.kind, (ELECTRON, MUON))]
+        return _transverse(some.event, some.p4 * detector.resolution(some, soft)[:, None], n_events)
+
+    return resolutions(clustered[reco_jets.owner >= 0]) - resolutions(objects)
 
 
 def _dressed_leptons(events: PythiaEvents, event: Integers, record: Record) -> ak.Array:

@@ -16,6 +16,7 @@ import numpy as np
 
 from topreco.config.presets import find_preset, working_points
 from topreco.simulation.detector import DEEPCSV_WORKING_POINTS, MEDIUM_WORKING_POINT
+from topreco.simulation.nanoaod import unclustered_branches
 
 _TAGGERS = {
     "v7": ("btagDeepB", "btagDeepFlavB"),
@@ -67,6 +68,10 @@ def as_version(branches: Mapping[str, Any], version: str) -> dict[str, Any]:
     if version in ("v7", "v9") and _DENSITY in result:
         result[_DENSITY.removeprefix("Rho_")] = result.pop(_DENSITY)
     if version == "v15":
+        pt, phi = (np.asarray(result[f"MET_{name}"], np.float64) for name in ("pt", "phi"))
+        shift = [np.asarray(result.pop(f"MET_MetUnclustEnUpDelta{axis}")) for axis in "XY"]
+        momentum = np.stack([pt * np.cos(phi), pt * np.sin(phi)], axis=-1)
+        result |= unclustered_branches("MET", momentum, np.stack(shift, axis=-1))
         result = {_v15_name(name): values for name, values in result.items()}
     if version in ("v12", "v14", "v15"):
         for collection, types in _SHORT.items():

@@ -6,7 +6,7 @@ Otherwise the method fails, by no solution or by a wrong one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,20 +41,6 @@ class Complementarity(NamedTuple):
     right: Estimate
     rescued: Estimate
     any_right: Estimate
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-
-        def lists(of: Estimate) -> dict[str, Any]:
-            return {"value": of.value.tolist(), "error": of.error.tolist()}
-
-        return {
-            "tolerance": self.tolerance,
-            "methods": list(self.methods),
-            "right": lists(self.right),
-            "rescued": lists(self.rescued),
-            "any_right": lists(self.any_right),
-        }
 
 
 def complementarity(table: EventTable, observable: str) -> Complementarity:
@@ -104,6 +90,45 @@ def _stacked(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(*(np.concatenate(part) for part in zip(*estimates, strict=True)))
 
 
+def meaning(name: str, found: Complementarity) -> str:
+    """What the matrix of an observable says, in sentences.
+
+    Parameters
+    ----------
+    name
+        Name of the observable.
+    found
+        Its complementarity.
+    """
+    unit = "" if OBSERVABLES[name].relative else OBSERVABLES[name].unit
+    tolerance = f"{found.tolerance:.3g}{' ' + unit if unit else ''}"
+    any_right = format_estimate(found.any_right.value[0], found.any_right.error[0])
+    return (
+        f"Right: |residual| up to {tolerance}, where the best method has 68 % of its events. Each row: "
+        "of the events in which its method fails, the share in which that of the column is right. At "
+        f"least one method is right in {any_right} of all events."
+    )
+
+
+def matrix(found: Complementarity) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the matrix of an observable.
+
+    Parameters
+    ----------
+    found
+        Its complementarity.
+    """
+    rows = [
+        [method, format_estimate(found.right.value[i], found.right.error[i])]
+        + [
+            "" if i == j else format_estimate(found.rescued.value[i, j], found.rescued.error[i, j])
+            for j in range(len(found.methods))
+        ]
+        for i, method in enumerate(found.methods)
+    ]
+    return ["fails", "right in all", *found.methods], rows
+
+
 def complementarity_markdown(found: Mapping[str, Complementarity]) -> Iterator[str]:
     """Matrices of several observables as Markdown, with what they mean.
 
@@ -115,21 +140,6 @@ def complementarity_markdown(found: Mapping[str, Complementarity]) -> Iterator[s
     for name, of in found.items():
         if len(of.methods) < 2:
             return
-        unit = "" if OBSERVABLES[name].relative else OBSERVABLES[name].unit
-        tolerance = f"{of.tolerance:.3g}{' ' + unit if unit else ''}"
         yield f"## {name}, who is right where another fails\n"
-        any_right = format_estimate(of.any_right.value[0], of.any_right.error[0])
-        yield (
-            f"Right: |residual| up to {tolerance}, where the best method has 68 % of its events. Each row: "
-            "of the events in which its method fails, the share in which that of the column is right. At "
-            f"least one method is right in {any_right} of all events.\n"
-        )
-        rows = [
-            [method, format_estimate(of.right.value[i], of.right.error[i])]
-            + [
-                "" if i == j else format_estimate(of.rescued.value[i, j], of.rescued.error[i, j])
-                for j in range(len(of.methods))
-            ]
-            for i, method in enumerate(of.methods)
-        ]
-        yield markdown_table(["fails", "right in all", *of.methods], rows)
+        yield f"{meaning(name, of)}\n"
+        yield markdown_table(*matrix(of))

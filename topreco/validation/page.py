@@ -14,6 +14,7 @@ from topreco.core.files import plain
 from topreco.core.statistics import Metrics
 from topreco.evaluation.report import format_estimate
 from topreco.validation.calibration import Calibration, Mean
+from topreco.validation.complementarity import matrix, meaning
 from topreco.validation.figures import (
     data_uri,
     draw_bins,
@@ -115,6 +116,7 @@ def page_content(results: Results, table: EventTable) -> dict[str, Any]:
         "summary": "Summary",
         **{name: f"Response: {_name(name)}" for name in shown},
         "observables": "All observables",
+        **({"complementarity": "Who is right where another fails"} if len(results["methods"]) > 1 else {}),
         "regions": "Response in parts of the events",
         "uncertainty": "Uncertainty of each event",
         "posterior": "Posteriors",
@@ -140,6 +142,10 @@ def page_content(results: Results, table: EventTable) -> dict[str, Any]:
         "summary": _summary(results),
         "response": {name: _response(results, table, name) for name in shown},
         "observables": _observables(results),
+        "complementarity": [
+            {"meaning": meaning(name, of), "matrix": Table(*matrix(of), _name(name))}
+            for name, of in results["complementarity"].items()
+        ],
         "regions": list(_regions(results)),
         "uncertainty": _uncertainty(results),
         "posterior": _posterior(results),

@@ -148,7 +148,6 @@ def validate(
         described = {m.name: _describe_method(m, table, splits) for m in loaded}
         analytic = [name for name, of in described.items() if of["kind"] == "analytic"]
         judged = [name for name in described if name not in analytic]
-        matrices = {name: complementarity(table, name) for name in shown}
         results = {
             "metadata": {
                 "command": command,
@@ -166,7 +165,7 @@ def validate(
             "speed": _speed(table, own),
             "symmetries": check_symmetries(apply, own, sample),
             **_measure(table, config, observables, shown),
-            "complementarity": {name: of.to_dict() for name, of in matrices.items()},
+            "complementarity": {name: complementarity(table, name) for name in shown},
             "posterior": assess_posteriors(table, list(described), sampling, notes),
             "background": {},
             "mass_scan": {},
@@ -179,7 +178,7 @@ def validate(
         numbers.write_text(to_json(results), encoding="utf-8")
         comparison = results["response"]
         text = comparison_markdown(comparison, config.reference, results["verdicts"])
-        text += "\n" + "\n".join(complementarity_markdown(matrices))
+        text += "\n" + "\n".join(complementarity_markdown(results["complementarity"]))
         markdown.write_text(text, encoding="utf-8")
         latex.write_text(latex_of_markdown(text), encoding="utf-8")
         table_file.write_text(comparison_csv(comparison), encoding="utf-8")
