@@ -6,7 +6,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from topreco.core.events import DileptonEvents, toy_events
+from topreco.core.events import DileptonEvents, Posterior, Truth, toy_events
+from topreco.core.prior import M_TT_EDGES, Spectra, on_shell_spectrum
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +151,49 @@ def test_weak_supervision_on_toys(load_script):
     assert many[key] > 1.4
     assert supervised[key] > 1.4
     assert supervised["injected"] == "supervised"
+
+
+def test_prior_of_a_mixture(load_script):
+    """Samples of the training's prior alone, truths of the mixture: its prior gives the right coverage."""
+    prior = load_script("scripts/results/signals_prior.py")
+    rng = np.random.default_rng(5)
+    n, k = 400, 200
+
+    def tops(momentum):
+        """Back to back on shell, with a momentum in GeV."""
+        z = np.ravel(momentum)
+        p = np.zeros((len(z), 2, 4))
+        p[:, 0, 3], p[:, 1, 3] = z, -z
+        p[..., 0] = np.sqrt(172.5**2 + z[:, None] ** 2)
+        return p.reshape(*np.shape(momentum), 2, 4)
+
+    def spectrum(momentum):
+        z, _ = on_shell_spectrum(tops(momentum))
+        return np.histogram(z, M_TT_EDGES)[0].astype(float)
+
+    # Nothing is measured: the posterior is the prior, 0 to 200 GeV; the state has less than 30 GeV.
+    generated = np.zeros(Spectra().generated.shape)
+    generated[:, 0] = spectrum(rng.uniform(0, 200, 200_000))
+
+    class Method:
+        name = "prior"
+        spectra = Spectra(generated=generated)
+
+        def sample(self, events, n_samples):
+            return Posterior.equal(tops(rng.uniform(0, 200, (len(events), n_samples))))
+
+    samples = {}
+    for name, highest in (("QCD", 200), ("state", 30)):
+        true = tops(rng.uniform(0, highest, n))
+        known = np.ones((n, 2), bool)
+        truth = Truth(true, true, true, true, true, known, known[:, 0], np.zeros(n, np.int8))
+        samples[name] = (toy_events(n, seed=1), truth, 0.1)
+    rows = prior.rows_of(samples, Method(), spectrum(rng.uniform(0, 30, 20_000)), k)
+    key = "m_tt in 68 %"
+    assert [row["share"] for row in rows] == list(prior.FRACTIONS)
+    for row in rows:
+        assert row[f"mixture {key}"] == pytest.approx(0.68, abs=4 * row[f"mixture {key} error"] + 0.03)
+    assert rows[0][f"state {key}"] < 0.2
+    assert rows[-1]["state bias m_tt"] == pytest.approx(0, abs=0.002)
+    assert rows[0]["QCD effective samples"] == k
+    assert rows[-1]["state effective samples"] < k / 4
