@@ -4,7 +4,7 @@ r"""Expected statistical error of a parameter: learned observables against binni
         --method dilepton --method sonnenschein --with-method -o docs/tables/signals_fisher_threshold.csv
     python scripts/results/fisher.py kappa --background qcd.root --present 0 \
         -o docs/tables/signals_fisher_kappa.csv
-    python scripts/results/fisher.py mass --background mt169.root --signal mt175.root --difference 6 \
+    python scripts/results/fisher.py mass --background mt160.root --signal mt185.root --difference 25 \
         -o docs/tables/signals_fisher_mass.csv
 
 The spectrum is (1 − λ) b + λ s with templates b and s and a fixed number of events N. What λ is:
@@ -350,7 +350,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--background", nargs="+", required=True, help="QCD tt̄, NanoAOD")
     parser.add_argument("--signal", nargs="+", default=[], help="signal, or QCD tt̄ with the larger mass")
     parser.add_argument("--present", type=float, default=1.0, help="spin correlation of QCD samples")
-    parser.add_argument("--difference", type=float, default=6.0, help="of the masses in GeV")
+    parser.add_argument("--difference", type=float, default=25.0, help="of the masses in GeV")
     parser.add_argument("--method", action="append", default=[])
     parser.add_argument("--with-method", action="store_true")
     parser.add_argument("--ratio", action="append", default=[], help="NAME=FILE of a model of the task ratio")
