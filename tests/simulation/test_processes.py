@@ -237,7 +237,7 @@ def test_the_parton_of_drell_yan_is_hard():
         (["resonance.mass=500", "resonance.width=5"], "ttbar found with some"),
         (["process=tw", "decays_per_event=2"], "leave them at their defaults with tw"),
         (["process=drell_yan", "lhe=a.lhe"], "drell_yan found with lhe"),
-        (["process=tw", "pt_parton=50"], "is of the process drell_yan; tw found"),
+        (["process=tw", "pt_parton=50"], "pt_parton: 50 found, is of drell_yan; tw found"),
         (
             ["process=scalar", "resonance.mass=500", "resonance.width=5", "resonance.mass_range=[510,600]"],
             "a range about mass expected",

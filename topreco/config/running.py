@@ -125,8 +125,9 @@ class SimulationConfig(Config):
             )
         if self.lhe is not None and self.process != "ttbar":
             raise ValueError(f"process: {self.process} found with lhe, whose events have their own process")
-        if "pt_parton" in self.model_fields_set and self.process != "drell_yan":
-            raise ValueError(f"pt_parton: is of the process drell_yan; {self.process} found")
+        # A complete file has the default with every process.
+        if self.pt_parton != type(self).model_fields["pt_parton"].default and self.process != "drell_yan":
+            raise ValueError(f"pt_parton: {self.pt_parton:g} found, is of drell_yan; {self.process} found")
         if self.process in ("tw", "drell_yan") and self.redecays:
             raise ValueError(
                 "decays_per_event, spin_correlation and preselection are for pairs of tops; leave them at "
