@@ -3,7 +3,8 @@ r"""Search without a signal model: a mixture against a template, no labels; docs
     python scripts/results/weak_supervision.py --background tt_spin_201_tight.parquet \
         --signal a600_311_tight.parquet --injected 0 50 100 200 400 -o docs/tables/weak_a600.csv
 
-Half of the background, with some events of the signal, plays the data; the other half is the template. A
+Half of the background, with some events of the signal, plays the data; the other half is the template, new
+decays of a hard event on the same side. The background needs its spin correlation, as no weights are used. A
 small network of reconstructed objects learns to tell data from template [1], cross-fitted. The significance
 improvement at a background efficiency ε_b is ε_s/√ε_b, with ε_s the efficiency of all signal events for the
 cut on the network's output that keeps ε_b of the template: 1 is no cut, √ε_b a cut without knowledge. Beside
@@ -41,6 +42,7 @@ def trained(
     signal: FloatArray,
     background: FloatArray,
     folds: tuple[IntArray, IntArray],
+    hard_event: IntArray,
     injected: int | None,
     seed: int,
 ) -> tuple[FloatArray, FloatArray]:
@@ -52,6 +54,8 @@ def trained(
         Columns, shapes (s, d) and (b, d).
     folds
         Fold of each event of both.
+    hard_event
+        Number of the hard event of each event of the background, shape (b,).
     injected
         Signal events among the data; None trains with labels.
     seed
@@ -60,7 +64,8 @@ def trained(
     rng = np.random.default_rng([seed, 5])
     x, fold = np.concatenate([signal, background]), np.concatenate(folds)
     is_signal = np.arange(len(x)) < len(signal)
-    in_data = ~is_signal & (rng.random(len(x)) < 0.5)
+    in_data = np.zeros(len(x), np.bool_)
+    in_data[~is_signal] = (rng.random(hard_event.max() + 1) < 0.5)[hard_event]
     template = ~is_signal & ~in_data
     if injected is None:
         numerator, template = is_signal, ~is_signal
@@ -85,13 +90,14 @@ def rows_of(
     folds = tuple(
         np.minimum((events.uniform(23) * FOLDS).astype(int), FOLDS - 1) for events in (signal, background)
     )
+    _, hard_event = np.unique(background.uniform(13), return_inverse=True)
     rows = []
     for number in (*injected, None):
         found = np.array(
             [
                 [improvement(*scores, efficiency) for efficiency in BACKGROUND_EFFICIENCIES]
                 for scores in (
-                    trained(columns[0], columns[1], (folds[0], folds[1]), number, seed)
+                    trained(columns[0], columns[1], (folds[0], folds[1]), hard_event, number, seed)
                     for seed in range(trainings)
                 )
             ]
@@ -111,10 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--background", nargs="+", required=True, help="skims of QCD tt̄")
     parser.add_argument("--signal", nargs="+", required=True, help="skims of the signal, selected alike")
     parser.add_argument("--injected", nargs="+", type=int, default=[0, 50, 100, 200, 400])
+    parser.add_argument("--most", type=int, default=None, help="largest number of events of the background")
     parser.add_argument("--trainings", type=int, default=10)
     parser.add_argument("-o", "--output", type=Path, required=True)
     given = parser.parse_args(arguments)
     background, signal = (read_skims(paths)[0] for paths in (given.background, given.signal))
+    background = background[: given.most]
     if max(given.injected) > len(signal):
         parser.error(f"--injected: {max(given.injected)} found, the signal has {len(signal)} events")
     rows = rows_of(background, signal, given.injected, given.trainings)

@@ -220,6 +220,16 @@ def test_files(tmp_path, changes, n_tops, production):
         assert trees[0].tolist() == trees[1].tolist()
 
 
+def test_the_parton_of_drell_yan_is_hard():
+    config = SimulationConfig(process="drell_yan", pt_parton=80, mpi=False)
+    pythia = start_pythia([*settings(config, 3), "PartonLevel:all = off"])
+    for _ in range(20):
+        process = hard_process(pythia)
+        assert process is not None
+        (parton,) = (p for p in process if p.mother == 0 and p.pdg_id != 23)
+        assert np.hypot(*parton.p4[1:3]) > 80
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -227,6 +237,7 @@ def test_files(tmp_path, changes, n_tops, production):
         (["resonance.mass=500", "resonance.width=5"], "ttbar found with some"),
         (["process=tw", "decays_per_event=2"], "leave them at their defaults with tw"),
         (["process=drell_yan", "lhe=a.lhe"], "drell_yan found with lhe"),
+        (["process=tw", "pt_parton=50"], "pt_parton: 50 found, is of drell_yan; tw found"),
         (
             ["process=scalar", "resonance.mass=500", "resonance.width=5", "resonance.mass_range=[510,600]"],
             "a range about mass expected",

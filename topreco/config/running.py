@@ -69,7 +69,9 @@ class SimulationConfig(Config):
     """Events that Pythia generates: hard events."""
     process: Literal["ttbar", "pseudoscalar", "scalar", "tw", "drell_yan"] = "ttbar"
     """Dileptonic tt̄ of QCD, gg → A → tt̄ or gg → H → tt̄ without interference with it, tW at leading order, or
-    Z/γ* → ℓℓ with a parton of pT > 20 GeV."""
+    Z/γ* → ℓℓ with a parton."""
+    pt_parton: Positive = 20.0
+    """Smallest transverse momentum in GeV of the parton beside Z/γ*."""
     resonance: ResonanceConfig | None = None
     """Mass and width of A or H."""
     seed: Annotated[int, Field(ge=0)] = 1
@@ -123,6 +125,9 @@ class SimulationConfig(Config):
             )
         if self.lhe is not None and self.process != "ttbar":
             raise ValueError(f"process: {self.process} found with lhe, whose events have their own process")
+        # A complete file has the default with every process.
+        if self.pt_parton != type(self).model_fields["pt_parton"].default and self.process != "drell_yan":
+            raise ValueError(f"pt_parton: {self.pt_parton:g} found, is of drell_yan; {self.process} found")
         if self.process in ("tw", "drell_yan") and self.redecays:
             raise ValueError(
                 "decays_per_event, spin_correlation and preselection are for pairs of tops; leave them at "

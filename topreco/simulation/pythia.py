@@ -62,7 +62,6 @@ RESONANCE_RANGE = 15.0
 DRELL_YAN = (
     "WeakBosonAndParton:qqbar2gmZg = on",
     "WeakBosonAndParton:qg2gmZq = on",
-    "PhaseSpace:pTHatMin = 20",
     "23:mMin = 20",
     "23:onMode = off",
     "23:onIfAny = 11 13 15",
@@ -197,7 +196,9 @@ def _process(config: SimulationConfig) -> tuple[str, ...]:
             f"{code}:onIfMatch = 6 -6",
             *TOP_DECAY,
         )
-    return {"ttbar": TTBAR_DILEPTON, "tw": TW_PROPOSAL, "drell_yan": DRELL_YAN}[config.process]
+    if config.process == "drell_yan":
+        return (*DRELL_YAN, f"PhaseSpace:pTHatMin = {config.pt_parton!r}")
+    return {"ttbar": TTBAR_DILEPTON, "tw": TW_PROPOSAL}[config.process]
 
 
 def minimum_bias_settings(config: SimulationConfig, seed: int) -> list[str]:
