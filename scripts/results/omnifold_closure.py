@@ -514,7 +514,7 @@ def toys(sample: Sample, folder: Path, number: int, replicas: int, shares: Seque
     return rows
 
 
-BUMP_SETTINGS = (("five", 10), ("m_tt", 10), ("m_tt", 30))
+BUMP_SETTINGS = (("five", 10), ("m_tt", 10))
 """Observables, all of `OBSERVED` or one, and epochs of the networks with which the bump is looked for."""
 
 
@@ -522,7 +522,8 @@ def bump(sample: Sample, folder: Path, iterations: int) -> list[Row]:
     """How much of the bump is found with all events as data and as simulation, which then fluctuate alike.
 
     By iteration, the root of the triangular discriminator of selected events over that before; at the end
-    also the projection of the found change of the generated spectrum in fine bins of m(tt̄) on the true one.
+    also the projection of the found change of the normalised spectrum of generated events, in fine bins of
+    m(tt̄), on the true one.
     """
     everything = np.ones(len(sample.file), bool)
     halves = Halves(sample, everything, everything, sample.weight * changes(sample)["bump"])
@@ -534,8 +535,11 @@ def bump(sample: Sample, folder: Path, iterations: int) -> list[Row]:
     def fine(weight: FloatArray) -> FloatArray:
         return np.bincount(cell, weights=weight[used][inside], minlength=len(FINE["m_tt"]) + 1)
 
-    before = fine(sample.weight)
-    change = fine(halves.data_weight) - before
+    def shape(spectrum: FloatArray) -> FloatArray:
+        return spectrum / spectrum.sum()
+
+    before = shape(fine(sample.weight))
+    change = shape(fine(halves.data_weight)) - before
     rows: list[Row] = []
     for seen, epochs in BUMP_SETTINGS:
         which = slice(None) if seen == "five" else slice(OBSERVED.index(seen), OBSERVED.index(seen) + 1)
@@ -558,7 +562,7 @@ def bump(sample: Sample, folder: Path, iterations: int) -> list[Row]:
 
         content = cached(folder / f"bump_{seen}_{epochs}_{iterations}_{FOLDS}.npz", make)
         start = unfold_start(own, own_truth)
-        found = float(((content["fine"] - before) * change).sum() / (change**2).sum())
+        found = float(((shape(content["fine"]) - before) * change).sum() / (change**2).sum())
         print(f"bump, {seen}, {epochs} epochs: {found:.3f} found", flush=True)
         for i, distance in enumerate(content["iterations"][:, 3]):
             rows.append(
