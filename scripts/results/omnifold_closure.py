@@ -19,8 +19,9 @@ of all files are added, so that fluctuations of pseudo-data and simulation cance
 that of the differences of the files.
 
 ``--parts`` chooses: ``closure``; ``toys``, the coverage of the errors of OmniFold, in random parts of all
-events with bootstrap replicas of pseudo-data and simulation; ``networks``, networks of the task `ratio` that
-see reconstructed objects in step 1, beside those that see the summaries; ``detector``, skims of another
+events with bootstrap replicas of pseudo-data and simulation; ``bump``, how much of the bump is found
+without fluctuations; ``networks``, networks of the task `ratio` that see reconstructed objects in step 1,
+beside those that see the summaries; ``detector``, skims of another
 simulation (``--other``) as data, compared with its truth at the level of selected events. Predictions,
 samples and every finished unfolding stay in OUTPUT, so that the same command continues. Tables are
 ``omnifold_PART.csv``.
@@ -500,12 +501,75 @@ def toys(sample: Sample, folder: Path, number: int, replicas: int, shares: Seque
         error = np.sqrt(np.mean(widths[key], axis=0))
         pull = np.array(found) / error
         for b in range(pull.shape[1]):
-            within = {level: float((np.abs(pull[:, b]) < level).mean()) for level in (1, 2)}
+            own = pull[:, b]
+            within = {level: float((np.abs(own) < level).mean()) for level in (1, 2)}
+            centred = {level: float((np.abs(own - own.mean()) < level).mean()) for level in (1, 2)}
             rows.append(
                 {"spectrum": key, "bin": b, "folds": FOLDS, "toys": len(pull), "replicas": replicas}
                 | {"quoted": rounded(error[b]), "bias": rounded(np.mean(found, axis=0)[b])}
                 | {"pull_mean": rounded(pull[:, b].mean()), "pull_std": rounded(pull[:, b].std(ddof=1))}
                 | {f"within_{level}": rounded(value) for level, value in within.items()}
+                | {f"within_{level}_without_bias": rounded(value) for level, value in centred.items()}
+            )
+    return rows
+
+
+BUMP_SETTINGS = (("five", 10), ("m_tt", 10))
+"""Observables, all of `OBSERVED` or one, and epochs of the networks with which the bump is looked for."""
+
+
+def bump(sample: Sample, folder: Path, iterations: int) -> list[Row]:
+    """How much of the bump is found with all events as data and as simulation, which then fluctuate alike.
+
+    By iteration, the root of the triangular discriminator of selected events over that before; at the end
+    also the projection of the found change of the normalised spectrum of generated events, in fine bins of
+    m(tt̄), on the true one.
+    """
+    everything = np.ones(len(sample.file), bool)
+    halves = Halves(sample, everything, everything, sample.weight * changes(sample)["bump"])
+    data, simulated, used = omnifold_inputs(halves)
+    truth = true_of_data(halves)
+    inside = sample.generated[used]
+    cell = cells(sample.values, ("m_tt",), [FINE["m_tt"]])[used][inside]
+
+    def fine(weight: FloatArray) -> FloatArray:
+        return np.bincount(cell, weights=weight[used][inside], minlength=len(FINE["m_tt"]) + 1)
+
+    def shape(spectrum: FloatArray) -> FloatArray:
+        return spectrum / spectrum.sum()
+
+    before = shape(fine(sample.weight))
+    change = shape(fine(halves.data_weight)) - before
+    rows: list[Row] = []
+    for seen, epochs in BUMP_SETTINGS:
+        which = slice(None) if seen == "five" else slice(OBSERVED.index(seen), OBSERVED.index(seen) + 1)
+        own_truth = truth[0][:, which], truth[1]
+        own = replace(simulated, x=simulated.x[:, which], z=simulated.z[:, which])
+
+        def make(which: slice = which, own: Simulated = own, epochs: int = epochs) -> dict[str, Any]:
+            result = unfold(
+                Measured(data.x[:, which], data.weight),
+                own,
+                iterations=iterations,
+                folds=FOLDS,
+                settings=ClassifierSettings(epochs=epochs),
+                seed=(7,),
+                truth=(truth[0][:, which], truth[1]),
+            )
+            ratio = np.ones(len(sample.file))
+            ratio[used] = result.ratio
+            return {"fine": fine(sample.weight * ratio), "iterations": np.array(result.iterations, float)}
+
+        content = cached(folder / f"bump_{seen}_{epochs}_{iterations}_{FOLDS}.npz", make)
+        start = unfold_start(own, own_truth)
+        found = float(((shape(content["fine"]) - before) * change).sum() / (change**2).sum())
+        print(f"bump, {seen}, {epochs} epochs: {found:.3f} found", flush=True)
+        for i, distance in enumerate(content["iterations"][:, 3]):
+            rows.append(
+                {"observables": seen, "epochs": epochs, "folds": FOLDS, "iteration": i + 1}
+                | {"before": rounded(start), "distance": rounded(distance)}
+                | {"remaining": rounded(np.sqrt(distance / start))}
+                | {"found": rounded(found) if i + 1 == iterations else ""}
             )
     return rows
 
@@ -519,19 +583,25 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 
 def networks(
-    sample: Sample, folder: Path, names: Sequence[str], trainings: int, shares: Sequence[float], epochs: int
+    sample: Sample,
+    folder: Path,
+    names: Sequence[str],
+    trainings: int,
+    shares: Sequence[float],
+    epochs: int,
+    iterations: int,
 ) -> list[Row]:
     """Triangular discriminator per iteration, of networks that see objects or summaries.
 
-    One file is pseudo-data with the change *slope*, another one simulation, of each a share. The unfolded
-    spectra of selected events are compared with those of the selected events of all files, whose statistical
-    fluctuations are small; those of pseudo-data and simulation are the same for all trainings.
+    The last file is pseudo-data with the change *slope*, the others are simulation, of each a share. The
+    unfolded spectra of selected events are compared with those of the selected events of all files, whose
+    statistical fluctuations are small; those of pseudo-data and simulation are the same for all trainings.
     """
     factor = changes(sample)["slope"]
     last = int(sample.file.max())
     u = np.random.default_rng(11).random(len(sample.file))
     data_part = (sample.file == last) & (u < shares[0])
-    halves = Halves(sample, data_part, (sample.file == 0) & (u < shares[1]), sample.weight * factor)
+    halves = Halves(sample, data_part, (sample.file != last) & (u < shares[1]), sample.weight * factor)
     data, simulated, used = omnifold_inputs(halves)
     everything = halves._replace(data=np.ones(len(sample.file), bool))
     seen = DileptonEvents.concatenate(
@@ -540,7 +610,7 @@ def networks(
             sample.events[sample.row[used[simulated.selected]]],
         ]
     )
-    settings = "_".join(f"{value:g}" for value in (*shares, epochs, FOLDS))
+    settings = "_".join(f"{value:g}" for value in (last, *shares, epochs, iterations, FOLDS))
     start = unfold_start(simulated, true_of_data(everything))
     rows: list[Row] = []
     for name in names:
@@ -560,7 +630,7 @@ def networks(
                 result = unfold(
                     data,
                     simulated,
-                    iterations=3,
+                    iterations=iterations,
                     folds=FOLDS,
                     seed=(training, 5),
                     truth=true_of_data(everything),
@@ -580,7 +650,8 @@ def networks(
         for i, column in enumerate(distance.T):
             rows.append(
                 {"network": name, "iteration": i + 1, "trainings": trainings, "before": rounded(start)}
-                | {"distance": rounded(column.mean()), "spread": rounded(column.std(ddof=1))}
+                | {"distance": rounded(column.mean())}
+                | {"spread": rounded(column.std(ddof=1)) if trainings > 1 else ""}
                 | {"parameters": parameters, "flops_per_event": flops}
                 | {"cpu_s": rounded(np.mean([float(each["seconds"]) for each in found]))}
                 | {"data": len(data.weight), "simulated": int(simulated.selected.sum()), "folds": FOLDS}
@@ -693,22 +764,26 @@ def main() -> None:
     parser.add_argument("--generated", **many, required=True, help="generated events of each of them")
     parser.add_argument("--other", **many, help="skims of another simulation, with truth")
     parser.add_argument("--model", default="dilepton", help="model of the task posterior")
-    parser.add_argument("--parts", nargs="+", default=["closure"], help="closure, toys, networks, detector")
+    parser.add_argument(
+        "--parts", nargs="+", default=["closure"], help="closure, toys, bump, networks, detector"
+    )
     parser.add_argument("--toys", type=int, default=60)
     parser.add_argument("--replicas", type=int, default=2, help="replicas of each toy, at least 2")
     parser.add_argument(
         "--shares", type=float, nargs=2, default=(0.06, 0.15), help="shares of data and simulation of a toy"
     )
+    parser.add_argument("--bump-iterations", type=int, default=8)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--trainings", type=int, default=6, help="trainings of each network")
     parser.add_argument(
         "--network-shares",
         type=float,
         nargs=2,
-        default=(0.5, 0.9),
-        help="shares of a file",
+        default=(1.0, 1.0),
+        help="shares of the last file, which is data, and of the others",
     )
-    parser.add_argument("--epochs", type=int, default=3, help="epochs of the networks that see objects")
+    parser.add_argument("--network-iterations", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=10, help="epochs of the networks that see objects")
     parser.add_argument("--output", type=Path, required=True, help="folder for what is kept")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of tables")
     given = parser.parse_args()
@@ -718,8 +793,15 @@ def main() -> None:
     parts: dict[str, Callable[[], list[Row]]] = {
         "closure": lambda: closure(sample, folder),
         "toys": lambda: toys(sample, folder, given.toys, given.replicas, given.shares),
+        "bump": lambda: bump(sample, folder, given.bump_iterations),
         "networks": lambda: networks(
-            sample, folder, given.networks, given.trainings, given.network_shares, given.epochs
+            sample,
+            folder,
+            given.networks,
+            given.trainings,
+            given.network_shares,
+            given.epochs,
+            given.network_iterations,
         ),
         "detector": lambda: detector(sample, folder, given.other, model),
     }

@@ -10,13 +10,15 @@ transverse momentum of some GeV, and the true ratio of the densities of t, t̄, 
 
 with wᵢ = 1 − q̂⁺ᵀ C′ᵢ q̂⁻ of `topreco.core.spin`, the parton densities of the tune and Ãᵢ of [1]_, appendix A.
 A is B with events accepted with the probability wᵢ/2 of their own initial state; no event is in both. What
-learns is the task `ratio`, with four-momenta and the observables of the recipe, and for comparison the small
-networks of OmniFold with the few observables that the ratio depends on.
+learns is the task `ratio` (*network*), with four-momenta and the observables of the recipe, and for
+comparison the small networks of OmniFold (*MLP*) with the few observables that the ratio depends on, and a
+fit of the coefficients of the products of direction cosines, in which the ratio is linear (*linear*).
 
 ``ratio_spin.csv`` has the correlation of learned and true log-ratio of events that their network has not
-seen, of B, and the AUC of boosted trees (extra `calibration`) that tell A from B in 20 observables, before
-and after weighting B; they learn from one half of the events. ``ratio_spin_closure.csv`` has χ² of A against
-weighted B in each of the observables, in bins of equal population. Samples and models stay in OUTPUT, so that
+seen, of B, the smallest p of the closure, and the AUC of boosted trees (extra `calibration`) that tell A from
+B in 20 observables, before and after weighting B; they learn from one half of the events.
+``ratio_spin_closure.csv`` has χ² of A against weighted B in each of the observables, in bins of equal
+population. Samples and models stay in OUTPUT, so that
 the same command continues.
 
 References
@@ -27,7 +29,9 @@ References
 
 import argparse
 import itertools
+import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +41,9 @@ from scipy.stats import chi2 as chi2_distribution
 
 import topreco
 from topreco.config import RatioTrainConfig, SimulationConfig, load_config
+from topreco.core.constants import M_TOP
 from topreco.core.events import PRODUCTIONS, BoolArray, DileptonEvents, FloatArray, Truth, dataset_id
-from topreco.core.files import writable_folder, write_csv
+from topreco.core.files import writable_folder, write_csv, write_text
 from topreco.core.observables import compute_observables, spin_basis
 from topreco.core.skim import SkimWriter, read_skims
 from topreco.core.spin import event_spin_weight, spin_correlation_weight
@@ -171,35 +176,75 @@ class TrueRatio:
         return np.asarray(share * weight[0] + (1 - share) * weight[1])
 
 
-SMALL = ("m_tt", "y_tt", "cos_theta_star", "cos_1k_2k", "cos_1r_2r", "cos_1n_2n", "cos_1k_2r", "cos_1r_2k")
-"""Observables that the small networks see, all that the ratio depends on."""
-FOLDS, MEMBERS = 5, 4
+_PRODUCTS = ("cos_1k_2k", "cos_1r_2r", "cos_1n_2n", "cos_1r_2k", "cos_1k_2r")
+LEARNERS = ("linear", "MLP", "network")
+FOLDS, MEMBERS = 5, 2
+STEPS = 10_000
+"""Steps of the small networks; with fewer of them they learn too little, whatever the number of events."""
+_SMALLEST_RATIO = 0.03
+
+
+def inputs(truth: Truth) -> tuple[FloatArray, FloatArray]:
+    """All that the ratio depends on, shapes (n, 3) and (n, 4).
+
+    The first are β² of the tops in the tt̄ frame, cos²θ* and y(tt̄)²: the ratio does not change when the beams
+    are exchanged, nor when z is reflected. The second are the products of direction cosines in which it is
+    linear.
+    """
+    names = ("m_tt", "y_tt", "cos_theta_star", *_PRODUCTS)
+    found = compute_observables(names, truth.tops, truth.tops.sum(1), truth.w_lepton, truth.valid)
+    beta2 = np.maximum(1 - (2 * M_TOP / found["m_tt"]) ** 2, 0.0)
+    kk, rr, nn, rk, kr = (found[name] for name in _PRODUCTS)
+    kinematics = np.stack([beta2, found["cos_theta_star"] ** 2, found["y_tt"] ** 2], axis=1)
+    return kinematics, np.stack([kk, rr, nn, rk + kr], axis=1)
 
 
 def small_networks(a: Truth, b: Truth) -> FloatArray:
     """Log-ratio of the events of B, by the networks of OmniFold; the mean of some seeds, cross-fitted."""
-
-    def columns(truth: Truth) -> FloatArray:
-        found = compute_observables(SMALL, truth.tops, truth.tops.sum(1), truth.w_lepton, truth.valid)
-        # The ratio does not change when the beams are exchanged, nor when z is reflected.
-        found |= {name: np.abs(found[name]) for name in ("y_tt", "cos_theta_star")}
-        found["m_tt"] = np.log(found["m_tt"])
-        found["cos_1k_2r"] = found["cos_1k_2r"] + found.pop("cos_1r_2k")
-        return np.stack(list(found.values()), axis=1)
-
-    x = np.concatenate([columns(a), columns(b)])
+    x = np.concatenate([np.concatenate(inputs(truth), axis=1) for truth in (a, b)])
     in_a = np.arange(len(x)) < len(a)
     fold = np.arange(len(x)) % FOLDS
+    batch = ClassifierSettings().batch_size
+    settings = ClassifierSettings(epochs=max(1, round(STEPS * batch / len(x) * FOLDS / (FOLDS - 1))))
     members = []
     for member in range(MEMBERS):
 
         def fit_on(used: BoolArray, number: int, member: int = member) -> Classifier:
-            settings = ClassifierSettings()
             return fit_log_ratio(x[used], 1.0 * in_a[used], 1.0 * ~in_a[used], settings, (member, number))
 
         members.append(cross_fitted(fit_on, x, fold, FOLDS))
     found: FloatArray = np.mean(members, axis=0)[~in_a]
     return found
+
+
+def linear_form(a: Truth, b: Truth) -> FloatArray:
+    """Log-ratio of the events of B from p_A/p_B = 1 + Σₖ cₖ Pₖ, cross-fitted.
+
+    Pₖ are the products of direction cosines, cₖ polynomials of second degree in β², cos²θ* and y(tt̄)², whose
+    coefficients minimise the cross-entropy of A and B: Newton's steps with the expected second derivative.
+    """
+    x = []
+    for truth in (a, b):
+        kinematics, products = inputs(truth)
+        z = np.concatenate([np.ones((len(kinematics), 1)), kinematics], axis=1)
+        monomials = np.stack(
+            [z[:, i] * z[:, j] for i, j in itertools.combinations_with_replacement(range(4), 2)]
+        )
+        x.append(np.concatenate([monomials.T * product[:, None] for product in products.T], axis=1))
+    rows, in_a = np.concatenate(x), np.repeat([1.0, 0.0], [len(a), len(b)])
+    fold = np.arange(len(rows)) % FOLDS
+
+    def fit_on(used: BoolArray, number: int) -> Callable[[FloatArray], FloatArray]:  # noqa: ARG001
+        own, target = rows[used], in_a[used]
+        theta = np.zeros(rows.shape[1])
+        for _ in range(8):
+            ratio = np.maximum(1 + own @ theta, _SMALLEST_RATIO)
+            slope = 1 / (1 + ratio) - target / ratio
+            curvature = 1 / (ratio * (1 + ratio) ** 2)
+            theta -= np.linalg.solve((own.T * curvature) @ own, own.T @ slope)
+        return lambda wanted: np.log(np.maximum(1 + wanted @ theta, _SMALLEST_RATIO))
+
+    return cross_fitted(fit_on, rows, fold, FOLDS)[len(a) :]
 
 
 # ---- comparison ------------------------------------------------------------------------------------------
@@ -272,6 +317,54 @@ def rounded(x: float) -> float:
     return float(f"{x:.4g}")
 
 
+class Comparison:
+    """Comparison of A with weighted B; that without weights and with the true ratio is made once.
+
+    Parameters
+    ----------
+    a, b
+        Observables, by name.
+    true
+        True ratio of the events of B.
+    """
+
+    def __init__(self, a: dict[str, FloatArray], b: dict[str, FloatArray], true: FloatArray) -> None:
+        self._a, self._b = a, b
+        self._known = {name: self.of(w) for name, w in {"before": np.ones(len(true)), "true": true}.items()}
+
+    def of(self, weight: FloatArray) -> tuple[tuple[float, float], dict[str, tuple[float, int, float]]]:
+        """AUC and its error, and what `closure` gives for each of the observables."""
+        both = [np.stack([of[name] for name in OBSERVED], axis=1) for of in (self._a, self._b)]
+        return auc(*both, weight), {name: closure(self._a[name], self._b[name], weight) for name in OBSERVED}
+
+    def all_of(self, weight: FloatArray) -> dict[str, Any]:
+        """What `of` gives, by name of the weights."""
+        return {"before": self._known["before"], "learned": self.of(weight), "true": self._known["true"]}
+
+
+def compare(
+    n: int, learner: str, learned: FloatArray, true: FloatArray, comparison: Comparison
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Rows of both tables."""
+    weight = np.exp(learned)
+    row: dict[str, Any] = {"events": n, "learner": learner}
+    row["correlation"] = rounded(float(np.corrcoef(learned, true)[0, 1]))
+    row["slope"] = rounded(float(np.polyfit(true, learned, 1)[0]))
+    row["mean_weight"] = rounded(float(weight.mean()))
+    row["effective_share"] = rounded(float(weight.sum() ** 2 / (weight**2).sum() / n))
+    row["largest"] = rounded(float(weight.max()))
+    closures = []
+    for name, ((area, error), of_observables) in comparison.all_of(weight).items():
+        row[f"auc_{name}"], row["auc_error"] = rounded(area), rounded(error)
+        for observable, (chi2, bins, p) in of_observables.items():
+            closures.append(
+                {"events": n, "learner": learner, "weights": name, "observable": observable}
+                | {"chi2": rounded(chi2), "degrees": bins, "p": rounded(p)}
+            )
+    row["smallest_p"] = min(c["p"] for c in closures if c["weights"] == "learned")
+    return row, closures
+
+
 def main() -> None:
     """Generate, train, compare."""
     parser = argparse.ArgumentParser(
@@ -280,9 +373,7 @@ def main() -> None:
     parser.add_argument(
         "--events", type=int, nargs="+", required=True, help="numbers of events of A, and of B"
     )
-    parser.add_argument(
-        "--learners", nargs="+", default=["MLP", "network"], choices=["MLP", "network"], help="what learns"
-    )
+    parser.add_argument("--learners", nargs="+", default=list(LEARNERS), choices=LEARNERS, help="what learns")
     parser.add_argument("--config", default="ratio.yaml", help="recipe of the training")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the recipe")
     parser.add_argument("--output", type=Path, required=True, help="folder for samples and models")
@@ -298,43 +389,35 @@ def main() -> None:
     assert all_b is not None
     true_ratio = TrueRatio()
     rows, closures = [], []
-    for n, learner in itertools.product(sorted(given.events), given.learners):
+    for n in sorted(given.events):
         a, b, events = all_a[:n], all_b[:n], all_events[:n]
-        true = np.log(true_ratio(b))
-        started = time.process_time()
-        if learner == "MLP":
-            learned = small_networks(a, b)
-        else:
-            own = [f'a=["{paths["a"]}"]', f'b=["{paths["b"]}"]', f"data.max_events={n}"]
-            own += ["model.inputs=generated", f"output={folder / str(n)}"]
-            path = train_ratio(load_config(RatioTrainConfig, given.config, [*given.set, *own]))
-            model: Any = topreco.load(path)
-            learned = model.log_ratio(events, b)
-        seconds = time.process_time() - started
-        weight = np.exp(learned)
-        in_a, in_b = observables(a), observables(b)
-        row: dict[str, Any] = {"events": n, "learner": learner, "cpu_s": round(seconds)}
-        correlation = float(np.corrcoef(learned, true)[0, 1])
-        row["correlation"] = rounded(correlation)
-        row["slope"] = rounded(float(np.polyfit(true, learned, 1)[0]))
-        print(f"{n} events, {learner}: correlation {correlation:.4f}", flush=True)
-        row["mean_weight"] = rounded(float(weight.mean()))
-        row["effective_share"] = rounded(float(weight.sum() ** 2 / (weight**2).sum() / n))
-        row["largest"] = rounded(float(weight.max()))
-        columns = [np.stack(list(of.values()), axis=1) for of in (in_a, in_b)]
-        for name, w in {"before": np.ones(n), "learned": weight, "true": np.exp(true)}.items():
-            row[f"auc_{name}"], row["auc_error"] = map(rounded, auc(*columns, w))
-            for observable in OBSERVED:
-                chi2, bins, p = closure(in_a[observable], in_b[observable], w)
-                closures.append(
-                    {"events": n, "learner": learner, "weights": name, "observable": observable}
-                    | {"chi2": rounded(chi2), "degrees": bins, "p": rounded(p)}
-                )
-        rows.append(row)
-        print(row, flush=True)
-        draw(learned, true, correlation, n, given.docs / "figures")
-    write_csv(given.docs / "tables" / "ratio_spin.csv", rows)
-    write_csv(given.docs / "tables" / "ratio_spin_closure.csv", closures)
+        results = {learner: folder / f"{learner}_{n}.json" for learner in given.learners}
+        if any(not path.is_file() for path in results.values()):
+            true = np.log(true_ratio(b))
+            comparison = Comparison(observables(a), observables(b), np.exp(true))
+        for learner, result in results.items():
+            if not result.is_file():
+                started = time.process_time()
+                if learner != "network":
+                    learned = (small_networks if learner == "MLP" else linear_form)(a, b)
+                else:
+                    own = [f'a=["{paths["a"]}"]', f'b=["{paths["b"]}"]', f"data.max_events={n}"]
+                    own += ["model.inputs=generated", f"output={folder / str(n)}"]
+                    path = train_ratio(load_config(RatioTrainConfig, given.config, [*given.set, *own]))
+                    model: Any = topreco.load(path)
+                    learned = model.log_ratio(events, b)
+                seconds = time.process_time() - started
+                print(f"{n} events, {learner}: {seconds:.0f} CPU seconds", flush=True)
+                row, closure_rows = compare(n, learner, learned, true, comparison)
+                content = {"row": row | {"cpu_s": round(seconds)}, "closure": closure_rows}
+                write_text(result, json.dumps(content))
+                draw(learned, true, row["correlation"], n, given.docs / "figures")
+            content = json.loads(result.read_text())
+            rows.append(content["row"])
+            closures += content["closure"]
+            print(content["row"], flush=True)
+            write_csv(given.docs / "tables" / "ratio_spin.csv", rows)
+            write_csv(given.docs / "tables" / "ratio_spin_closure.csv", closures)
 
 
 if __name__ == "__main__":

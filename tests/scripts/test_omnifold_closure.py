@@ -5,6 +5,7 @@ import pytest
 
 from topreco.core.events import Truth, toy_events
 from topreco.core.fourvector import from_three_momentum
+from topreco.measurement.omnifold import Iteration, Unfolded
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +81,25 @@ def test_inputs_of_omnifold(script, halves):
     assert simulated.selected.sum() == (halves.simulation & s.selected).sum()
     spectra = script.spectra_of(halves, used, np.ones(len(used)))
     assert spectra["c_hel"].sum() == pytest.approx((halves.simulation & s.generated).sum())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_share_of_the_bump_that_is_found(script, halves, tmp_path, monkeypatch, share):
+    """Weights with a part of the bump have found this part, and the rest remains."""
+    factor = script.changes(halves.sample)["bump"]
+
+    def found(data, simulated, **options):
+        assert simulated.x.shape[1] == 1
+        start = script.unfold_start(simulated, options["truth"])
+        iteration = Iteration(0.0, 0.0, 0.0, (1 - share) ** 2 * start, 0.0)
+        # The whole spectrum is 5 % higher, which is no part of the bump.
+        known = 1.05 + 1.05 * share * (factor[halves.sample.selected | halves.sample.generated] - 1)
+        return Unfolded(known, (iteration,) * options["iterations"], "iterations")
+
+    monkeypatch.setattr(script, "unfold", found)
+    monkeypatch.setattr(script, "BUMP_SETTINGS", (("m_tt", 20),))
+    rows = script.bump(halves.sample, tmp_path, 2)
+    assert [row["iteration"] for row in rows] == [1, 2]
+    assert [row["remaining"] for row in rows] == pytest.approx([1 - share] * 2)
+    assert rows[0]["found"] == ""
+    assert rows[1]["found"] == pytest.approx(share, abs=0.01)

@@ -1,5 +1,7 @@
 """The study of learned and true ratios behind docs/UNFOLDING.md: its tools, and the true ratio itself."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -36,3 +38,33 @@ def test_true_ratio(script):
     assert ratio.mean() == pytest.approx(1, abs=0.01)
     # Without shower there is the transverse momentum of the incoming partons alone.
     assert np.abs(truth.tops.sum(1)[:, 1:3]).max() < 15
+
+
+@pytest.mark.sim
+def test_what_learns_approaches_the_true_ratio(script, monkeypatch):
+    """The linear form from few events; the small networks need more, and are only better than nothing."""
+    truth = script.hard_events(script.pythia(6), 9000)
+    accepted = 2 * np.random.default_rng(3).random(len(truth)) < script.event_spin_weight(truth)
+    a, b = truth[:6000][accepted[:6000]], truth[6000:]
+    true = np.log(script.TrueRatio()(b))
+    assert np.corrcoef(script.linear_form(a, b), true)[0, 1] > 0.6
+    monkeypatch.setattr(script, "STEPS", 200)
+    monkeypatch.setattr(script, "MEMBERS", 1)
+    assert np.corrcoef(script.small_networks(a, b), true)[0, 1] > 0.2
+
+
+@pytest.mark.sim
+def test_the_ratio_does_not_change_when_beams_are_exchanged(script):
+    """Neither the inputs nor the true ratio do, when z is reflected."""
+    truth = script.hard_events(script.pythia(7), 200)
+    reflected = dataclasses.replace(
+        truth,
+        **{
+            name: getattr(truth, name) * np.array([1, 1, 1, -1])
+            for name in ("tops", "w", "b", "lepton", "neutrino")
+        },
+    )
+    for found, wanted in zip(script.inputs(reflected), script.inputs(truth), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-9)
+    true = script.TrueRatio()
+    np.testing.assert_allclose(true(reflected), true(truth), rtol=1e-6)
