@@ -13,7 +13,8 @@ author = "The topreco developers"
 version = release = installed_version("topreco")
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc"]
-exclude_patterns = ["_build", "tables", "study", "figures"]
+# The last is what the quickstart notebook writes beside itself.
+exclude_patterns = ["_build", "tables", "study", "figures", "quickstart"]
 html_theme = "furo"
 html_title = f"topreco {release}"
 
