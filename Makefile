@@ -1,6 +1,6 @@
 # Needs Python >= 3.11 and make; everything else is installed into $(VENV).
 #   make demo      simulate, train, run through coffea, plot: results/demo/
-#   make test      the tests, without long campaigns and further kinds of the same: eight minutes on two cores
+#   make test      the tests, without long campaigns and further kinds of the same: twelve minutes on two cores
 #   make test-all  all tests, those of drawn examples with new ones
 #   make lint      style, types, layers
 #   make faults    thousands of damaged files, kills, full disks
