@@ -85,8 +85,10 @@ def test_weights_change_their_own_coefficient(spin, sample):
         assert (np.diff(means) > 0).all() or (np.diff(means) < 0).all(), (name, kind)
 
 
-def test_figure(spin, sample, tmp_path):
+def test_tables_and_figure(spin, sample, tmp_path):
     coefficients, linearity = spin.coefficient_rows(sample), spin.linearity_rows(sample)
+    spin.write_csv(tmp_path / "table.csv", linearity)
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == len(linearity) + 1
     spin.draw(linearity, coefficients, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
