@@ -14,7 +14,7 @@ from topreco.core.events import dataset_id, toy_events
 from topreco.core.skim import SkimWriter
 from topreco.measurement.diagnose import area_under_curve, diagnose, object_columns, summary
 
-FAST = {"folds": 2, "epochs": 6, "replicas": 50, "hidden": 16}
+FAST = {"folds": 2, "epochs": 6, "batch_size": 200, "replicas": 50, "hidden": 16}
 
 
 def sample(n, name, seed, **changes):

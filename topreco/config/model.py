@@ -345,9 +345,9 @@ class RatioConfig(EncoderConfig):
     """Networks of each fold, which differ in their seed; the answer is the mean of their log-ratios."""
     calibration_bins: PositiveInt = 40
     """Largest number of bins in which validation events calibrate the ratio."""
-    calibration_events: PositiveInt = 1000
-    """Smallest number of validation events in each of them; with fewer than two bins the calibration is a
-    factor."""
+    calibration_events: PositiveInt = 10_000
+    """Smallest number n of validation events in each of them, which know a log-ratio to 2/√n; with fewer than
+    two bins the calibration is a factor."""
 
     @model_validator(mode="after")
     def _observables_of_generated_events(self) -> Self:

@@ -151,14 +151,12 @@ def _fit(
     sizes = [x.shape[1], settings.hidden, settings.hidden, 1]
     layers = []
     for n_in, n_out in itertools.pairwise(sizes):
-        # The last layer begins with zero: a ratio begins with 1.
-        width = np.sqrt(2 / (n_in + n_out)) * (n_out > 1)
-        layers.append(
-            (
-                rng.normal(0, 1, (n_in, n_out)).astype(np.float32) * np.float32(width),
-                np.zeros(n_out, np.float32),
-            )
-        )
+        # Biases spread the bends over the data: without them all networks begin as odd functions of the
+        # standardised columns. The last layer begins with zero, a ratio with 1.
+        begins = np.float32(n_out > 1)
+        weight = rng.normal(0, 1 / np.sqrt(n_in), (n_in, n_out)).astype(np.float32)
+        bias = rng.normal(0, 0.5, n_out).astype(np.float32)
+        layers.append((begins * weight, begins * bias))
     parameters = [p for layer in layers for p in layer]
     first = [np.zeros_like(p) for p in parameters]
     second = [np.zeros_like(p) for p in parameters]
