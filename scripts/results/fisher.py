@@ -67,21 +67,25 @@ JES, SMEARING = 0.03, 0.1
 single events; `MOVES` scales down what they do, linear in the first and in the square of the second."""
 SOURCES: tuple[tuple[Mapping[str, Any], Mapping[str, str]], ...] = (
     (
-        {"jes": {"object": "jet", "kind": "shift", "flat": JES}},
-        {NOMINAL: NOMINAL, "jes_up": "jes_up", "jes_down": "jes_down"},
+        {
+            "jes": {"object": "jet", "kind": "shift", "flat": JES},
+            "met": {"object": "met", "kind": "unclustered"},
+        },
+        {name: name for name in (NOMINAL, "jes_up", "jes_down", "met_up", "met_down")},
     ),
     ({"jer": {"object": "jet", "kind": "smear", "flat": SMEARING}}, {NOMINAL: "jer_up"}),
 )
 """Sources of variations, and what is called how of what they give."""
-VARIED = (NOMINAL, "jes_up", "jes_down", "jer_up")
+VARIED = (NOMINAL, "jes_up", "jes_down", "jer_up", "met_up", "met_down")
 WORSE = 1.1**2 - 1
 """Square of the smearing, in units of the resolution, that makes it worse by a tenth."""
 MOVES = {
     "JES": {"jes_up": 0.01 / (2 * JES), "jes_down": -0.01 / (2 * JES)},
     "JER": {"jer_up": WORSE, NOMINAL: -WORSE},
+    "MET": {"met_up": 0.5, "met_down": -0.5},
 }
 """Columns of the table, and the combinations of spectra that they are: jets with 1 % more energy, and with a
-resolution of 11 % in place of 10 %."""
+resolution of 11 % in place of 10 %; unclustered energy by one standard deviation up, as the files have it."""
 
 
 class Sample(NamedTuple):

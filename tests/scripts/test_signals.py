@@ -72,7 +72,8 @@ def test_weights_of_the_same_events(fisher):
 
 def test_shift_of_a_variation(fisher):
     """Varied spectra that are mixtures of s and b: λ moves by the share of s, times what `MOVES` says."""
-    n, share = 20_000, {"nominal": 0.0, "jes_up": 0.1, "jes_down": -0.1, "jer_up": 0.2}
+    n = 20_000
+    share = {"nominal": 0.0, "jes_up": 0.1, "jes_down": -0.1, "jer_up": 0.2, "met_up": 0.3, "met_down": 0.1}
     rng = np.random.default_rng(3)
     s, b = np.array([0.2, 0.3, 0.5]), np.array([0.5, 0.3, 0.2])
     bins, both = [rng.choice(3, n, p=s)], [(0, 0)]
@@ -84,7 +85,7 @@ def test_shift_of_a_variation(fisher):
         weight[2 * number + which, place * n : (place + 1) * n] = 1
     group = np.arange(n * len(bins))
     found = fisher.results(np.concatenate(bins), group, group % fisher.N_BLOCKS, weight, 0.0, 100, 2.0)
-    for name, expected in (("JES", 2 * 0.1 / 3), ("JER", 2 * 0.21 * 0.2)):
+    for name, expected in (("JES", 2 * 0.1 / 3), ("JER", 2 * 0.21 * 0.2), ("MET", 2 * 0.1)):
         error = found[f"shift by {name} uncertainty"]
         assert 0 < error < 0.2 * expected
         assert abs(found[f"shift by {name}"] - expected) < 4 * error
@@ -118,6 +119,7 @@ def test_table_from_files(fisher, simulated, tmp_path, capsys):
     assert [row["observable"] for row in rows] == [*map(" × ".join, fisher.COMBINATIONS), "objects"]
     for row in rows:
         assert float(row["shift by JES"]) != 0
+        assert float(row["shift by MET"]) != 0
         assert float(row["shift by JER uncertainty"]) > 0
     with pytest.raises(SystemExit):
         fisher.main([*given, "--signal", str(simulated)])

@@ -91,9 +91,15 @@ def build_optimisers(
 
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, step: int, decay: float) -> None:
-    """Update an exponential moving average of the weights, quickly at first to forget the initial ones."""
+    """Update an exponential moving average of the weights, quickly at first to forget the initial ones.
+
+    Statistics of batch normalisation are averaged with them.
+    """
     decay = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+    old, new = (
+        [*of.parameters(), *(b for b in of.buffers() if b.is_floating_point())] for of in (average, network)
+    )
+    torch._foreach_lerp_(old, new, 1 - decay)
 
 
 class Muon(torch.optim.Muon):

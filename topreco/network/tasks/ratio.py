@@ -46,13 +46,15 @@ SIGNED_WEIGHT = "signed_weight"
 LOCAL_WEIGHT = "local_weight"
 """Derived column: mean weight of the neighbours of an event, at least 0, shape (n,)."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class EventNetwork(nn.Module):
     """Some numbers of an event: from the tokens of ℓ⁺ and ℓ⁻ and the mean of all, after the backbone.
 
-    Of generated events true values of observables may join them.
+    Of generated events true values of observables may join them. What comes out of an untrained backbone
+    differs little from event to event, and where A and B differ little too, the noise of the gradients
+    drowns it before anything is learnt: hence the batch normalisation in front of the layers [1]_.
 
     Parameters
     ----------
@@ -65,24 +67,21 @@ class EventNetwork(nn.Module):
     ----------
     encoder
         The part that does not depend on the task.
-    value_mean, value_std
-        Standardisation of the observables, where there are any, shape (k,).
-    """
 
-    value_mean: Tensor
-    value_std: Tensor
+    References
+    ----------
+    .. [1] S. Ioffe, C. Szegedy, Batch normalization, arXiv:1502.03167.
+    """
 
     def __init__(self, config: RatioConfig, outputs: int) -> None:
         super().__init__()
         self.generated = config.inputs == "generated"
         own = truth_encoder(config) if self.generated else config.encoder
         self.encoder = Encoder(own, vectors=1, scalars=config.scalars)
-        values = len(config.observables)
-        if values:
-            self.register_buffer("value_mean", torch.zeros(values))
-            self.register_buffer("value_std", torch.ones(values))
+        seen = 3 * config.scalars + len(config.observables)
         self.layers = nn.Sequential(
-            nn.Linear(3 * config.scalars + values, config.hidden),
+            nn.BatchNorm1d(seen),
+            nn.Linear(seen, config.hidden),
             nn.SiLU(),
             nn.Linear(config.hidden, config.hidden),
             nn.SiLU(),
@@ -90,7 +89,15 @@ class EventNetwork(nn.Module):
         )
 
     def forward(self, columns: Mapping[str, Tensor]) -> Float[Tensor, "n outputs"]:
-        """The numbers of each event, shape (n, outputs)."""
+        """The numbers of each event, shape (n, outputs).
+
+        Raises
+        ------
+        TrainingError
+            If it is trained with a single event at a time.
+        """
+        if self.training and len(next(iter(columns.values()))) == 1:
+            raise TrainingError("batch_size: one event at a time found; at least two expected")
         if self.generated:
             tokens = truth_tokens(columns[TRUTH_COLUMN])
         else:
@@ -100,20 +107,14 @@ class EventNetwork(nn.Module):
         mean = over_objects(encoded.scalars, encoded.mask, mean=True)
         seen = torch.cat([*encoded.scalars[:, :2].unbind(1), mean], 1).to(tokens.p4)
         if VALUES_COLUMN in columns:
-            seen = torch.cat([seen, (columns[VALUES_COLUMN] - self.value_mean) / self.value_std], 1)
+            seen = torch.cat([seen, columns[VALUES_COLUMN]], 1)
         out: Tensor = self.layers(seen)
         return out
 
     def fit_standardisation(self, columns: Mapping[str, Tensor]) -> None:
-        """Set mean and standard deviation of the features, or of the observables of generated events."""
+        """Set mean and standard deviation of the features of reconstructed objects."""
         if not self.generated:
             self.encoder.fit_standardisation(Inputs.from_columns(columns))
-        elif VALUES_COLUMN in columns:
-            values = columns[VALUES_COLUMN].double()
-            std = values.std(0, correction=0)
-            self.value_mean.copy_(values.mean(0))
-            # One that never varies carries nothing; any finite divisor does.
-            self.value_std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 
 
 class RatioNetwork(nn.Module):
