@@ -10,6 +10,7 @@ from topreco.config.omnifold import ObjectRatioConfig
 from topreco.core.errors import TopRecoError
 from topreco.core.events import toy_events
 from topreco.network.object_ratio import ObjectRatio
+from topreco.network.task import TrainingError
 
 TINY = {
     "backbone": {"kind": "transformer", "blocks": 1, "channels": 16, "heads": 2},
@@ -44,6 +45,23 @@ def test_a_known_ratio_of_weights(learnt):
     unseen = np.arange(2000, 3000)
     assert np.corrcoef(log_ratio(unseen), true[unseen])[0, 1] > 0.8
     assert np.exp(log_ratio(unseen)).mean() == pytest.approx(2, rel=0.15)
+
+
+def test_noise_does_not_end_the_training():
+    """Different events in A and B: without batch normalisation this one ends with the same for all events."""
+    events = toy_events(6000, max_jets=3, seed=1)
+    true = 0.5 * np.tanh((events.lepton_plus[:, 1] - events.lepton_minus[:, 1]) / 40)
+    in_a = np.random.default_rng(1).random(len(events)) < 1 / (1 + np.exp(-true))
+    network = TINY | {"backbone": TINY["backbone"] | {"blocks": 2}}
+    fit = ObjectRatio(config(model=network, learning_rate=1e-2, epochs=6, batch_size=50), events)
+    rows = np.arange(len(events))
+    found = fit(rows, 1.0 * in_a, 1.0 * ~in_a, (1,))(rows)
+    assert np.corrcoef(found, true)[0, 1] > 0.85
+
+
+def test_a_single_event_at_a_time(events):
+    with pytest.raises(TrainingError, match="batch_size: one event at a time"):
+        ObjectRatio(config(batch_size=1), events)(np.arange(9), np.ones(9), np.ones(9), (1,))
 
 
 def test_the_seed_alone_decides(learnt, events):

@@ -100,6 +100,14 @@ def test_average_by_hand():
     assert average.weight.item() == pytest.approx(1.95)
 
 
+def test_average_of_batch_normalisation():
+    """An average whose statistics stayed those of the beginning would be another function."""
+    average, network = torch.nn.BatchNorm1d(1), torch.nn.BatchNorm1d(1)
+    torch.nn.init.constant_(network.running_mean, 3.0)
+    update_average(average, network, 1000, 0.75)
+    assert average.running_mean.item() == pytest.approx(0.75)
+
+
 def owners(optimisers):
     """Which optimiser owns each parameter."""
     every = [(id(p), o) for o in optimisers for group in o.param_groups for p in group["params"]]
