@@ -103,9 +103,12 @@ def test_average_by_hand():
 def test_average_of_batch_normalisation():
     """An average whose statistics stayed those of the beginning would be another function."""
     average, network = torch.nn.BatchNorm1d(1), torch.nn.BatchNorm1d(1)
+    for each in (average, network):
+        each.register_buffer("limit", torch.tensor(torch.inf))
     torch.nn.init.constant_(network.running_mean, 3.0)
     update_average(average, network, 1000, 0.75)
     assert average.running_mean.item() == pytest.approx(0.75)
+    assert average.limit == torch.inf
 
 
 def owners(optimisers):

@@ -97,7 +97,17 @@ def update_average(average: nn.Module, network: nn.Module, step: int, decay: flo
     """
     decay = min(decay, (1 + step) / (10 + step))
     old, new = (
-        [*of.parameters(), *(b for b in of.buffers() if b.is_floating_point())] for of in (average, network)
+        [
+            *of.parameters(),
+            *(
+                statistic
+                for module in of.modules()
+                if isinstance(module, nn.BatchNorm1d)
+                for statistic in (module.running_mean, module.running_var)
+                if statistic is not None
+            ),
+        ]
+        for of in (average, network)
     )
     torch._foreach_lerp_(old, new, 1 - decay)
 
