@@ -5,6 +5,7 @@ import pytest
 
 from topreco.core.errors import TopRecoError
 from topreco.core.ratios import (
+    SLOPES,
     LogRatioCalibration,
     calibrate_log_ratio,
     effective_number,
@@ -45,11 +46,32 @@ def test_calibration_rises_and_continues_with_slope_one(gaussians):
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.7])
-def test_few_events_give_a_factor(gaussians, shift):
+def test_one_bin_is_a_factor(gaussians, shift):
     """That of a ratio which is right but for its normalisation."""
     calibration = calibrated(gaussians[0] + shift, *gaussians[1:], max_bins=1)
     assert len(calibration.knots) == 1
     assert calibration(np.array([shift, 1 + shift])) == pytest.approx([0, 1], abs=0.03)
+
+
+@pytest.mark.parametrize(("slope", "shift"), [(2.5, 0.7), (0.5, -1.0)])
+def test_few_events_give_a_straight_line(gaussians, slope, shift):
+    """A network that is too sure of itself, or not enough."""
+    x, in_a, weight = (each[::20] for each in gaussians)
+    found = calibrated(slope * x + shift, in_a, weight, bin_events=10_000)
+    assert found(slope * np.array([-1.0, 0.0, 1.0]) + shift) == pytest.approx([-1, 0, 1], abs=0.25)
+
+
+def test_a_slope_that_may_be_one_is_one(gaussians):
+    x, in_a, weight = (each[::20] for each in gaussians)
+    assert len(calibrated(1.02 * x, in_a, weight, bin_events=10_000).knots) == 1
+
+
+def test_a_slope_stays_within_its_limits(gaussians):
+    """Events that are told apart without a mistake would have an infinite one."""
+    x, in_a, weight = gaussians
+    apart = np.where(in_a, 1.0, -1.0) + 0.1 * x
+    found = calibrated(apart, in_a, weight, bin_events=100_000)
+    assert np.diff(found.values) == pytest.approx(SLOPES[1] * np.diff(found.knots))
 
 
 def test_signed_weights_calibrate(gaussians):
@@ -78,6 +100,15 @@ def test_quality_of_the_true_ratio(gaussians):
     assert quality.effective_share == pytest.approx(np.exp(-1), rel=0.15)
     assert quality.largest == pytest.approx(np.exp(x[~in_a].max()))
     assert quality.chi2 < 45
+
+
+def test_chi2_where_a_has_no_events():
+    """Half of B is where A is, the other half far away: there no event of A is expected, nor found."""
+    rng = np.random.default_rng(2)
+    in_a = np.arange(20_000) < 10_000
+    x = rng.normal(np.where(in_a | (rng.random(20_000) < 0.5), 0.0, -6.0))
+    true = np.log(2) - np.logaddexp(0, -6 * x - 18)
+    assert ratio_quality(true, in_a, np.ones(20_000)).chi2 < 45
 
 
 def test_quality_notices_a_wrong_ratio(gaussians):

@@ -347,7 +347,7 @@ class RatioConfig(EncoderConfig):
     """Largest number of bins in which validation events calibrate the ratio."""
     calibration_events: PositiveInt = 10_000
     """Smallest number n of validation events in each of them, which know a log-ratio to 2/√n; with fewer than
-    two bins the calibration is a factor."""
+    two bins the calibration is a factor and a power of the ratio."""
 
     @model_validator(mode="after")
     def _observables_of_generated_events(self) -> Self:

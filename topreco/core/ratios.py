@@ -2,10 +2,10 @@
 
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq, isotonic_regression
+from scipy.optimize import brentq, isotonic_regression, minimize
 from scipy.special import expit
 
 from topreco.core.errors import TopRecoError
@@ -17,6 +17,10 @@ SHARE_OF_LARGEST = 0.001
 
 LARGEST_SHIFT = 5.0
 """Largest correction of a log-ratio by its calibration."""
+SLOPES = (0.1, 3.0)
+"""Least and largest factor of a log-ratio in a calibration by a straight line."""
+SIGNIFICANCE = 3.0
+"""Standard deviations by which the slope of a calibration by a straight line differs from 1."""
 
 
 class LogRatioCalibration(NamedTuple):
@@ -43,12 +47,15 @@ class LogRatioCalibration(NamedTuple):
 def calibrate_log_ratio(
     log_ratio: FloatArray, in_a: BoolArray, weight: FloatArray, *, bin_events: int, max_bins: int
 ) -> LogRatioCalibration:
-    """Isotonic calibration of a log-ratio on events that it has not been learnt from.
+    """Calibration of a log-ratio on events that it has not been learnt from: isotonic, or by a straight line.
 
     In bins of equal population the share of A, after both samples are scaled to the same sum of weights, is
     p_A/(p_A + p_B). Its isotonic regression [1]_ is the rising function that comes closest; neighbours that
     it makes equal are one bin. Each bin is a knot at its median, where the log-ratio is shifted such that the
     sum of the probabilities of A is that of its events of A.
+
+    Where there are not enough events for two bins, it is the straight line of largest likelihood [2]_ if its
+    slope differs from 1 significantly, and the shift of largest likelihood if not.
 
     Parameters
     ----------
@@ -72,9 +79,13 @@ def calibrate_log_ratio(
     ----------
     .. [1] B. Zadrozny, C. Elkan, Transforming classifier scores into accurate multiclass probability
        estimates, KDD 2002.
+    .. [2] J. Platt, Probabilistic outputs for support vector machines and comparisons to regularized
+       likelihood methods, Advances in Large Margin Classifiers (1999).
     """
     share = _normalised(in_a, weight)
     n_bins = max(1, min(max_bins, len(log_ratio) // bin_events))
+    if n_bins == 1 < max_bins and (line := _straight_line(log_ratio, in_a, share)) is not None:
+        return line
     parts = np.array_split(np.argsort(log_ratio, kind="stable"), n_bins)
     a = np.array([share[part][in_a[part]].sum() for part in parts])
     b = np.array([share[part][~in_a[part]].sum() for part in parts])
@@ -92,6 +103,28 @@ def calibrate_log_ratio(
     for of in (knots, values):
         rising[1:] &= np.diff(np.maximum.accumulate(of)) > 0
     return LogRatioCalibration(knots[rising], values[rising])
+
+
+def _straight_line(log_ratio: FloatArray, in_a: BoolArray, share: FloatArray) -> LogRatioCalibration | None:
+    """Slope within `SLOPES` and shift of largest likelihood, None if the slope may as well be 1."""
+    sign = np.where(in_a, 1.0, -1.0)
+
+    def loss(line: FloatArray) -> tuple[float, FloatArray]:
+        f = sign * (line[0] * log_ratio + line[1])
+        slope = -share * sign * expit(-f)
+        return float((share * np.logaddexp(0.0, -f)).sum()), np.array([slope @ log_ratio, slope.sum()])
+
+    def least(slopes: tuple[float, float]) -> Any:
+        limits = [slopes, (-LARGEST_SHIFT, LARGEST_SHIFT)]
+        return minimize(loss, (1.0, 0.0), jac=True, method="L-BFGS-B", bounds=limits)
+
+    best, of_slope_one = least(SLOPES), least((1.0, 1.0))
+    # Both samples have a sum of 1: the log-likelihood of n events is n/2 times the loss.
+    gain = effective_number(share) * (of_slope_one.fun - best.fun)
+    if gain < SIGNIFICANCE**2:
+        return None
+    knots = np.array([log_ratio.min(), log_ratio.max()])
+    return LogRatioCalibration(knots, best.x[0] * knots + best.x[1])
 
 
 def _shift(log_ratio: FloatArray, share: FloatArray, in_a: float) -> float:
@@ -142,7 +175,7 @@ class RatioQuality(NamedTuple):
     share_of_largest
         Part of the summed absolute weights that a share of `SHARE_OF_LARGEST` of the events has.
     chi2
-        χ² of A against B weighted to A, in bins of equal population of the log-ratio.
+        χ² of A against B weighted to A, in bins of the log-ratio with equal numbers of events of A.
     bins
         Number of bins.
     """
@@ -185,7 +218,8 @@ def ratio_quality(
     mean = float(weighted.sum())
     ordered = np.sort(np.abs(weighted))[::-1]
     top = max(1, round(SHARE_OF_LARGEST * len(ordered)))
-    edges = np.unique(np.quantile(log_ratio, np.linspace(0, 1, bins + 1)[1:-1]))
+    # Bins of both samples would leave some without A, and there the variance of what is expected of B alone.
+    edges = np.unique(np.quantile(log_ratio[in_a], np.linspace(0, 1, bins + 1)[1:-1]))
     place = np.searchsorted(edges, log_ratio, side="right")
 
     def sums(of: BoolArray, values: FloatArray) -> FloatArray:
