@@ -218,7 +218,7 @@ def ratio_quality(
     mean = float(weighted.sum())
     ordered = np.sort(np.abs(weighted))[::-1]
     top = max(1, round(SHARE_OF_LARGEST * len(ordered)))
-    # Bins of both samples would leave some without A, and there the variance of what is expected of B alone.
+    # A bin without A would have no variance but that of weighted B, which is far below that of a count.
     edges = np.unique(np.quantile(log_ratio[in_a], np.linspace(0, 1, bins + 1)[1:-1]))
     place = np.searchsorted(edges, log_ratio, side="right")
 
