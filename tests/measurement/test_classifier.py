@@ -11,8 +11,8 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_small_changes_of_any_shape_are_found(shape):
+@pytest.mark.parametrize(("shape", "correlation", "deviation"), [("slope", 0.98, 0.08), ("bump", 0.88, 0.25)])
+def test_small_changes_of_any_shape_are_found(shape, correlation, deviation):
     """Both samples are the same events, so that nothing but the change is to be learnt."""
     x = np.random.default_rng(1).normal(0, 1, (20_000, 1))
     true = SHAPES[shape](x[:, 0])
@@ -23,8 +23,8 @@ def test_small_changes_of_any_shape_are_found(shape):
         ClassifierSettings(),
         (1,),
     )(x)
-    assert np.corrcoef(found, true)[0, 1] > 0.85
-    assert np.polyfit(true, found, 1)[0] == pytest.approx(1, abs=0.35)
+    assert np.corrcoef(found, true)[0, 1] > correlation
+    assert np.polyfit(true, found, 1)[0] == pytest.approx(1, abs=deviation)
 
 
 def test_mean():

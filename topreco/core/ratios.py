@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq, isotonic_regression, minimize
@@ -114,13 +114,11 @@ def _straight_line(log_ratio: FloatArray, in_a: BoolArray, share: FloatArray) ->
         slope = -share * sign * expit(-f)
         return float((share * np.logaddexp(0.0, -f)).sum()), np.array([slope @ log_ratio, slope.sum()])
 
-    def least(slopes: tuple[float, float]) -> Any:
-        limits = [slopes, (-LARGEST_SHIFT, LARGEST_SHIFT)]
-        return minimize(loss, (1.0, 0.0), jac=True, method="L-BFGS-B", bounds=limits)
-
-    best, of_slope_one = least(SLOPES), least((1.0, 1.0))
+    limits = [SLOPES, (-LARGEST_SHIFT, LARGEST_SHIFT)]
+    best = minimize(loss, (1.0, 0.0), jac=True, method="L-BFGS-B", bounds=limits)
+    of_slope_one, _ = loss(np.array([1.0, _shift(log_ratio, share, share[in_a].sum())]))
     # Both samples have a sum of 1: the log-likelihood of n events is n/2 times the loss.
-    gain = effective_number(share) * (of_slope_one.fun - best.fun)
+    gain = effective_number(share) * (of_slope_one - best.fun)
     if gain < SIGNIFICANCE**2:
         return None
     knots = np.array([log_ratio.min(), log_ratio.max()])

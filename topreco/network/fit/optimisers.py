@@ -96,20 +96,14 @@ def update_average(average: nn.Module, network: nn.Module, step: int, decay: flo
     Statistics of batch normalisation are averaged with them.
     """
     decay = min(decay, (1 + step) / (10 + step))
-    old, new = (
-        [
-            *of.parameters(),
-            *(
-                statistic
-                for module in of.modules()
-                if isinstance(module, nn.BatchNorm1d)
-                for statistic in (module.running_mean, module.running_var)
-                if statistic is not None
-            ),
-        ]
-        for of in (average, network)
-    )
-    torch._foreach_lerp_(old, new, 1 - decay)
+    torch._foreach_lerp_(_averaged(average), _averaged(network), 1 - decay)
+
+
+def _averaged(network: nn.Module) -> list[torch.Tensor]:
+    """Parameters and the statistics of batch normalisation."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm1d)]
+    statistics = [b for norm in norms for name, b in norm.named_buffers() if name.startswith("running_")]
+    return [*network.parameters(), *statistics]
 
 
 class Muon(torch.optim.Muon):
